@@ -1,0 +1,79 @@
+"""The chips this package plans for, and what each can do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+
+from aiter_inductor.core.errors import UnknownTargetError
+
+
+@dataclass(frozen=True)
+class Arch:
+    """One chip family.
+
+    Attributes:
+        name: `gfx942`, `gfx950`, `sm_90`, `cpu`, or the name of a chip that was only detected.
+        device_type: torch's device type, `cuda` for AMD and NVIDIA alike.
+        wave_size: lanes that execute together; 0 on a CPU.
+        fp8_dtypes: the fp8 formats its conversion instructions produce.
+        lds_bytes: shared memory one workgroup may use.
+        providers: technologies that have kernels for it, in no order of preference.
+    """
+
+    name: str
+    device_type: str
+    wave_size: int
+    fp8_dtypes: tuple[torch.dtype, ...]
+    lds_bytes: int
+    providers: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return self.name
+
+
+_AMD_PROVIDERS = ("triton", "hip", "ck", "asm", "vendor")
+_NVIDIA_PROVIDERS = ("triton", "hip", "vendor")
+
+KNOWN = {
+    arch.name: arch
+    for arch in (
+        Arch("gfx942", "cuda", 64, (torch.float8_e4m3fnuz,), 65536, _AMD_PROVIDERS),
+        Arch("gfx950", "cuda", 64, (torch.float8_e4m3fn,), 163840, _AMD_PROVIDERS),
+        Arch("sm_90", "cuda", 32, (torch.float8_e4m3fn,), 232448, _NVIDIA_PROVIDERS),
+        Arch("cpu", "cpu", 0, (torch.float8_e4m3fn, torch.float8_e4m3fnuz), 0, ("cpp",)),
+    )
+}
+
+
+def arch_named(name: str) -> Arch:
+    """The chip called `name`.
+
+    Raises:
+        UnknownTargetError: if no chip of that name is known.
+    """
+    if name not in KNOWN:
+        raise UnknownTargetError(name, KNOWN)
+    return KNOWN[name]
+
+
+def arch_of(device: torch.device) -> Arch:
+    """The chip behind `device`; one that is not in `KNOWN` gets no providers, never an error."""
+    if device.type == "cuda":
+        index = device.index if device.index is not None else torch.cuda.current_device()
+        return _detect(index)
+    if device.type == "cpu":
+        return KNOWN["cpu"]
+    return Arch(device.type, device.type, 0, (), 0, ())
+
+
+@lru_cache
+def _detect(index: int) -> Arch:
+    properties = torch.cuda.get_device_properties(index)
+    if torch.version.hip:
+        name = properties.gcnArchName.split(":")[0]
+    else:
+        name = f"sm_{properties.major}{properties.minor}"
+    return KNOWN.get(name) or Arch(name, "cuda", properties.warp_size, (), 0, ())

@@ -1,0 +1,130 @@
+"""Everything a user can set: environment variables and `torch.compile` options.
+
+This is the only file that reads the environment. Each variable and each option is declared once,
+with its type, its default and a sentence that `python -m aiter_inductor doctor` prints.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from aiter_inductor.core.errors import OptionValueError, UnknownOptionError
+
+PREFIX = "AITER_INDUCTOR"
+
+
+@dataclass(frozen=True)
+class Variable:
+    """One environment variable: its full name, its default as text, and what it does."""
+
+    name: str
+    default: str
+    meaning: str
+
+    @property
+    def value(self) -> str:
+        """The text in force now."""
+        return os.environ.get(self.name, self.default)
+
+
+VARIABLES = {
+    variable.name: variable
+    for variable in (
+        Variable(PREFIX, "0", "1: plain torch.compile(model) uses this backend"),
+        Variable(
+            f"{PREFIX}_DISABLE",
+            "",
+            "comma-separated patterns, providers and module paths to leave to Inductor",
+        ),
+        Variable(
+            f"{PREFIX}_FORCE",
+            "0",
+            "1: take every kernel that can run, also where Inductor's code measured as fast",
+        ),
+        Variable(f"{PREFIX}_REPORT", "0", "1: print the report of each compiled graph to stderr"),
+        Variable(
+            f"{PREFIX}_CACHE_DIR", "", "built kernels; default $XDG_CACHE_HOME/aiter_inductor"
+        ),
+    )
+}
+
+
+def autoload_requested() -> bool:
+    """Whether plain `torch.compile` should use this backend."""
+    return _flag(PREFIX)
+
+
+def report_requested() -> bool:
+    """Whether each compiled graph's report goes to stderr."""
+    return _flag(f"{PREFIX}_REPORT")
+
+
+def cache_dir() -> Path:
+    """Where built kernels are kept; not created here."""
+    if chosen := VARIABLES[f"{PREFIX}_CACHE_DIR"].value:
+        return Path(chosen)
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "aiter_inductor"
+
+
+@dataclass(frozen=True)
+class Options:
+    """What shapes a plan, besides the graph and the chip.
+
+    Attributes:
+        disable: patterns (`rope`), fused ops (`rms_norm_quant`), providers (`triton`) and module
+            paths (`model.layers.0.mlp`, with everything below it) to leave to Inductor.
+        force: take a kernel that can run even where Inductor's code was measured as fast.
+        target: plan for this chip; None plans for the chip that holds the inputs.
+    """
+
+    disable: frozenset[str] = frozenset()
+    force: bool = False
+    target: str | None = None
+
+    @classmethod
+    def read(cls, options: Mapping[str, object]) -> Options:
+        """Options from `torch.compile(options=...)` entries named `aiter.*`, over the environment.
+
+        Raises:
+            UnknownOptionError: for an `aiter.*` entry that does not exist.
+            OptionValueError: for a value of the wrong type.
+        """
+        known = {"aiter.disable", "aiter.force", "aiter.target"}
+        for name in options:
+            if name not in known:
+                raise UnknownOptionError(name, known)
+        disable = options.get("aiter.disable", _words(VARIABLES[f"{PREFIX}_DISABLE"].value))
+        force = options.get("aiter.force", _flag(f"{PREFIX}_FORCE"))
+        target = options.get("aiter.target")
+        if isinstance(disable, str) or not isinstance(disable, list | tuple | set | frozenset):
+            raise OptionValueError("aiter.disable", disable, "a list of names")
+        if not isinstance(force, bool):
+            raise OptionValueError("aiter.force", force, "True or False")
+        if target is not None and not isinstance(target, str):
+            raise OptionValueError("aiter.target", target, "a chip name such as 'gfx942'")
+        return cls(frozenset(map(str, disable)), force, target)
+
+    def disables(self, *names: str) -> str | None:
+        """The first of `names` that is switched off; a module path covers what is below it."""
+        for name in names:
+            for off in self.disable:
+                if name == off or (off and name.startswith(off + ".")):
+                    return off
+        return None
+
+
+def _flag(name: str) -> bool:
+    value = VARIABLES[name].value.strip().lower()
+    if value in ("", "0", "false", "no", "off"):
+        return False
+    if value in ("1", "true", "yes", "on"):
+        return True
+    raise OptionValueError(name, value, "0 or 1")
+
+
+def _words(text: str) -> list[str]:
+    return [word for part in text.split(",") if (word := part.strip())]

@@ -1,0 +1,134 @@
+"""The torch.library ceremony behind `Op`, in one place.
+
+Every operator carries one extra keyword, `provider`: the plan writes the chosen provider into the
+graph there, so that graph caches distinguish plans. Empty means "select when called".
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.library import Library
+
+from aiter_inductor.core.arch import Arch, arch_of
+
+NAMESPACE = "aiter_inductor"
+_library = Library(NAMESPACE, "FRAGMENT")
+
+
+@dataclass(frozen=True)
+class Body:
+    """The function that computes one call, and whether a tracer may look inside it."""
+
+    run: Callable[..., Any]
+    traceable: bool
+
+
+def operator(
+    name: str,
+    reference: Callable[..., Any],
+    mutates: tuple[str, ...],
+    resolve: Callable[[Mapping[str, Any]], Body],
+) -> None:
+    """Define `aiter_inductor::<name>` with the reference as fake function."""
+    signature = _with_provider(inspect.signature(reference))
+    _library.define(name + _schema(reference, signature, mutates), tags=(_tag(),))
+
+    def compute(*args: Any, **kwargs: Any) -> Any:
+        inputs = _bind(signature, args, kwargs)
+        body = resolve(inputs)
+        return _call(body.run, inputs)
+
+    def fake(*args: Any, **kwargs: Any) -> Any:
+        return _call(reference, _bind(signature, args, kwargs))
+
+    def trace(mode: Any, overload: Any, types: Any, args: Any, kwargs: Any) -> Any:
+        body = resolve(_bind(signature, args, kwargs or {}))
+        if not body.traceable:
+            return mode.__torch_dispatch__(overload, types, args, kwargs)
+        with mode:
+            return _call(body.run, _bind(signature, args, kwargs or {}))
+
+    qualified = f"{NAMESPACE}::{name}"
+    _library.impl(name, compute, "CompositeExplicitAutograd")
+    torch.library.register_fake(qualified, fake, lib=_library)
+    # Functionalisation is where torch.library.triton_op expands too: below autograd, above the
+    # tracer, so a kernel's writes to its own outputs become functional.
+    _defer_torch_dispatch(qualified, trace)
+
+
+def autograd(
+    name: str,
+    signature: inspect.Signature,
+    saved: tuple[str, ...],
+    formula: Callable[..., Mapping[str, torch.Tensor | None]],
+) -> None:
+    """Register `formula` as the gradient of `aiter_inductor::<name>`; see `Op.backward`."""
+    positional = [p.name for p in signature.parameters.values() if p.kind != p.KEYWORD_ONLY]
+
+    def setup_context(
+        ctx: Any, inputs: tuple[Any, ...], keyword_only_inputs: dict[str, Any], output: Any
+    ) -> None:
+        given = {**dict(zip(positional, inputs, strict=True)), **keyword_only_inputs}
+        ctx.plain = {k: v for k, v in given.items() if not isinstance(v, torch.Tensor)}
+        ctx.names = tuple(n for n in saved if isinstance(given[n], torch.Tensor))
+        ctx.save_for_backward(*(given[n] for n in ctx.names))
+
+    def backward(ctx: Any, *grads: Any) -> tuple[torch.Tensor | None, ...]:
+        inputs = {**ctx.plain, **dict(zip(ctx.names, ctx.saved_tensors, strict=True))}
+        found = formula(inputs, *grads)
+        needed = dict(zip(positional, ctx.needs_input_grad, strict=False))
+        return tuple(found.get(n) if needed.get(n) else None for n in positional)
+
+    torch.library.register_autograd(
+        f"{NAMESPACE}::{name}", backward, setup_context=setup_context, lib=_library
+    )
+
+
+def arch_of_call(inputs: Mapping[str, Any]) -> Arch:
+    """The chip that holds the first tensor among `inputs`."""
+    for value in inputs.values():
+        if isinstance(value, torch.Tensor):
+            return arch_of(value.device)
+    return arch_of(torch.device("cpu"))
+
+
+def _with_provider(signature: inspect.Signature) -> inspect.Signature:
+    extra = inspect.Parameter("provider", inspect.Parameter.KEYWORD_ONLY, default="")
+    return signature.replace(parameters=[*signature.parameters.values(), extra])
+
+
+def _schema(
+    reference: Callable[..., Any], signature: inspect.Signature, mutates: tuple[str, ...]
+) -> str:
+    schema: str = torch.library.infer_schema(reference, mutates_args=mutates)
+    inputs, arrow, outputs = schema.rpartition(" -> ")
+    has_keywords = any(p.kind == p.KEYWORD_ONLY for p in list(signature.parameters.values())[:-1])
+    separator = ", " if has_keywords else ", *, "
+    return f'{inputs[:-1]}{separator}str provider=""){arrow}{outputs}'
+
+
+def _bind(
+    signature: inspect.Signature, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> dict[str, Any]:
+    bound = signature.bind(*args, **kwargs)
+    bound.apply_defaults()
+    return dict(bound.arguments)
+
+
+def _call(function: Callable[..., Any], inputs: Mapping[str, Any]) -> Any:
+    return function(**{name: value for name, value in inputs.items() if name != "provider"})
+
+
+def _tag() -> torch.Tag:
+    return torch.Tag.pt2_compliant_tag
+
+
+def _defer_torch_dispatch(qualified: str, rule: Callable[..., Any]) -> None:
+    from torch._subclasses.functional_tensor import FunctionalTensorMode
+
+    torch.library.register_torch_dispatch(qualified, FunctionalTensorMode, rule, lib=_library)
