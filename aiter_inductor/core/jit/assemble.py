@@ -69,6 +69,6 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    # The directory of a program leads sys.path; the files beside this one are not top-level modules.
+    # A program's directory leads sys.path, and the files beside this one are not top-level modules.
     del sys.path[0]
     sys.exit(main())

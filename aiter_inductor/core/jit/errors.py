@@ -9,6 +9,10 @@ class BuildError(AiterInductorError, RuntimeError):
     """A module that could not be built; the message holds the compiler's own lines."""
 
 
+class CompileError(BuildError):
+    """A compiler that refused its input or took too long; the failure that disk remembers."""
+
+
 class NoCompilerError(BuildError):
     """No compiler for an architecture; the message says where each was looked for."""
 

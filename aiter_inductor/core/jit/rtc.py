@@ -23,9 +23,7 @@ def compile_source(source: Path, library: str, prefix: str, flags: list[str]) ->
     program = ctypes.c_void_p()
     text, name = source.read_bytes(), source.name.encode()
     _check(
-        getattr(rtc, f"{prefix}CreateProgram")(
-            ctypes.byref(program), text, name, 0, None, None
-        ),
+        getattr(rtc, f"{prefix}CreateProgram")(ctypes.byref(program), text, name, 0, None, None),
         f"{prefix}CreateProgram",
     )
     options = (ctypes.c_char_p * len(flags))(*(flag.encode() for flag in flags))
