@@ -1,0 +1,90 @@
+"""Where patterns ought to be, by the program's own names, independently of any recogniser.
+
+A module whose class is called `...RMSNorm` computes an RMSNorm; a function called
+`apply_rotary_...` rotates each tensor it returns. These are the sites that count as missed when no
+recogniser claims them, so a new spelling shows up as a gap and not as silence.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import PurePath
+
+import torch
+from torch import fx
+
+from aiter_inductor.core.graph import clean_path, module_path, value
+
+_CLASSES = (
+    ("rms_norm", re.compile(r"(RMSNorm|RmsNorm|L2Norm|T5LayerNorm)\w*$")),
+    ("layer_norm", re.compile(r"LayerNorm(Fp32)?$")),
+)
+_FUNCTIONS = (("rope", re.compile(r"^_?apply_(\w+_)?(rotary|rope)")),)
+_FRAME = re.compile(r'File "([^"]+)", line (\d+), in (\S+)')
+
+
+@dataclass
+class Region:
+    """The nodes of one call of a module or function that is named after a pattern.
+
+    Attributes:
+        pattern: what the name promises.
+        module: path of the module.
+        nodes: its nodes in graph order.
+    """
+
+    pattern: str
+    module: str
+    nodes: dict[fx.Node, None] = field(default_factory=dict)
+
+    def number(self) -> int:
+        """How many sites it should hold: one a module call, one a tensor a function returns."""
+        if self.pattern != "rope":
+            return 1
+        return max(1, sum(map(self._leaves, self.nodes)))
+
+    def _leaves(self, node: fx.Node) -> bool:
+        is_tensor = isinstance(value(node), torch.Tensor)
+        return is_tensor and any(user not in self.nodes for user in node.users)
+
+
+def regions(graph: fx.Graph) -> list[Region]:
+    """Every region of the graph, in the order of its first node."""
+    found: dict[tuple[str, ...], Region] = {}
+    for node in graph.nodes:
+        if node.op in ("placeholder", "output", "get_attr"):
+            continue
+        for pattern, key, module in _claims(node):
+            found.setdefault((pattern, *key), Region(pattern, module)).nodes[node] = None
+    return list(found.values())
+
+
+def source_line(node: fx.Node) -> str:
+    """`modeling_llama.py:61` for the line of the program that made `node`; empty if unknown."""
+    frames = _FRAME.findall(node.meta.get("stack_trace") or "")
+    if not frames:
+        return ""
+    file, line, _ = frames[-1]
+    return f"{PurePath(file).name}:{line}"
+
+
+def _claims(node: fx.Node) -> Iterator[tuple[str, tuple[str, ...], str]]:
+    for key, (path, cls) in (node.meta.get("nn_module_stack") or {}).items():
+        name = cls if isinstance(cls, str) else cls.__name__
+        for pattern, expression in _CLASSES:
+            if expression.search(name.rsplit(".", 1)[-1]):
+                yield pattern, (str(key), str(path)), clean_path(path)
+                break
+    trace = node.meta.get("stack_trace") or ""
+    if ", in " not in trace:
+        return
+    frames = _FRAME.findall(trace)
+    for i, (_, _, function) in enumerate(frames):
+        for pattern, expression in _FUNCTIONS:
+            if expression.search(function):
+                caller = frames[i - 1][1] if i else ""
+                module = module_path(node)
+                yield pattern, (module, function, caller), module
+                return

@@ -1,0 +1,148 @@
+"""Everything this package asks of Inductor and Dynamo that torch does not promise to keep.
+
+One file, so that a new torch version is read against one list: option tables, the fake mode of a
+captured graph, cudagraph resets, and the graph pass whose `uuid` keys Inductor's caches.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import fx
+
+from aiter_inductor.core.errors import OptionValueError, UnknownOptionError
+from aiter_inductor.core.graph import value
+
+_HOOK = "post_grad_custom_pre_pass"
+
+
+def split_options(
+    mode: str | None, options: Mapping[str, object]
+) -> tuple[dict[str, object], dict[str, object]]:
+    """`(this backend's options, Inductor's config patches)` with `mode` expanded.
+
+    A string backend gets neither from torch.compile.
+
+    Raises:
+        UnknownOptionError: for an option that Inductor does not have.
+        OptionValueError: for an unknown mode.
+    """
+    import torch._inductor as inductor
+
+    modes = inductor.list_mode_options()
+    if mode is not None and mode not in modes:
+        raise OptionValueError("mode", mode, "one of " + ", ".join(modes))
+    ours: dict[str, object] = {}
+    patches: dict[str, object] = dict(modes[mode]) if mode else {}
+    known = None
+    for name, given in options.items():
+        if name.startswith("aiter."):
+            ours[name] = given
+            continue
+        known = known or set(inductor.list_options())
+        if (plain := name.replace("-", "_")) not in known:
+            raise UnknownOptionError(name, {*known, "aiter.disable", "aiter.force", "aiter.target"})
+        patches[plain] = given
+    return ours, patches
+
+
+def compile_graph(
+    gm: fx.GraphModule, example_inputs: Sequence[Any], patches: Mapping[str, object]
+) -> Callable[..., Any]:
+    """Hand the graph to Inductor, with caches keyed by what this package's ops mean."""
+    from torch._inductor.compile_fx import compile_fx
+
+    patches = dict(patches)
+    if any(_is_ours(node) for module in _graph_modules(gm) for node in module.graph.nodes):
+        patches[_HOOK] = _keyed_pass(patches.get(_HOOK))
+    compiled: Callable[..., Any] = compile_fx(
+        gm, list(example_inputs), config_patches=patches or None
+    )
+    return compiled
+
+
+def reset() -> None:
+    """What `torch._dynamo.reset()` does for Inductor and not for other backends."""
+    import torch._inductor.config as inductor_config
+
+    if inductor_config.triton.cudagraphs or torch.cuda.is_initialized():
+        from torch._inductor.cudagraph_trees import reset_cudagraph_trees
+
+        reset_cudagraph_trees()
+
+
+def recompile(gm: fx.GraphModule) -> None:
+    """Regenerate the code of every changed graph of `gm`."""
+    for module in _graph_modules(gm):
+        module.recompile()
+
+
+def fake_mode_of(graph: fx.Graph) -> contextlib.AbstractContextManager[Any]:
+    """The fake mode under which Dynamo made the graph's values; a null context if it made none.
+
+    Not the tracing context's: Dynamo replaces that one before it calls a backend.
+    """
+    from torch._subclasses.fake_tensor import FakeTensor
+
+    for node in graph.nodes:
+        if isinstance(found := value(node), FakeTensor):
+            mode: contextlib.AbstractContextManager[Any] = found.fake_mode
+            return mode
+    return contextlib.nullcontext()
+
+
+@lru_cache(maxsize=1)
+def meaning_key() -> str:
+    """A digest of everything that gives the ops their meaning: all sources and tables shipped.
+
+    Graph caches see an operator's name and arguments only; without this a second process would run
+    the code that an older formula, kernel or tuned table produced.
+    """
+    digest = hashlib.sha256()
+    root = Path(__file__).parent.parent
+    for path in sorted(root.rglob("*")):
+        if path.is_file() and path.suffix != ".pyc":
+            digest.update(str(path.relative_to(root)).encode())
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _keyed_pass(existing: object) -> object:
+    """A graph pass that runs the one already in the slot, and whose uuid includes ours."""
+    import torch._inductor.config as inductor_config
+    from torch._inductor.custom_graph_pass import CustomGraphPass
+
+    inner = existing if existing is not None else getattr(inductor_config, _HOOK)
+    passes = [] if inner is None else list(inner) if isinstance(inner, list | tuple) else [inner]
+
+    class MeaningKey(CustomGraphPass):  # type: ignore[misc]
+        """Changes nothing itself."""
+
+        def __call__(self, graph: fx.Graph) -> None:
+            for each in passes:
+                each(graph)
+
+        def uuid(self) -> Any:
+            keys = [meaning_key()]
+            for each in passes:
+                # A pass without a uuid makes Inductor bypass its cache; so must the composition.
+                if not isinstance(each, CustomGraphPass) or not (key := each.uuid()):
+                    return None
+                keys.append(str(key))
+            return tuple(keys)
+
+    return MeaningKey()
+
+
+def _graph_modules(gm: fx.GraphModule) -> list[fx.GraphModule]:
+    return [module for module in gm.modules() if isinstance(module, fx.GraphModule)]
+
+
+def _is_ours(node: fx.Node) -> bool:
+    return getattr(node.target, "namespace", None) == "aiter_inductor"

@@ -1,0 +1,196 @@
+"""What recognisers and fusions produce: a claim that some nodes of a graph compute one op.
+
+Nothing is rewritten while matches are made. A plan is a set of matches; the graph changes once,
+when a provider has accepted, so a site that nobody takes stays exactly as the program wrote it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import fx
+
+from aiter_inductor.core.graph import kind, value
+from aiter_inductor.core.op import Op
+
+
+@dataclass(frozen=True)
+class Derived:
+    """An op argument that the graph does not hold yet: `function(*args)`, inserted on rewrite."""
+
+    function: Callable[..., Any]
+    args: tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Output:
+    """A node that one result of the op replaces.
+
+    Attributes:
+        node: the graph's own node.
+        adapt: calls that turn the op's result into what `node` holds, such as
+            `(torch.squeeze, (-1,))`; each gets the value so far as first argument.
+    """
+
+    node: fx.Node
+    adapt: tuple[tuple[Callable[..., Any], tuple[Any, ...]], ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Match:
+    """A claim that `interior` computes `op(*args, **kwargs)`.
+
+    Attributes:
+        pattern: the name under which the report counts it; empty for a fusion of `parts`.
+        args, kwargs: the op's arguments: nodes, numbers, dtypes, `Derived`s.
+        outputs: per result of the op the node it replaces, or None where the graph has none.
+        interior: all nodes that the op computes, outputs included.
+        parts: the matches a fusion was made of; they stand in if nobody takes the fusion.
+    """
+
+    pattern: str
+    op: Op
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    outputs: tuple[Output | None, ...]
+    interior: frozenset[fx.Node]
+    parts: tuple[Match, ...] = ()
+
+    @property
+    def anchor(self) -> fx.Node:
+        """The node that stands for the whole: the first output the graph has."""
+        return next(output.node for output in self.outputs if output is not None)
+
+    def argument(self, name: str) -> Any:
+        """One op argument by its name in the reference's signature, default included."""
+        return self.op.bind(*self.args, **self.kwargs)[name]
+
+    def leaves(self) -> Iterator[Match]:
+        """The recognised sites inside: the match itself, or its parts' leaves."""
+        if not self.parts:
+            yield self
+        for part in self.parts:
+            yield from part.leaves()
+
+    def inputs(self) -> Iterator[fx.Node]:
+        """Every graph node the op reads."""
+        yield from nodes_in((self.args, tuple(self.kwargs.values())))
+
+
+@dataclass(frozen=True)
+class Miss:
+    """A node that looks like a pattern but is not one a kernel could take, and why."""
+
+    pattern: str
+    node: fx.Node
+    reason: str
+
+
+Recognise = Callable[[fx.Node], "Match | Miss | None"]
+
+
+@dataclass(frozen=True)
+class Recogniser:
+    """One spelling family: the node kinds it starts from, and the walker."""
+
+    pattern: str
+    anchors: frozenset[str]
+    recognise: Recognise
+
+
+def recogniser(pattern: str, *anchors: str) -> Callable[[Recognise], Recogniser]:
+    """Declare a walker that is tried on every node whose kind is one of `anchors`."""
+    return lambda walk: Recogniser(pattern, frozenset(anchors), walk)
+
+
+@dataclass
+class Matches:
+    """All current matches of one graph, looked up by the nodes they produce and read."""
+
+    found: list[Match] = field(default_factory=list)
+
+    def producing(self, node: object) -> Match | None:
+        """The match that has `node` as an output."""
+        for match in self.found:
+            if any(output is not None and output.node is node for output in match.outputs):
+                return match
+        return None
+
+    def of(self, op: Op) -> list[Match]:
+        """Every match of `op`, in graph order."""
+        return [match for match in self.found if match.op is op]
+
+    def replace(self, old: Iterable[Match], new: Match) -> None:
+        """Put `new` in the place of the first of `old`, and drop the rest."""
+        gone = set(map(id, old))
+        at = next(i for i, match in enumerate(self.found) if id(match) in gone)
+        kept = [m for i, m in enumerate(self.found) if id(m) not in gone or i == at]
+        self.found = [new if id(m) in gone else m for m in kept]
+
+
+Fuse = Callable[[Match, Matches], "Match | str | None"]
+
+
+@dataclass(frozen=True)
+class Fusion:
+    """One rule that merges a match with what feeds it or stands beside it.
+
+    `fuse(match, matches)` returns the fused match, the sentence why a neighbour that was found
+    cannot be merged, or None where there is no neighbour. The fused match's `parts` are replaced.
+    """
+
+    name: str
+    ops: tuple[Op, ...]
+    fuse: Fuse
+
+
+def fusion(name: str, *ops: Op) -> Callable[[Fuse], Fusion]:
+    """Declare a fusion that is tried on every match of one of `ops`."""
+    return lambda fuse: Fusion(name, ops, fuse)
+
+
+def nodes_in(values: Any) -> Iterator[fx.Node]:
+    """Every node inside nested tuples, lists and `Derived`s."""
+    if isinstance(values, fx.Node):
+        yield values
+    elif isinstance(values, Derived):
+        yield from nodes_in(values.args)
+    elif isinstance(values, tuple | list):
+        for item in values:
+            yield from nodes_in(item)
+
+
+def fake(argument: Any) -> Any:
+    """The fake value of an op argument; must run under the graph's fake mode."""
+    if isinstance(argument, fx.Node):
+        return value(argument)
+    if isinstance(argument, Derived):
+        return argument.function(*(fake(item) for item in argument.args))
+    if isinstance(argument, tuple | list):
+        return type(argument)(fake(item) for item in argument)
+    return argument
+
+
+DUPLICABLE = frozenset(
+    {
+        "cast", "reshape", "flatten", "unsqueeze", "squeeze", "transpose", "permute", "expand",
+        "slice", "select", "getitem", "chunk", "split", "detach", "neg", "narrow", "unbind",
+    }
+)  # fmt: skip
+"""Kinds cheap enough to stay in the graph for another user while a kernel computes them again."""
+
+
+def leak(match: Match) -> str | None:
+    """Why the interior cannot disappear: a costly intermediate that something else reads too."""
+    ends = {output.node for output in match.outputs if output is not None}
+    for node in match.interior - ends:
+        outside = [user for user in node.users if user not in match.interior]
+        if outside and kind(node) not in DUPLICABLE and isinstance(value(node), torch.Tensor):
+            return (
+                f"intermediate {node.name} has {len(node.users)} users, "
+                f"{len(outside)} of them outside ({outside[0].name})"
+            )
+    return None

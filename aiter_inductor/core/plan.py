@@ -1,0 +1,147 @@
+"""From a graph to decisions: what it means, what may run together, and who computes it.
+
+Three stages, none of which changes the graph: `raise_matches` finds ops, `fuse_matches` merges
+neighbours, `select` asks the providers. `rewrite.apply` then carries out what was decided.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import fx
+
+from aiter_inductor.core import effects as effects_
+from aiter_inductor.core.config import Options
+from aiter_inductor.core.graph import kind, module_path, tensor
+from aiter_inductor.core.match import Fusion, Match, Matches, Miss, Recogniser, fake, leak
+from aiter_inductor.core.op import Provider, Use
+from aiter_inductor.core.problem import describe
+from aiter_inductor.core.results import mismatch
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Who computes one match, where it is put, and why."""
+
+    match: Match
+    provider: Provider | None
+    reason: str
+    before: fx.Node | None = None
+
+
+@dataclass
+class Findings:
+    """What raising saw: matches and the near misses that explain their absence."""
+
+    matches: Matches = field(default_factory=Matches)
+    misses: list[Miss] = field(default_factory=list)
+
+
+def raise_matches(graph: fx.Graph, recognisers: Sequence[Recogniser]) -> Findings:
+    """Try every recogniser on the nodes it is anchored on; the first match of a node stands."""
+    by_kind: dict[str, list[Recogniser]] = defaultdict(list)
+    for recogniser in recognisers:
+        for anchor in recogniser.anchors:
+            by_kind[anchor].append(recogniser)
+    findings = Findings()
+    taken: set[fx.Node] = set()
+    for node in graph.nodes:
+        for recogniser in by_kind.get(kind(node) or "", ()):
+            found = recogniser.recognise(node)
+            if isinstance(found, Miss):
+                findings.misses.append(found)
+            elif found is not None and found.anchor not in taken:
+                taken.update(output.node for output in found.outputs if output is not None)
+                findings.matches.found.append(found)
+                break
+    return findings
+
+
+def fuse_matches(matches: Matches, fusions: Sequence[Fusion], options: Options) -> list[str]:
+    """Apply each fusion, in order, to every match of its ops; returns the refusals."""
+    notes = []
+    for rule in fusions:
+        if options.disables(rule.name):
+            continue
+        for op in rule.ops:
+            for match in matches.of(op):
+                if not any(match is current for current in matches.found):
+                    continue
+                fused = rule.fuse(match, matches)
+                if isinstance(fused, str):
+                    notes.append(f"{rule.name} at {module_path(match.anchor) or 'root'}: {fused}")
+                elif fused is not None:
+                    matches.replace(fused.parts, fused)
+    return notes
+
+
+@dataclass(frozen=True)
+class Selector:
+    """Decides matches of one graph for one chip."""
+
+    effects: effects_.Effects
+    options: Options
+    use: Use
+
+    def decide(self, match: Match) -> list[Decision]:
+        """One decision for the whole match, or one for each part if nobody takes the whole."""
+        decision = self._whole(match)
+        if decision.provider is not None or not match.parts:
+            return [decision]
+        return [found for part in match.parts for found in self.decide(part)]
+
+    def _whole(self, match: Match) -> Decision:
+        names = (match.pattern, match.op.name, module_path(match.anchor))
+        if off := self.options.disables(*(name for name in names if name)):
+            return Decision(match, None, f"{off} is disabled")
+        if reason := leak(match):
+            return Decision(match, None, reason)
+        before = self.place(match)
+        if isinstance(before, str):
+            return Decision(match, None, before)
+        arguments = {k: fake(v) for k, v in match.op.bind(*match.args, **match.kwargs).items()}
+        problem = match.op.problem(**arguments)
+        use = Use(self.use.arch, _needs_grad(match), self.options.force, self.options.disables)
+        selection = match.op.select(problem, use)
+        if selection.provider is None:
+            return Decision(match, None, selection.reason)
+        if reason := mismatch(match, selection.provider.name):
+            return Decision(match, None, reason)
+        return Decision(
+            match, selection.provider, f"{selection.reason} ({describe(problem)})", before
+        )
+
+    def place(self, match: Match) -> fx.Node | str:
+        """The node before which the op can stand, or why there is none.
+
+        It must stand after its last input and before the first reader of any output, and nothing
+        in between may write to an input or switch the autograd mode. The latest such place is
+        taken, the first output's own, so that nothing lives longer than in the program.
+        """
+        position = self.effects.position
+        inputs = list(match.inputs())
+        newest = max(inputs, key=position.__getitem__)
+        ends = [output.node for output in match.outputs if output is not None]
+        for end in ends:
+            for user in end.users:
+                if user not in match.interior and position[user] <= position[newest]:
+                    return (
+                        f"{user.name} reads {end.name} before {newest.name}, which the kernel "
+                        "needs too, is computed"
+                    )
+        own = min(ends, key=position.__getitem__)
+        before = own if position[newest] < position[own] else newest.next
+        touched = [position[node] for node in (*match.interior, before)]
+        reads = frozenset(s for node in inputs for s in effects_.storages(node))
+        if crossed := self.effects.between(min(touched) - 1, max(touched), reads):
+            return f"{crossed.name} writes to an input or switches a mode in between"
+        return before
+
+
+def _needs_grad(match: Match) -> bool:
+    """Whether gradients flow through the match: its result requires grad in the captured graph."""
+    values = (tensor(output.node) for output in match.outputs if output is not None)
+    return torch.is_grad_enabled() and any(v is not None and v.requires_grad for v in values)

@@ -1,0 +1,88 @@
+"""Carry out decisions: replace the nodes that a kernel takes, and nothing else."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable
+from typing import Any
+
+from torch import fx
+
+from aiter_inductor.core.graph import value
+from aiter_inductor.core.match import Derived, Match, Output, fake
+from aiter_inductor.core.plan import Decision
+from aiter_inductor.core.results import run
+
+_COPIED_META = ("nn_module_stack", "source_fn_stack", "stack_trace", "fwd_source_fn_stack")
+
+
+def apply(graph: fx.Graph, decisions: Iterable[Decision]) -> int:
+    """Insert the op of every decision that has a provider; returns how many were inserted."""
+    inserted = 0
+    for decision in decisions:
+        if decision.provider is not None:
+            _insert(graph, decision)
+            inserted += 1
+    if inserted:
+        _erase_dead(graph, decisions)
+        graph.lint()
+    return inserted
+
+
+def _insert(graph: fx.Graph, decision: Decision) -> None:
+    match = decision.match
+    assert decision.provider is not None
+    assert decision.before is not None
+    with graph.inserting_before(decision.before):
+        args, kwargs = (_materialise(graph, v, match) for v in (match.args, dict(match.kwargs)))
+        call = graph.call_function(
+            match.op.overload, args, {**kwargs, "provider": decision.provider.name}
+        )
+        _describe(call, match, run(match, decision.provider.name))
+        single = len(match.outputs) == 1
+        for index, output in enumerate(match.outputs):
+            if output is None:
+                continue
+            result = call if single else graph.call_function(operator.getitem, (call, index))
+            if not single:
+                _describe(result, match, value(call)[index])
+            _substitute(graph, result, output, match)
+
+
+def _substitute(graph: fx.Graph, result: fx.Node, output: Output, match: Match) -> None:
+    for function, args in output.adapt:
+        adapted = graph.call_function(function, (result, *args))
+        _describe(adapted, match, function(value(result), *args))
+        result = adapted
+    own = match.interior | {result}
+    output.node.replace_all_uses_with(result, delete_user_cb=lambda user: user not in own)
+    result.meta["example_value"] = value(output.node)
+
+
+def _materialise(graph: fx.Graph, argument: Any, match: Match) -> Any:
+    """`argument` with every `Derived` inserted into the graph."""
+    if isinstance(argument, Derived):
+        args = tuple(_materialise(graph, item, match) for item in argument.args)
+        node = graph.call_function(argument.function, args)
+        _describe(node, match, fake(argument))
+        return node
+    if isinstance(argument, dict):
+        return {k: _materialise(graph, v, match) for k, v in argument.items()}
+    if isinstance(argument, tuple | list):
+        return type(argument)(_materialise(graph, item, match) for item in argument)
+    return argument
+
+
+def _describe(node: fx.Node, match: Match, found: Any) -> None:
+    node.meta["example_value"] = found
+    for name in _COPIED_META:
+        if name in match.anchor.meta:
+            node.meta[name] = match.anchor.meta[name]
+
+
+def _erase_dead(graph: fx.Graph, decisions: Iterable[Decision]) -> None:
+    """Erase the replaced nodes, last first; those that somebody else still reads stay."""
+    replaced = {n for d in decisions if d.provider is not None for n in d.match.interior}
+    for node in reversed(graph.nodes):
+        if node in replaced and not node.users:
+            graph.erase_node(node)

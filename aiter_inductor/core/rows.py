@@ -1,0 +1,87 @@
+"""Where the rows of several tensors lie, as a nest of at most two loops.
+
+Row kernels read `[*, N]` tensors whose leading dimensions may be permuted or cut out of a wider
+tensor. Dimensions that every tensor steps through evenly are merged; comparisons are between
+expressions, so that nothing here installs a guard.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import permutations
+from typing import Any
+
+from torch import Tensor
+
+from aiter_inductor.core.problem import dim
+
+MAX_LEVELS = 2
+
+
+@dataclass(frozen=True)
+class RowNest:
+    """Two nested loops over the rows of some tensors of one leading shape.
+
+    Attributes:
+        num_rows: rows in all, int or SymInt.
+        inner: trip count of the inner loop; 1 where one loop does.
+        strides: for each tensor its `(outer, inner)` strides in elements.
+    """
+
+    num_rows: Any
+    inner: Any
+    strides: tuple[tuple[Any, Any], ...]
+
+
+@dataclass(frozen=True)
+class _Loop:
+    size: Any
+    strides: tuple[Any, ...]
+
+    def contains(self, inner: _Loop) -> bool:
+        """Whether one step of this loop passes over all of `inner`, in every tensor."""
+        return all(
+            dim(ours) == dim(inner.size) * dim(theirs)
+            for ours, theirs in zip(self.strides, inner.strides, strict=True)
+        )
+
+
+def row_nest(*tensors: Tensor) -> RowNest | None:
+    """The nest over the rows of `tensors`, all `[*, anything]` with equal leading sizes.
+
+    Returns:
+        None where the rows need more than two loops.
+    """
+    loops = _merged(
+        [
+            _Loop(size, tuple(t.stride(axis) for t in tensors))
+            for axis, size in enumerate(tensors[0].shape[:-1])
+            if dim(size) != 1
+        ]
+    )
+    if len(loops) > MAX_LEVELS:
+        return None
+    zeros = (0,) * len(tensors)
+    outer = loops[0] if loops else _Loop(1, zeros)
+    inner = loops[1] if len(loops) == MAX_LEVELS else _Loop(1, zeros)
+    pairs = tuple(zip(outer.strides, inner.strides, strict=True))
+    return RowNest(outer.size * inner.size, inner.size, pairs)
+
+
+def num_loops(*tensors: Tensor) -> int:
+    """How many loops the rows of `tensors` need; kernels take up to `MAX_LEVELS`."""
+    axes = enumerate(tensors[0].shape[:-1])
+    loops = [_Loop(n, tuple(t.stride(a) for t in tensors)) for a, n in axes if dim(n) != 1]
+    return max(len(_merged(loops)), 1)
+
+
+def _merged(loops: Sequence[_Loop]) -> list[_Loop]:
+    """Loops with every pair merged that can be, whatever their order in the shape."""
+    found = list(loops)
+    for outer, inner in permutations(found, 2):
+        if outer.contains(inner):
+            merged = _Loop(outer.size * inner.size, inner.strides)
+            rest = [merged if loop is outer else loop for loop in found if loop is not inner]
+            return _merged(rest)
+    return found

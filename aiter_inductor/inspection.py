@@ -1,0 +1,62 @@
+"""Look at what the backend does, or would do, to a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import fx
+
+from aiter_inductor.backend import plan_module, sum_reports
+from aiter_inductor.core import config
+from aiter_inductor.core.arch import arch_named
+from aiter_inductor.core.record import recall
+from aiter_inductor.core.report import Report
+
+
+def explain(
+    model: Callable[..., Any],
+    *args: Any,
+    target: str | None = None,
+    dynamic: bool | None = None,
+    disable: Sequence[str] = (),
+    **kwargs: Any,
+) -> Report:
+    """What `backend="aiter"` makes of `model(*args, **kwargs)`.
+
+    The model is captured and runs once, eagerly; nothing is compiled and no kernel is built.
+
+    Args:
+        model: a module or function; a compiled one is looked through.
+        target: plan for this chip (`gfx942`, `gfx950`, `sm_90`, `cpu`) instead of the one here.
+        dynamic: as for `torch.compile`.
+        disable: as the option `aiter.disable`.
+
+    Raises:
+        UnknownTargetError: for a target that is not known.
+    """
+    options = config.Options(frozenset(disable), target=arch_named(target).name if target else None)
+    reports: list[Report] = []
+
+    def capture(gm: fx.GraphModule, example_inputs: list[Any]) -> Callable[..., Any]:
+        reports.extend(plan.report for plan in plan_module(gm, options).values())
+        return gm.forward
+
+    plain = getattr(model, "_orig_mod", model)
+    torch.compile(plain, backend=capture, dynamic=dynamic)(*args, **kwargs)
+    return sum_reports(reports) if reports else Report(target or "cpu", 0, ())
+
+
+def report(model: torch.nn.Module) -> Report:
+    """The report of a model in use, gathered while it was compiled; compiles nothing.
+
+    Raises:
+        LookupError: if no graph with parameters of `model` was compiled by this backend.
+    """
+    reports = recall([*model.parameters(), *model.buffers()])
+    if not reports:
+        raise LookupError(
+            f"{type(model).__name__} has not been compiled with backend='aiter' in this process"
+        )
+    return sum_reports(reports)
