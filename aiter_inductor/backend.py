@@ -77,7 +77,7 @@ def aiter(
     ours, patches = inductor.split_options(mode, options or {})
     plans = plan_module(gm, config.Options.read(ours))
     report = sum_reports([p.report for p in plans.values()])
-    remember(report, example_inputs)
+    remember(report, inductor.frame_being_compiled(), example_inputs)
     if config.report_requested():
         print(report, file=sys.stderr)
     for graph, planned in plans.items():

@@ -9,7 +9,7 @@ import torch
 from torch import fx
 
 from aiter_inductor.backend import plan_module, sum_reports
-from aiter_inductor.core import config
+from aiter_inductor.core import config, inductor
 from aiter_inductor.core.arch import arch_named
 from aiter_inductor.core.record import recall
 from aiter_inductor.core.report import Report
@@ -37,15 +37,16 @@ def explain(
         UnknownTargetError: for a target that is not known.
     """
     options = config.Options(frozenset(disable), target=arch_named(target).name if target else None)
-    reports: list[Report] = []
+    reports: dict[str, Report] = {}
 
     def capture(gm: fx.GraphModule, example_inputs: list[Any]) -> Callable[..., Any]:
-        reports.extend(plan.report for plan in plan_module(gm, options).values())
+        plans = plan_module(gm, options).values()
+        reports[inductor.frame_being_compiled()] = sum_reports([p.report for p in plans])
         return gm.forward
 
     plain = getattr(model, "_orig_mod", model)
     torch.compile(plain, backend=capture, dynamic=dynamic)(*args, **kwargs)
-    return sum_reports(reports) if reports else Report(target or "cpu", 0, ())
+    return sum_reports(list(reports.values())) if reports else Report(target or "cpu", 0, ())
 
 
 def report(model: torch.nn.Module) -> Report:

@@ -15,6 +15,9 @@ from aiter_inductor.core.errors import OptionValueError, UnknownOptionError
 
 PREFIX = "AITER_INDUCTOR"
 
+OPTION_NAMES = ("aiter.disable", "aiter.force")
+"""Entries of `torch.compile(options=...)` that belong to this backend and not to Inductor."""
+
 
 @dataclass(frozen=True)
 class Variable:
@@ -78,7 +81,7 @@ class Options:
         disable: patterns (`rope`), fused ops (`rms_norm_quant`), providers (`triton`) and module
             paths (`model.layers.0.mlp`, with everything below it) to leave to Inductor.
         force: take a kernel that can run even where Inductor's code was measured as fast.
-        target: plan for this chip; None plans for the chip that holds the inputs.
+        target: plan for this chip without compiling; None plans for the chip that holds the inputs.
     """
 
     disable: frozenset[str] = frozenset()
@@ -93,20 +96,16 @@ class Options:
             UnknownOptionError: for an `aiter.*` entry that does not exist.
             OptionValueError: for a value of the wrong type.
         """
-        known = {"aiter.disable", "aiter.force", "aiter.target"}
         for name in options:
-            if name not in known:
-                raise UnknownOptionError(name, known)
+            if name not in OPTION_NAMES:
+                raise UnknownOptionError(name, OPTION_NAMES)
         disable = options.get("aiter.disable", _words(VARIABLES[f"{PREFIX}_DISABLE"].value))
         force = options.get("aiter.force", _flag(f"{PREFIX}_FORCE"))
-        target = options.get("aiter.target")
         if isinstance(disable, str) or not isinstance(disable, list | tuple | set | frozenset):
             raise OptionValueError("aiter.disable", disable, "a list of names")
         if not isinstance(force, bool):
             raise OptionValueError("aiter.force", force, "True or False")
-        if target is not None and not isinstance(target, str):
-            raise OptionValueError("aiter.target", target, "a chip name such as 'gfx942'")
-        return cls(frozenset(map(str, disable)), force, target)
+        return cls(frozenset(map(str, disable)), force)
 
     def disables(self, *names: str) -> str | None:
         """The first of `names` that is switched off; a module path covers what is below it."""

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from aiter_inductor.core.config import OPTION_NAMES
 from aiter_inductor.core.errors import OptionValueError, UnknownOptionError
 from aiter_inductor.core.graph import value
 
@@ -47,7 +48,7 @@ def split_options(
             continue
         known = known or set(inductor.list_options())
         if (plain := name.replace("-", "_")) not in known:
-            raise UnknownOptionError(name, {*known, "aiter.disable", "aiter.force", "aiter.target"})
+            raise UnknownOptionError(name, {*known, *OPTION_NAMES})
         patches[plain] = given
     return ours, patches
 
@@ -95,6 +96,14 @@ def fake_mode_of(graph: fx.Graph) -> contextlib.AbstractContextManager[Any]:
             mode: contextlib.AbstractContextManager[Any] = found.fake_mode
             return mode
     return contextlib.nullcontext()
+
+
+def frame_being_compiled() -> str:
+    """Identity of the frame that Dynamo is compiling: the same on a restart or a recompilation."""
+    from torch._guards import CompileContext
+
+    compile_id = CompileContext.current_compile_id()
+    return "" if compile_id is None else str(compile_id).split("/")[0]
 
 
 @lru_cache(maxsize=1)

@@ -60,11 +60,12 @@ class Provider:
     decline: Verdict
     traceable: bool
 
+    def serves(self, arch: Arch) -> bool:
+        """Whether it has a kernel for `arch`, for any problem."""
+        return self.name in arch.providers and (self.archs is None or arch.name in self.archs)
+
     def verdict(self, problem: Problem, use: Use) -> str | None:
-        """None if this provider should take `problem`, else the sentence why not."""
-        arch = use.arch
-        if self.name not in arch.providers or (self.archs and arch.name not in self.archs):
-            return f"{arch.name} has no {self.name} kernel for it"
+        """None if this provider, which serves the chip, should take `problem`, else why not."""
         if off := use.disabled(self.name):
             return f"{off} is disabled"
         if reason := self.refuse(problem, use):
@@ -124,12 +125,15 @@ class Op:
         if use.training and not self.differentiable:
             return Selection(None, f"gradients flow through it and {self.name} has no backward")
         reasons = []
-        for provider in self.providers.values():
+        serving = [p for p in self.providers.values() if p.serves(use.arch)]
+        if not serving:
+            return Selection(None, f"no {self.name} kernel for {use.arch}: Inductor compiles it")
+        for provider in serving:
             reason = provider.verdict(problem, use)
             if reason is None:
                 return Selection(provider, f"{provider.name} takes it")
             reasons.append(reason)
-        return Selection(None, "; ".join(reasons) or f"no provider implements {self.name}")
+        return Selection(None, "; ".join(reasons))
 
     def provider(
         self,

@@ -30,6 +30,7 @@ class Decision:
     provider: Provider | None
     reason: str
     before: fx.Node | None = None
+    problem: str = ""
 
 
 @dataclass
@@ -107,12 +108,10 @@ class Selector:
         use = Use(self.use.arch, _needs_grad(match), self.options.force, self.options.disables)
         selection = match.op.select(problem, use)
         if selection.provider is None:
-            return Decision(match, None, selection.reason)
+            return Decision(match, None, selection.reason, problem=describe(problem))
         if reason := mismatch(match, selection.provider.name):
-            return Decision(match, None, reason)
-        return Decision(
-            match, selection.provider, f"{selection.reason} ({describe(problem)})", before
-        )
+            return Decision(match, None, reason, problem=describe(problem))
+        return Decision(match, selection.provider, selection.reason, before, describe(problem))
 
     def place(self, match: Match) -> fx.Node | str:
         """The node before which the op can stand, or why there is none.

@@ -1,4 +1,4 @@
-"""Reports of compiled models in use, found again through the parameters they were compiled with."""
+"""Reports of compiled models in use, found again through the tensors they were compiled with."""
 
 from __future__ import annotations
 
@@ -13,17 +13,20 @@ from aiter_inductor.core.report import Report
 _by_tensor: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
 
-def remember(report: Report, example_inputs: Sequence[Any]) -> None:
-    """Attach `report` to the tensors of one compiled graph for as long as they live."""
+def remember(report: Report, frame: str, example_inputs: Sequence[Any]) -> None:
+    """Attach `report` to the tensors of one compiled graph for as long as they live.
+
+    A frame that is compiled again, because Dynamo restarted or because a shape became dynamic,
+    replaces its report: the sites are the same ones.
+    """
     for tensor in example_inputs:
         if isinstance(tensor, torch.Tensor) and type(tensor) in (torch.Tensor, torch.nn.Parameter):
-            _by_tensor.setdefault(tensor, []).append(report)
+            _by_tensor.setdefault(tensor, {})[frame] = report
 
 
 def recall(tensors: Iterable[torch.Tensor]) -> list[Report]:
-    """The reports of every graph that was compiled with one of `tensors`, oldest first."""
-    found: dict[int, Report] = {}
+    """The newest report of every frame that was compiled with one of `tensors`."""
+    found: dict[str, Report] = {}
     for tensor in tensors:
-        for report in _by_tensor.get(tensor, ()):
-            found.setdefault(id(report), report)
-    return list(found.values())
+        found.update(_by_tensor.get(tensor, {}))
+    return [found[frame] for frame in sorted(found)]

@@ -23,7 +23,8 @@ class Site:
         reason: why it was left or missed; for a fused one, why that provider.
         module: path of the module in the model, empty at the root.
         source: file and line of the program, `modeling_llama.py:61`.
-        graph: number of the compiled graph, from 0 in the order of compilation.
+        problem: the sizes and dtypes that were decided on; empty where none were read.
+        graph: number of the graph within its frame: 0, or that of a checkpointed region.
     """
 
     pattern: str
@@ -33,6 +34,7 @@ class Site:
     reason: str
     module: str
     source: str
+    problem: str = ""
     graph: int = 0
 
 

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from itertools import permutations
 from typing import Any
 
-from torch import Tensor
+from torch import SymInt, Tensor
 
-from aiter_inductor.core.problem import dim
+from aiter_inductor.core.problem import dim, product
 
 MAX_LEVELS = 2
 
@@ -42,7 +42,7 @@ class _Loop:
     def contains(self, inner: _Loop) -> bool:
         """Whether one step of this loop passes over all of `inner`, in every tensor."""
         return all(
-            dim(ours) == dim(inner.size) * dim(theirs)
+            _expression(ours) == _expression(inner.size) * _expression(theirs)
             for ours, theirs in zip(self.strides, inner.strides, strict=True)
         )
 
@@ -53,13 +53,7 @@ def row_nest(*tensors: Tensor) -> RowNest | None:
     Returns:
         None where the rows need more than two loops.
     """
-    loops = _merged(
-        [
-            _Loop(size, tuple(t.stride(axis) for t in tensors))
-            for axis, size in enumerate(tensors[0].shape[:-1])
-            if dim(size) != 1
-        ]
-    )
+    loops = _loops(tensors[0].shape[:-1], [t.stride()[:-1] for t in tensors])
     if len(loops) > MAX_LEVELS:
         return None
     zeros = (0,) * len(tensors)
@@ -69,11 +63,22 @@ def row_nest(*tensors: Tensor) -> RowNest | None:
     return RowNest(outer.size * inner.size, inner.size, pairs)
 
 
-def num_loops(*tensors: Tensor) -> int:
-    """How many loops the rows of `tensors` need; kernels take up to `MAX_LEVELS`."""
-    axes = enumerate(tensors[0].shape[:-1])
-    loops = [_Loop(n, tuple(t.stride(a) for t in tensors)) for a, n in axes if dim(n) != 1]
-    return max(len(_merged(loops)), 1)
+def num_loops(*tensors: Tensor, row_major_output: bool = False) -> int:
+    """How many loops the rows of `tensors` need; kernels take up to `MAX_LEVELS`.
+
+    Args:
+        row_major_output: one value a row is written too, in the order of the shape.
+    """
+    sizes = tensors[0].shape[:-1]
+    strides = [t.stride()[:-1] for t in tensors]
+    if row_major_output:
+        strides.append(tuple(product(sizes[axis + 1 :]) for axis in range(len(sizes))))
+    return max(len(_loops(sizes, strides)), 1)
+
+
+def _loops(sizes: Sequence[Any], strides: Sequence[Sequence[Any]]) -> list[_Loop]:
+    axes = enumerate(sizes)
+    return _merged([_Loop(n, tuple(s[axis] for s in strides)) for axis, n in axes if _expression(n) != 1])
 
 
 def _merged(loops: Sequence[_Loop]) -> list[_Loop]:
@@ -85,3 +90,7 @@ def _merged(loops: Sequence[_Loop]) -> list[_Loop]:
             rest = [merged if loop is outer else loop for loop in found if loop is not inner]
             return _merged(rest)
     return found
+
+
+def _expression(size: Any) -> Any:
+    return dim(size) if isinstance(size, SymInt) else size

@@ -44,6 +44,7 @@ def _site(leaf: Match, decision: Decision, number: int) -> Site:
         reason=decision.reason,
         module=module_path(leaf.anchor),
         source=source_line(leaf.anchor),
+        problem=decision.problem,
         graph=number,
     )
 
@@ -60,7 +61,14 @@ def _missed(
     node = near[0].node if near else next(iter(region.nodes))
     for _ in range(lacking):
         yield Site(
-            region.pattern, "missed", None, None, reason, region.module, source_line(node), number
+            pattern=region.pattern,
+            status="missed",
+            provider=None,
+            fused_into=None,
+            reason=reason,
+            module=region.module,
+            source=source_line(node),
+            graph=number,
         )
 
 
