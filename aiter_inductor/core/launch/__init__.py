@@ -1,0 +1,39 @@
+"""Launch native kernels: checked, packed by signature, on the caller's current stream."""
+
+from __future__ import annotations
+
+from aiter_inductor.core.launch.kernel import Kernel
+from aiter_inductor.core.launch.runtime import (
+    CudaRuntime,
+    HipRuntime,
+    HostRuntime,
+    Runtime,
+    RuntimeLibraryError,
+    loaded_library,
+    runtime_of,
+)
+from aiter_inductor.core.launch.signature import (
+    KernelSignature,
+    Parameter,
+    f32,
+    i32,
+    i64,
+    pointer,
+)
+
+__all__ = [
+    "CudaRuntime",
+    "HipRuntime",
+    "HostRuntime",
+    "Kernel",
+    "KernelSignature",
+    "Parameter",
+    "Runtime",
+    "RuntimeLibraryError",
+    "f32",
+    "i32",
+    "i64",
+    "loaded_library",
+    "pointer",
+    "runtime_of",
+]
