@@ -1,0 +1,123 @@
+"""Measure one op: plain code eager, under Inductor, under this backend, and each provider alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+
+import aiter_inductor
+from aiter_inductor.cli.cases import Arguments, Case
+from aiter_inductor.cli.rows import Row
+from aiter_inductor.cli.timing import Call, Ceilings, Timing, ceilings, measure, ratio, rotation
+from aiter_inductor.core.arch import arch_of
+from aiter_inductor.core.op import Use
+
+
+def measure_case(case: Case, device: torch.device, *, graph: bool, rounds: int) -> list[Row]:
+    """Time every variant of `case` in one run.
+
+    Args:
+        case: what to compute.
+        device: where.
+        graph: time replays of a CUDA graph; has no effect on a CPU.
+        rounds: measurements of each variant.
+    """
+    torch._dynamo.reset()
+    inputs = draw(case, device)
+    expected = case.plain(*inputs[0][0], **inputs[0][1])
+    functions, notes = variants(case, device, inputs[0])
+    calls = {name: _calls(function, inputs) for name, function in functions.items()}
+    errors = {name: error(call[0](), expected) for name, call in calls.items()}
+    timings = measure(calls, device, graph=graph and device.type == "cuda", rounds=rounds)
+    kernels = {name: count_kernels(call[0], device) for name, call in calls.items()}
+    rows = []
+    for name in notes:
+        if name not in timings:
+            rows.append(Row(str(case), name, None, note=notes[name]))
+            continue
+        row = _row(case, name, timings[name], timings["inductor"], ceilings(device))
+        row |= {"kernels": kernels[name], "error": errors[name], "note": notes[name]}
+        rows.append(Row(**row))
+    return rows
+
+
+def draw(case: Case, device: torch.device) -> list[Arguments]:
+    """So many random inputs that together they exceed the cache."""
+    number = rotation(float(case.problem.bytes_moved()), device)
+    return [case.problem.sample(seed=seed, device=str(device)) for seed in range(number)]
+
+
+def variants(
+    case: Case, device: torch.device, inputs: Arguments
+) -> tuple[dict[str, Callable[..., Any]], dict[str, str]]:
+    """Functions by name, and a note for each and for those that cannot run."""
+    args, kwargs = inputs
+    functions = {
+        "eager": case.plain,
+        "inductor": torch.compile(case.plain, dynamic=False, fullgraph=True, backend="inductor"),
+        "aiter": torch.compile(case.plain, dynamic=False, fullgraph=True, backend="aiter"),
+    }
+    report = aiter_inductor.explain(case.plain, *args, **kwargs)
+    seen = dict.fromkeys(
+        f"{site.fused_into or site.pattern}: {site.reason}" for site in report.sites
+    )
+    notes = {"eager": "", "inductor": "", "aiter": "; ".join(seen) or "nothing recognised"}
+    use = Use(arch_of(device), force=True)
+    for name, provider in case.op.providers.items():
+        if not provider.serves(use.arch):
+            continue
+        refusal = provider.verdict(case.problem, use)
+        notes[name] = refusal or provider.decline(case.problem, use) or ""
+        if refusal is None:
+            functions[name] = provider.run
+    return functions, notes
+
+
+def error(found: Any, expected: Any) -> float:
+    """Largest difference over largest magnitude, over all results; quantised ones as numbers."""
+    worst = 0.0
+    for ours, theirs in zip(_tensors(found), _tensors(expected), strict=True):
+        a, b = ours.float(), theirs.float()
+        worst = max(worst, float((a - b).abs().max() / b.abs().max().clamp(min=1e-30)))
+    return worst
+
+
+def count_kernels(call: Call, device: torch.device) -> int | None:
+    """Kernels that one call launches on an accelerator; copies and fills count."""
+    if device.type != "cuda":
+        return None
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CUDA]) as profiled:
+        call()
+        torch.cuda.synchronize()
+    return sum("CUDA" in str(event.device_type) for event in profiled.events() or ())
+
+
+def _calls(function: Callable[..., Any], inputs: Sequence[Arguments]) -> list[Call]:
+    return [partial(function, *args, **kwargs) for args, kwargs in inputs]
+
+
+def _row(
+    case: Case, name: str, timing: Timing, inductor: Timing, found: Ceilings
+) -> dict[str, Any]:
+    size_bytes, flops = float(case.problem.bytes_moved()), float(case.problem.flops())
+    latency_us = timing.median_us
+    bound_by_memory = size_bytes / found.copy_gbps > flops / found.matmul_tflops / 1e3
+    return {
+        "case": str(case),
+        "variant": name,
+        "latency_us": latency_us,
+        "spread": timing.spread,
+        "against_inductor": ratio(timing, inductor),
+        "gbps": size_bytes / latency_us / 1e3 if bound_by_memory else None,
+        "tflops": None if bound_by_memory else flops / latency_us / 1e6,
+        "against_floor": latency_us / found.floor_us(size_bytes, flops),
+    }
+
+
+def _tensors(result: Any) -> Iterator[torch.Tensor]:
+    yield from (result,) if isinstance(result, torch.Tensor) else result

@@ -1,0 +1,203 @@
+"""What `bench` measures: ops, the shapes of each, and the plain code it is compared with."""
+
+from __future__ import annotations
+
+import pkgutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import aiter_inductor.lowerings
+from aiter_inductor.cli import subgraphs
+from aiter_inductor.core.errors import OptionValueError, UnknownOptionError
+from aiter_inductor.core.op import OPS, Op
+from aiter_inductor.core.problem import Problem
+
+Dims = Mapping[str, int]
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+EPS = 1e-6
+
+NORM_DIMS: Dims = {"num_rows": 4096, "N": 7168}
+QUANT_DIMS: Dims = {**NORM_DIMS, "group_size": 0}
+ROPE_DIMS: Dims = {
+    "batch": 2,
+    "num_tokens": 4096,
+    "num_heads": 32,
+    "num_kv_heads": 8,
+    "head_dim": 128,
+}
+
+
+@dataclass(frozen=True)
+class Family:
+    """How the ops of one kind get their arguments from named sizes.
+
+    Attributes:
+        dims: every size and its default; `group_size` 0 means one scale a row.
+        example: arguments on the meta device, from sizes and the chip's fp8 dtype.
+    """
+
+    dims: Dims
+    example: Callable[[Dims, torch.dtype], Arguments]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row of the benchmark.
+
+    Attributes:
+        op: what is computed.
+        dims: the sizes asked for.
+        problem: the op's problem at these sizes; draws the inputs.
+        plain: the code that is compiled, which takes the op's arguments.
+    """
+
+    op: Op
+    dims: Dims
+    problem: Problem
+    plain: Callable[..., Any]
+
+    def __str__(self) -> str:
+        return self.op.name + " " + " ".join(f"{k}={v}" for k, v in self.dims.items())
+
+
+def _bf16(*shape: int) -> Tensor:
+    return torch.empty(shape, dtype=torch.bfloat16, device="meta")
+
+
+def _norm(names: str, quantised: bool) -> Family:
+    def example(dims: Dims, fp8: torch.dtype) -> Arguments:
+        N = dims["N"]
+        given = {
+            "x": _bf16(dims["num_rows"], N),
+            "residual": _bf16(dims["num_rows"], N),
+            "grad": _bf16(dims["num_rows"], N),
+            "grad_sum": _bf16(dims["num_rows"], N),
+            "weight": _bf16(N),
+            "bias": _bf16(N),
+            "eps": EPS,
+        }
+        kwargs: dict[str, Any] = {}
+        if quantised:
+            kwargs = {"dtype": fp8, "group_size": dims["group_size"] or None}
+        return tuple(given[name] for name in names.split()), kwargs
+
+    return Family(QUANT_DIMS if quantised else NORM_DIMS, example)
+
+
+def _per_token(dims: Dims, fp8: torch.dtype) -> Arguments:
+    return (_bf16(dims["num_rows"], dims["N"]),), {"dtype": fp8}
+
+
+def _per_group(dims: Dims, fp8: torch.dtype) -> Arguments:
+    x = _bf16(dims["num_rows"], dims["N"])
+    return (x,), {"dtype": fp8, "group_size": dims["group_size"]}
+
+
+def _activation(quantised: bool, *, backward: bool = False) -> Family:
+    def example(dims: Dims, fp8: torch.dtype) -> Arguments:
+        halves = _bf16(dims["num_rows"], 2 * dims["N"]).chunk(2, dim=-1)
+        kwargs: dict[str, Any] = {"activation": "silu"}
+        if quantised:
+            kwargs |= {"dtype": fp8, "group_size": dims["group_size"] or None}
+        grad = (_bf16(dims["num_rows"], dims["N"]),) if backward else ()
+        return (*grad, *halves), kwargs
+
+    return Family(QUANT_DIMS if quantised else NORM_DIMS, example)
+
+
+def _rope(names: str) -> Family:
+    def example(dims: Dims, fp8: torch.dtype) -> Arguments:
+        batch, tokens, D = dims["batch"], dims["num_tokens"], dims["head_dim"]
+        given = {
+            "q": _bf16(batch, tokens, dims["num_heads"], D).transpose(1, 2),
+            "k": _bf16(batch, tokens, dims["num_kv_heads"], D).transpose(1, 2),
+            "q_weight": _bf16(D),
+            "k_weight": _bf16(D),
+            "cos": _bf16(batch, 1, tokens, D),
+            "sin": _bf16(batch, 1, tokens, D),
+            "eps": EPS,
+        }
+        return tuple(given[name] for name in names.split()), {}
+
+    return Family(ROPE_DIMS, example)
+
+
+FAMILIES: Mapping[str, Family] = {
+    "rms_norm": _norm("x weight eps", quantised=False),
+    "add_rms_norm": _norm("x residual weight eps", quantised=False),
+    "layer_norm": _norm("x weight bias eps", quantised=False),
+    "rms_norm_backward": _norm("grad x weight eps", quantised=False),
+    "add_rms_norm_backward": _norm("grad grad_sum x weight eps", quantised=False),
+    "layer_norm_backward": _norm("grad x weight eps", quantised=False),
+    "quant_per_token": Family(NORM_DIMS, _per_token),
+    "quant_per_group": Family({**NORM_DIMS, "group_size": 128}, _per_group),
+    "rms_norm_quant": _norm("x weight eps", quantised=True),
+    "add_rms_norm_quant": _norm("x residual weight eps", quantised=True),
+    "layer_norm_quant": _norm("x weight bias eps", quantised=True),
+    "act_and_mul": _activation(quantised=False),
+    "act_and_mul_backward": _activation(quantised=False, backward=True),
+    "act_and_mul_quant": _activation(quantised=True),
+    "rope": _rope("q cos sin"),
+    "rope_qk": _rope("q k cos sin"),
+    "qk_norm_rope": _rope("q k q_weight k_weight cos sin eps"),
+}
+
+BASELINES: tuple[tuple[str, Dims], ...] = (
+    ("rms_norm", {"num_rows": 4096, "N": 7168}),
+    ("rms_norm_quant", {"num_rows": 64, "N": 7168, "group_size": 0}),
+    ("rms_norm_quant", {"num_rows": 4096, "N": 7168, "group_size": 0}),
+    ("rms_norm_quant", {"num_rows": 16384, "N": 8192, "group_size": 0}),
+    ("add_rms_norm_quant", {"num_rows": 64, "N": 7168, "group_size": 128}),
+    ("add_rms_norm_quant", {"num_rows": 4096, "N": 7168, "group_size": 128}),
+    ("layer_norm_quant", {"num_rows": 4096, "N": 7168, "group_size": 0}),
+    ("act_and_mul_quant", {"num_rows": 4096, "N": 18432, "group_size": 128}),
+    ("rope_qk", {**ROPE_DIMS, "batch": 128, "num_tokens": 1}),
+    ("rope_qk", ROPE_DIMS),
+)
+"""The rows that every change of a kernel is held to."""
+
+
+def load_ops() -> dict[str, Op]:
+    """Every op there is: imports all of `lowerings`."""
+    folder = aiter_inductor.lowerings
+    for module in pkgutil.iter_modules(folder.__path__):
+        import_module(f"{folder.__name__}.{module.name}")
+    return OPS
+
+
+def parse_dims(name: str, text: str) -> Dims:
+    """Sizes such as `num_rows=64,N=4096` over the defaults of the op `name`.
+
+    Raises:
+        UnknownOptionError: for a size that the op does not have.
+        OptionValueError: for one that is not a positive integer (group_size may be 0).
+    """
+    defaults = FAMILIES[name].dims
+    given = {}
+    for part in filter(None, text.split(",")):
+        key, _, value = part.partition("=")
+        if key not in defaults:
+            raise UnknownOptionError(key, defaults)
+        least = 0 if key == "group_size" else 1
+        if not value.isdigit() or int(value) < least:
+            raise OptionValueError(key, value, f"an integer of at least {least}")
+        given[key] = int(value)
+    return {**defaults, **given}
+
+
+def case_of(name: str, dims: Dims, fp8: torch.dtype) -> Case:
+    """The benchmark of the op `name` at the sizes `dims`."""
+    op = load_ops()[name]
+    args, kwargs = FAMILIES[name].example(dims, fp8)
+    problem = op.problem(*args, **kwargs)
+    plain = getattr(subgraphs, name, None) or _plain_quant(name) or op.reference
+    return Case(op, dims, problem, plain)
+
+
+def _plain_quant(name: str) -> Callable[..., Any] | None:
+    return subgraphs.quant if name in ("quant_per_token", "quant_per_group") else None
