@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 from aiter_inductor.core.match import Fusion, Recogniser
-from aiter_inductor.patterns.raising import rms_norm
+from aiter_inductor.patterns.fusion import add_norm, into_quant, rope_pair
+from aiter_inductor.patterns.raising import layer_norm, rms_norm
 
 RAISING: tuple[Recogniser, ...] = (
+    layer_norm.functional_layer_norm,
+    layer_norm.spelled_layer_norm,
+    layer_norm.deviation_layer_norm,
     rms_norm.functional_rms_norm,
     rms_norm.spelled_rms_norm,
+    rms_norm.other_rms_norm,
 )
 
-FUSION: tuple[Fusion, ...] = ()
+FUSION: tuple[Fusion, ...] = (
+    add_norm.add_into_rms_norm,
+    into_quant.norm_into_quant,
+    into_quant.act_into_quant,
+    rope_pair.rope_into_pair,
+    rope_pair.qk_norm_into_rope,
+)
