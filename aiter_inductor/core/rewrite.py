@@ -17,16 +17,19 @@ _COPIED_META = ("nn_module_stack", "source_fn_stack", "stack_trace", "fwd_source
 
 
 def apply(graph: fx.Graph, decisions: Iterable[Decision]) -> int:
-    """Insert the op of every decision that has a provider; returns how many were inserted."""
-    inserted = 0
-    for decision in decisions:
-        if decision.provider is not None:
-            _insert(graph, decision)
-            inserted += 1
-    if inserted:
-        _erase_dead(graph, decisions)
+    """Insert the op of every decision that has a provider; returns how many were inserted.
+
+    The last op goes in first: the arguments of a match name the nodes of the graph as captured, and
+    those that another op replaces are then exchanged along with all their other uses.
+    """
+    position = {node: i for i, node in enumerate(graph.nodes)}
+    taken = [d for d in decisions if d.provider is not None and d.before is not None]
+    for decision in sorted(taken, key=lambda d: position[d.before], reverse=True):
+        _insert(graph, decision)
+    if taken:
+        _erase_dead(graph, taken)
         graph.lint()
-    return inserted
+    return len(taken)
 
 
 def _insert(graph: fx.Graph, decision: Decision) -> None:
@@ -80,9 +83,9 @@ def _describe(node: fx.Node, match: Match, found: Any) -> None:
             node.meta[name] = match.anchor.meta[name]
 
 
-def _erase_dead(graph: fx.Graph, decisions: Iterable[Decision]) -> None:
+def _erase_dead(graph: fx.Graph, taken: Iterable[Decision]) -> None:
     """Erase the replaced nodes, last first; those that somebody else still reads stay."""
-    replaced = {n for d in decisions if d.provider is not None for n in d.match.interior}
+    replaced = {node for decision in taken for node in decision.match.interior}
     for node in reversed(graph.nodes):
         if node in replaced and not node.users:
             graph.erase_node(node)

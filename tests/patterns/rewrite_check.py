@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -39,6 +38,7 @@ class Rewritten:
 
     decisions: list[Decision] = field(default_factory=list)
     misses: list[Miss] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     inserted: int = 0
     graphs: list[str] = field(default_factory=list)
 
@@ -87,12 +87,13 @@ def check_rewrite(
     torch._dynamo.reset()
     compiled = torch.compile(model, backend=capture, dynamic=dynamic)
     with torch.set_grad_enabled(backward):
-        wanted = _run(model, model, args, backward)
-        got = _run(compiled, model, args, backward)
+        wanted, wanted_gradients = _run(model, model, args, backward)
+        got, gradients = _run(compiled, model, args, backward)
     assert result.count() == dict(expect), (result.count(), result.reasons(), result.graphs)
     number = inserted if inserted is not None else len(result.decisions)
     assert result.inserted == number, (result.inserted, result.reasons(), result.graphs)
     compare(got, wanted)
+    compare_gradients(gradients, wanted_gradients)
     return result
 
 
@@ -113,6 +114,15 @@ def compare(got: Any, wanted: Any) -> None:
             torch.testing.assert_close(a, b, rtol=near, atol=near, equal_nan=True)
 
 
+def compare_gradients(got: Sequence[Any], wanted: Sequence[Any]) -> None:
+    """Gradients sum many rounded terms, so they are held to the scale of the whole tensor."""
+    for a, b in zip(got, wanted, strict=True):
+        assert (a is None) == (b is None)
+        if b is not None:
+            near = 2 * TOLERANCE[b.dtype]
+            torch.testing.assert_close(a, b, rtol=near, atol=near * float(b.abs().max()))
+
+
 def _compare_quantised(got: torch.Tensor, wanted: torch.Tensor) -> None:
     """Equal but for single steps in 1 % of the elements: those that lie on a rounding boundary."""
     codes = [t.view(torch.int8).to(torch.int16) for t in (got, wanted)]
@@ -121,9 +131,12 @@ def _compare_quantised(got: torch.Tensor, wanted: torch.Tensor) -> None:
     assert (steps > 0).float().mean() <= 0.01 or steps.sum() <= 1
 
 
-def _run(run: Callable[..., Any], model: Any, args: tuple[Any, ...], backward: bool) -> Any:
+def _run(
+    run: Callable[..., Any], model: Any, args: tuple[Any, ...], backward: bool
+) -> tuple[Any, list[Any]]:
+    """What `run` returns, and the gradients of every input and parameter that wants one."""
     if not backward:
-        return run(*args)
+        return run(*args), []
     leaves = [a for a in pytree.tree_leaves(args) if isinstance(a, torch.Tensor)]
     if isinstance(model, torch.nn.Module):
         leaves += list(model.parameters())
@@ -138,7 +151,7 @@ def _run(run: Callable[..., Any], model: Any, args: tuple[Any, ...], backward: b
         if isinstance(t, torch.Tensor) and t.requires_grad
     )
     loss.backward()
-    return copy.deepcopy(pytree.tree_map(_detached, out)), [leaf.grad for leaf in leaves]
+    return pytree.tree_map(_detached, out), [leaf.grad for leaf in leaves]
 
 
 def _detached(value: Any) -> Any:
@@ -150,6 +163,7 @@ def _rewrite(gm: fx.GraphModule, target: str, result: Rewritten) -> None:
         result.misses += raise_matches(gm.graph, RAISING).misses
         planned = plan(gm.graph, Options(force=True), arch_named(target))
         result.decisions += planned.decisions
+        result.notes += planned.report.notes
         result.inserted += apply(gm.graph, planned.decisions)
     gm.recompile()
     result.graphs.append(str(gm.graph))
