@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from aiter_inductor.core.dtypes import ROW_DTYPES, short_name
-from aiter_inductor.core.op import Use
+from aiter_inductor.core.dtypes import FP8_DTYPES, QUANT_DTYPES, ROW_DTYPES, short_name
+from aiter_inductor.core.op import Op, Use, Verdict
 from aiter_inductor.core.problem import Dim, dim, fixed, product
+from aiter_inductor.core.rows import MAX_LEVELS, num_loops
 
 MAX_N = 65536
+MAX_BACKWARD_N = 16384
 
 
 @dataclass(frozen=True)
@@ -20,58 +24,248 @@ class RowProblem:
     """Rows of one tensor, each handled alone.
 
     Attributes:
+        arguments: names of the op's positional arguments, in order, space-separated.
         num_rows: product of the leading sizes of x.
         N: length of a row.
         dtype: dtype of x.
+        residual_dtype: dtype of the residual or of the output's gradient, or None.
         weight_dtype: dtype of the weight, or None.
-        row_contiguous: whether x's last stride is 1.
+        bias_dtype: dtype of the bias, or None.
+        out_dtype: dtype of the rows written.
+        group_size: elements that share a scale; None for the whole row or no scale at all.
+        levels: nested loops that visit the rows of all row tensors.
+        row_contiguous: whether the last stride of every row tensor is 1.
+        mismatch: why the tensors do not belong together, or None.
     """
 
+    arguments: str
     num_rows: Dim
     N: Dim
     dtype: torch.dtype
-    weight_dtype: torch.dtype | None
-    row_contiguous: bool
+    residual_dtype: torch.dtype | None = None
+    weight_dtype: torch.dtype | None = None
+    bias_dtype: torch.dtype | None = None
+    out_dtype: torch.dtype = torch.bfloat16
+    group_size: int | None = None
+    levels: int = 1
+    row_contiguous: bool = True
+    mismatch: str | None = None
 
     @classmethod
-    def of_norm(cls, x: Tensor, weight: Tensor | None, eps: float, **_: Any) -> RowProblem:
-        """The problem of a normalisation without residual."""
+    def of(
+        cls,
+        arguments: str,
+        rows: tuple[Tensor, ...],
+        *,
+        weight: Tensor | None = None,
+        bias: Tensor | None = None,
+        out_dtype: torch.dtype | None = None,
+        group_size: int | None = None,
+        scales: bool = False,
+    ) -> RowProblem:
+        """The problem over `rows`, of which the first is x and the second a residual.
+
+        Args:
+            scales: whether scales are written, row-major, besides the rows.
+        """
+        x = rows[0]
+        N = dim(x.shape[-1]) if x.dim() else 1
+        mismatch = _mismatch(rows, N, weight, bias)
         return cls(
+            arguments=arguments,
             num_rows=product(x.shape[:-1]),
-            N=dim(x.shape[-1]),
+            N=N,
             dtype=x.dtype,
+            residual_dtype=rows[1].dtype if len(rows) > 1 else None,
             weight_dtype=None if weight is None else weight.dtype,
-            row_contiguous=x.stride(-1) == 1,
+            bias_dtype=None if bias is None else bias.dtype,
+            out_dtype=out_dtype or x.dtype,
+            group_size=group_size,
+            levels=1 if mismatch else num_loops(*rows, row_major_output=scales),
+            row_contiguous=all(t.dim() > 0 and t.stride(-1) == 1 for t in rows),
+            mismatch=mismatch,
         )
 
+    @classmethod
+    def of_norm(
+        cls,
+        x: Tensor,
+        weight: Tensor | None,
+        eps: float,
+        *,
+        out_dtype: torch.dtype | None = None,
+        **_: Any,
+    ) -> RowProblem:
+        """RMSNorm without residual."""
+        return cls.of("x weight eps", (x,), weight=weight, out_dtype=out_dtype)
+
+    @classmethod
+    def of_add_norm(
+        cls,
+        x: Tensor,
+        residual: Tensor,
+        weight: Tensor | None,
+        eps: float,
+        *,
+        out_dtype: torch.dtype | None = None,
+        **_: Any,
+    ) -> RowProblem:
+        """RMSNorm of a sum."""
+        return cls.of("x residual weight eps", (x, residual), weight=weight, out_dtype=out_dtype)
+
+    @classmethod
+    def of_layer_norm(
+        cls,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        eps: float,
+        *,
+        out_dtype: torch.dtype | None = None,
+    ) -> RowProblem:
+        """LayerNorm."""
+        return cls.of("x weight bias eps", (x,), weight=weight, bias=bias, out_dtype=out_dtype)
+
+    @classmethod
+    def of_norm_backward(
+        cls, grad: Tensor, x: Tensor, weight: Tensor | None, eps: float, **_: Any
+    ) -> RowProblem:
+        """Gradients of a normalisation."""
+        return cls.of("grad x weight eps", (x, grad), weight=weight)
+
+    @classmethod
+    def of_add_norm_backward(
+        cls, grad: Tensor, grad_sum: Tensor, x: Tensor, weight: Tensor | None, eps: float, **_: Any
+    ) -> RowProblem:
+        """Gradients of the normalisation of a sum that is used elsewhere too."""
+        return cls.of("grad grad_sum x weight eps", (x, grad, grad_sum), weight=weight)
+
     def bytes_moved(self) -> Dim:
-        """One read and one write of the rows."""
-        return 2 * self.num_rows * self.N * self.dtype.itemsize
+        """Each row tensor read or written once; weights are read once for all rows."""
+        beside_x = sum(name in ("grad", "grad_sum", "residual") for name in self.arguments.split())
+        beside_x += "residual" in self.arguments  # the sum is written
+        others = beside_x * (self.residual_dtype.itemsize if self.residual_dtype else 0)
+        a_row = self.N * (self.dtype.itemsize + others + self.out_dtype.itemsize)
+        if self.out_dtype == torch.uint8:  # two int4 a byte
+            a_row = a_row - self.N // 2
+        if "scale" not in self.arguments and self.out_dtype in (*QUANT_DTYPES, torch.uint8):
+            a_row = a_row + 4 * (self.N // (self.group_size or self.N))
+        return self.num_rows * a_row
 
     def flops(self) -> Dim:
         """A square, an addition and two multiplications an element."""
         return 4 * self.num_rows * self.N
 
     def sample(self, *, seed: int, device: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Random rows and a weight around one."""
+        """Random rows, a weight around one, a bias around zero."""
         generator = torch.Generator(device).manual_seed(seed)
-        x = torch.randn(self.num_rows, self.N, generator=generator, device=device)
-        weight = None
-        if self.weight_dtype is not None:
-            weight = 1 + 0.1 * torch.randn(self.N, generator=generator, device=device)
-            weight = weight.to(self.weight_dtype)
-        return (x.to(self.dtype), weight, 1e-6), {}
+
+        def normal(dtype: torch.dtype | None, *shape: int) -> Tensor | None:
+            if dtype is None:
+                return None
+            return torch.randn(*shape, generator=generator, device=device).to(dtype)
+
+        rows = (self.num_rows, self.N)
+        weight = normal(self.weight_dtype, self.N)
+        made = {
+            "x": normal(self.dtype, *rows),
+            "grad": normal(self.residual_dtype, *rows),
+            "grad_sum": normal(self.residual_dtype, *rows),
+            "residual": normal(self.residual_dtype, *rows),
+            "weight": None if weight is None else 1 + weight / 8,
+            "bias": normal(self.bias_dtype, self.N),
+            "eps": 1e-6,
+            "scale": torch.full((1,), 0.01, device=device),
+        }
+        return tuple(made[name] for name in self.arguments.split()), self._keywords()
+
+    def _keywords(self) -> dict[str, Any]:
+        if "grad" in self.arguments:
+            return {}
+        groups = {} if self.group_size is None else {"group_size": self.group_size}
+        if self.out_dtype in QUANT_DTYPES:
+            return {"dtype": self.out_dtype, **groups}
+        return groups if self.out_dtype == self.dtype or groups else {"out_dtype": self.out_dtype}
 
 
 def rows_unsupported(problem: RowProblem, use: Use) -> str | None:
     """What no row kernel takes."""
-    if problem.dtype not in ROW_DTYPES:
-        return f"x is {short_name(problem.dtype)}; row kernels read bfloat16, float16 and float32"
+    if problem.mismatch:
+        return problem.mismatch
+    for name in ("dtype", "residual_dtype", "weight_dtype", "bias_dtype"):
+        dtype = getattr(problem, name)
+        if dtype is not None and dtype not in ROW_DTYPES:
+            which = "x" if name == "dtype" else name.removesuffix("_dtype")
+            readable = "bfloat16, float16 and float32"
+            return f"{which} is {short_name(dtype)}; row kernels read {readable}"
+    if problem.out_dtype not in (*ROW_DTYPES, *QUANT_DTYPES, torch.uint8):
+        return f"row kernels do not write {short_name(problem.out_dtype)}"
     N = fixed(problem.N)
     if N is None:
         return f"the row length {problem.N} is not known when compiling"
     if not 0 < N <= MAX_N:
         return f"N={N} is outside 1 to {MAX_N}, the rows one workgroup holds"
     if not problem.row_contiguous:
-        return "the last dimension of x is strided; row kernels read it with stride 1"
+        return "the last dimension is strided; row kernels read and write it with stride 1"
+    if problem.levels > MAX_LEVELS:
+        return f"the rows need {problem.levels} nested loops; row kernels have {MAX_LEVELS}"
+    return quantisation_unsupported(problem, use)
+
+
+def quantisation_unsupported(problem: RowProblem, use: Use) -> str | None:
+    """What no quantising row kernel takes."""
+    out, group = problem.out_dtype, problem.group_size
+    if out in FP8_DTYPES and out not in use.arch.fp8_dtypes:
+        known = " and ".join(map(short_name, use.arch.fp8_dtypes)) or "no fp8 at all"
+        return f"{use.arch.name} converts to {known}, not to {short_name(out)}"
+    if group is None:
+        return None
+    if group < 1 or problem.N % group:
+        return f"rows of {problem.N} do not divide into groups of {group}"
+    if group & (group - 1):
+        return f"group_size={group} is not a power of two"
     return None
+
+
+def backward_unsupported(problem: RowProblem, use: Use) -> str | None:
+    """What no backward row kernel takes."""
+    if reason := rows_unsupported(problem, use):
+        return reason
+    if problem.N > MAX_BACKWARD_N:
+        return f"N={problem.N} is above {MAX_BACKWARD_N}, the most whose gradients fit registers"
+    return None
+
+
+def add_triton(made: Op, family: str, *, refuse: Verdict = rows_unsupported) -> None:
+    """Let the host function of the op's name in `kernels/triton/<family>.py` provide it."""
+
+    @functools.wraps(made.reference)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        kernels = importlib.import_module(f"aiter_inductor.kernels.triton.{family}")
+        return getattr(kernels, made.name)(*args, **kwargs)
+
+    made.provider("triton", refuse=refuse, traceable=True)(run)
+
+
+def _mismatch(
+    rows: tuple[Tensor, ...], N: Dim, weight: Tensor | None, bias: Tensor | None
+) -> str | None:
+    x = rows[0]
+    if x.dim() == 0:
+        return "x is a scalar; row kernels need a dimension to work along"
+    for other in rows[1:]:
+        if [dim(s) for s in other.shape] != [dim(s) for s in x.shape]:
+            return f"x is {_shape(x)} and is combined with {_shape(other)}; kernels do not broadcast"
+    for name, vector in (("weight", weight), ("bias", bias)):
+        if vector is not None and (vector.dim() != 1 or dim(vector.shape[0]) != N):
+            return f"{name} is {_shape(vector)} but rows have {N} elements"
+        if vector is not None and vector.stride(0) != 1:
+            return f"{name} has stride {vector.stride(0)}; row kernels read it with stride 1"
+    devices = {t.device for t in (*rows, weight, bias) if t is not None}
+    if len(devices) > 1:
+        return f"the tensors are on {' and '.join(sorted(map(str, devices)))}"
+    return None
+
+
+def _shape(x: Tensor) -> str:
+    return "[" + ", ".join(str(dim(s)) for s in x.shape) + "]"

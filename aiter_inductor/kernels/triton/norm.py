@@ -1,17 +1,78 @@
-"""x"""
+"""Normalisations that store what they normalised."""
+
 from __future__ import annotations
-import torch, triton, triton.language as tl
-from aiter_inductor.kernels.triton.launch import launchable
-@triton.jit
-def _k(x, w, o, N, eps, BLOCK: tl.constexpr):
-    r = tl.program_id(0).to(tl.int64)
-    c = tl.arange(0, BLOCK)
-    m = c < N
-    v = tl.load(x + r * N + c, m, 0).to(tl.float32)
-    y = v * tl.rsqrt(tl.sum(v * v) / N + eps)
-    tl.store(o + r * N + c, y * tl.load(w + c, m, 0).to(tl.float32), m)
-def rms_norm(x, weight, eps, *, weight_offset=0.0, round_before_weight=False, out_dtype=None):
-    o = torch.empty_like(x, dtype=out_dtype or x.dtype)
-    N = x.shape[-1]
-    launchable(_k)[(x.numel() // N,)](x, weight, o, N, eps, BLOCK=triton.next_power_of_2(N))
-    return o
+
+import torch
+from torch import Tensor
+
+from aiter_inductor.kernels.triton.norm_kernel import norm_rows
+from aiter_inductor.kernels.triton.rows import RowConfig
+
+
+def rms_norm(
+    x: Tensor,
+    weight: Tensor | None,
+    eps: float,
+    *,
+    weight_offset: float = 0.0,
+    round_before_weight: bool = False,
+    out_dtype: torch.dtype | None = None,
+    config: RowConfig | None = None,
+) -> Tensor:
+    """RMSNorm of the rows of `x` [*, N]; see the op of this name."""
+    out = torch.empty_like(x, dtype=out_dtype or x.dtype)
+    norm_rows(
+        x,
+        out,
+        norm="rms",
+        eps=eps,
+        weight=weight,
+        weight_offset=weight_offset,
+        round_before_weight=round_before_weight,
+        config=config,
+    )
+    return out
+
+
+def add_rms_norm(
+    x: Tensor,
+    residual: Tensor,
+    weight: Tensor | None,
+    eps: float,
+    *,
+    weight_offset: float = 0.0,
+    round_before_weight: bool = False,
+    out_dtype: torch.dtype | None = None,
+    config: RowConfig | None = None,
+) -> tuple[Tensor, Tensor]:
+    """RMSNorm of `x + residual`, both [*, N], and the sum; see the op of this name."""
+    total = torch.empty_like(x, dtype=torch.promote_types(x.dtype, residual.dtype))
+    out = torch.empty_like(total, dtype=out_dtype or total.dtype)
+    norm_rows(
+        x,
+        out,
+        norm="rms",
+        eps=eps,
+        weight=weight,
+        weight_offset=weight_offset,
+        round_before_weight=round_before_weight,
+        residual=residual,
+        total=total,
+        config=config,
+    )
+    return out, total
+
+
+def layer_norm(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    *,
+    out_dtype: torch.dtype | None = None,
+    config: RowConfig | None = None,
+) -> Tensor:
+    """LayerNorm of the rows of `x` [*, N]; see the op of this name."""
+    out = torch.empty_like(x, dtype=out_dtype or x.dtype)
+    norm_rows(x, out, norm="layer", eps=eps, weight=weight, bias=bias, config=config)
+    return out

@@ -1,0 +1,46 @@
+"""Conversions between float formats under Triton's interpreter, rounded as hardware rounds.
+
+The interpreter of Triton 3.6 and 3.7 truncates float32 to bfloat16, loses the carry when an fp8
+mantissa overflows (127.5 becomes 64), and does not know the fnuz formats.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import triton.language as tl
+from triton.runtime import interpreter
+
+TORCH = {
+    tl.bfloat16: torch.bfloat16,
+    tl.float16: torch.float16,
+    tl.float32: torch.float32,
+    tl.float8e4nv: torch.float8_e4m3fn,
+    tl.float8e4b8: torch.float8_e4m3fnuz,
+}
+
+
+def install() -> None:
+    """Replace the interpreter's conversions; for the life of the process."""
+    patch_language = interpreter._patch_lang_core
+
+    def patch_with_fnuz(lang, scope):
+        patch_language(lang, scope)
+        known = tl.dtype.to_ir
+
+        def to_ir(self, builder):
+            return tl.float8e4b8 if self.name == "fp8e4b8" else known(self, builder)
+
+        scope.set_attr(tl.dtype, "to_ir", to_ir)
+
+    interpreter._convert_float = convert
+    interpreter._patch_lang_core = patch_with_fnuz
+
+
+def convert(array, from_dtype, to_dtype, rounding_mode):
+    """The interpreter's hook: `array` holds `from_dtype`; the result's bits hold `to_dtype`."""
+    bits = np.ascontiguousarray(array).reshape(-1)
+    bits = bits.view(f"int{8 * bits.itemsize}")
+    values = torch.from_numpy(bits.copy()).view(TORCH[from_dtype]).to(TORCH[to_dtype])
+    found = values.view(getattr(torch, f"int{8 * values.itemsize}")).numpy()
+    return found.view(f"uint{8 * values.itemsize}").reshape(array.shape)
