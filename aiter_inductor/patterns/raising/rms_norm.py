@@ -8,7 +8,7 @@ and where eps comes from.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
 
 import torch
 from torch import fx
@@ -16,7 +16,6 @@ from torch import fx
 from aiter_inductor.core.dtypes import accumulate_dtype
 from aiter_inductor.core.graph import (
     arg,
-    commuted,
     dtype,
     is_last_dim,
     kind,
@@ -24,12 +23,12 @@ from aiter_inductor.core.graph import (
     operands,
     size,
     source,
-    strip_casts,
-    tensor,
+    value,
 )
 from aiter_inductor.core.match import Match, Miss, Output, recogniser
 from aiter_inductor.lowerings.norm import rms_norm
-from aiter_inductor.patterns.raising.tail import strip_widening, walk_scale
+from aiter_inductor.patterns.raising.root import ROOTS, applied, divides, radicands
+from aiter_inductor.patterns.raising.tail import strip_widening, walk_tail, widenings
 
 PATTERN = "rms_norm"
 
@@ -38,12 +37,11 @@ PATTERN = "rms_norm"
 def functional_rms_norm(node: fx.Node) -> Match | Miss | None:
     """`F.rms_norm(x, [N], weight, eps)`."""
     x, weight, eps = source(node), arg(node, "weight"), arg(node, "eps")
-    shape = arg(node, "normalized_shape")
     x_dtype = dtype(x)
     if x_dtype is None:
         return None
-    if len(shape) != 1:
-        return Miss(PATTERN, node, f"normalises over {len(shape)} dimensions {tuple(shape)}, not 1")
+    if reason := not_one_dimension(arg(node, "normalized_shape")):
+        return Miss(PATTERN, node, reason)
     epsilon = torch.finfo(accumulate_dtype(x_dtype)).eps if eps is None else number(eps)
     if epsilon is None:
         return Miss(PATTERN, node, f"eps is {eps}, not a number known when compiling")
@@ -53,91 +51,119 @@ def functional_rms_norm(node: fx.Node) -> Match | Miss | None:
     )
 
 
-@recogniser(PATTERN, "rsqrt", "sqrt", "pow")
+@recogniser(PATTERN, *ROOTS)
 def spelled_rms_norm(node: fx.Node) -> Match | Miss | None:
     """`x * rsqrt(x.square().mean(-1, keepdim=True) + eps) [* weight]` in any order and spelling."""
-    if kind(node) == "pow" and number(arg(node, "exponent")) != -0.5:
+    if divides(node) is None:
         return None
     radicand = _mean_square(node)
     if radicand is None or isinstance(radicand, Miss):
         return radicand
     squared, epsilon, inside = radicand
     x = strip_widening(squared)
-    scaled = _scaled(node, squared)
-    if scaled is None:
-        return Miss(PATTERN, node, f"no user multiplies {squared.name} by {node.name}")
-    y, between = scaled
-    tail = walk_scale(y, x)
-    inside |= {node, y, *between, *tail.interior}
-    if squared is not x:
-        inside.add(squared)
-    x_dtype, out = dtype(x), dtype(tail.end)
-    if x_dtype is None or tensor(x) is None:
+    found = applied(node, lambda numerator: numerator is x)
+    if found is None:
+        verb = "is divided" if divides(node) else "is multiplied"
+        return Miss(PATTERN, node, f"{x.name}, whose mean square this is, {verb} by no user of it")
+    y, _, between = found
+    x_dtype = dtype(x)
+    if x_dtype is None or not x_dtype.is_floating_point:
         return None
-    if x_dtype.itemsize < 4 and tail.weight is not None and dtype(tail.unscaled) != x_dtype:
-        rounds = False
-    else:
-        rounds = x_dtype.itemsize < 4 and tail.weight is not None
+    tail = walk_tail(y, x)
     kwargs: dict[str, object] = {}
     if tail.offset:
         kwargs["weight_offset"] = tail.offset
-    if rounds:
+    if tail.rounded:
         kwargs["round_before_weight"] = True
-    if out != x_dtype:
-        kwargs["out_dtype"] = out
+    if dtype(tail.end) != x_dtype:
+        kwargs["out_dtype"] = dtype(tail.end)
+    interior = frozenset({node, *inside, *between, *widenings(squared), *tail.interior})
     return Match(
-        PATTERN, rms_norm, (x, tail.weight, epsilon), kwargs, (Output(tail.end),), frozenset(inside)
+        PATTERN, rms_norm, (x, tail.weight, epsilon), kwargs, (Output(tail.end),), interior
     )
 
 
-def _mean_square(root: fx.Node) -> tuple[fx.Node, float, set[fx.Node]] | Miss | None:
-    """`(x, eps, nodes)` if `root`'s operand is the mean of x² over the last dimension plus eps."""
-    total = source(root)
-    if kind(total) != "add":
-        found = _squared_mean(total)
-        return (found[0], 0.0, found[1]) if isinstance(found, tuple) else None
-    reason: Miss | None = None
-    for mean, eps in commuted(total, "add"):
-        found = _squared_mean(mean)
-        if isinstance(found, str):
-            reason = Miss(PATTERN, root, found)
-        elif found is not None:
-            epsilon = number(eps)
-            if epsilon is None:
-                return Miss(PATTERN, root, f"eps is {eps}, not a number known when compiling")
-            return found[0], epsilon, {total, *found[1]}
-    if reason is None and kind(root) == "rsqrt":
-        terms = ", ".join(str(kind(t) or t) for t in operands(total, "add") or ())
-        return Miss(PATTERN, root, f"the root is over {terms}, not a mean of squares plus eps")
-    return reason
-
-
-def _squared_mean(node: object) -> tuple[fx.Node, set[fx.Node]] | str | None:
-    """`(x, nodes)` if `node` is mean(x², -1, keepdim=True), written as a mean or a sum over N."""
-    if not isinstance(node, fx.Node):
+@recogniser(PATTERN, "normalize", "vector_norm")
+def other_rms_norm(node: fx.Node) -> Match | Miss | None:
+    """Rows divided by their Euclidean length: near misses, whose eps is not under the root."""
+    order = number(arg(node, "p", arg(node, "ord", 2.0)))
+    if order != 2 or not is_last_dim(arg(node, "dim", 1), source(node)):
         return None
+    if kind(node) == "normalize":
+        eps = number(arg(node, "eps", 1e-12))
+        reason = f"F.normalize divides by max(norm, {eps:g}), not by sqrt(mean(x²) + eps)"
+        return Miss(PATTERN, node, reason)
+    reason = "the root mean square comes from a vector norm, so no eps is added under the root"
+    return Miss(PATTERN, node, reason)
+
+
+def not_one_dimension(shape: object) -> str | None:
+    """Why a normalized_shape is not one dimension, or None if it is."""
+    shape = value(shape)
+    if not isinstance(shape, tuple | list):
+        return f"normalized_shape is {shape}, not a shape known when compiling"
+    if len(shape) != 1:
+        return f"normalises over {len(shape)} dimensions {tuple(shape)}, not 1"
+    return None
+
+
+def squared_mean(node: fx.Node) -> tuple[fx.Node, set[fx.Node]] | str | None:
+    """`(x, nodes)` if `node` is the mean of x² over the last dimension, as a mean or a sum over N.
+
+    Returns:
+        A sentence if it is a mean of squares of another kind, None if it is none.
+    """
     inside = {node}
     reduced = node
     if kind(node) in ("div", "mul"):
-        pair = operands(node, kind(node) or "")
-        if pair is None or not isinstance(pair[0], fx.Node) or kind(pair[0]) != "sum":
+        found = _scaled_sum(node)
+        if found is None:
             return None
-        reduced, factor = pair[0], number(pair[1])
+        reduced, factor = found
         N = size(source(reduced), -1)
-        if factor is None or factor != (N if kind(node) == "div" else 1 / N):
-            return f"the sum is scaled by {pair[1]}, not divided by N={N}"
+        wanted = N if kind(node) == "div" else 1 / N if isinstance(N, int) else None
+        if factor is None or wanted is None or not math.isclose(factor, wanted, rel_tol=1e-9):
+            return f"the sum of squares is scaled by {factor}, not divided by N={N}"
         inside.add(reduced)
     elif kind(node) != "mean":
         return None
-    squares = source(reduced)
+    squares = strip_widening(source(reduced))
     x = _square_root_of(squares)
     if x is None:
         return None
     if not is_last_dim(arg(reduced, "dim"), squares):
         return f"the mean is over dimensions {arg(reduced, 'dim')}, not the last"
-    if arg(reduced, "keepdim") is not True:
-        return "the mean does not keep the reduced dimension"
-    return x, {*inside, squares}
+    return x, {*inside, squares, *widenings(source(reduced))}
+
+
+def _mean_square(root: fx.Node) -> tuple[fx.Node, float, set[fx.Node]] | Miss | None:
+    """`(x, eps, nodes)` if `root`'s operand is the mean of x² over the last dimension plus eps."""
+    seen = []
+    for statistic, eps, inside in radicands(root):
+        seen.append(kind(statistic) or str(statistic))
+        found = squared_mean(statistic)
+        if isinstance(found, str):
+            return Miss(PATTERN, root, found)
+        if found is None:
+            continue
+        epsilon = number(eps)
+        if epsilon is None:
+            return Miss(PATTERN, root, f"eps is {eps}, not a number known when compiling")
+        return found[0], epsilon, {*inside, *found[1]}
+    if kind(root) == "rsqrt" and seen:
+        terms = " + ".join(seen)
+        return Miss(PATTERN, root, f"the root is over {terms}, not a mean of squares plus eps")
+    return None
+
+
+def _scaled_sum(node: fx.Node) -> tuple[fx.Node, float | None] | None:
+    """`(sum, number)` if `node` is a sum divided by or multiplied with a number."""
+    left, right = operands(node, kind(node) or "") or (None, None)
+    if kind(left) == "sum" and isinstance(left, fx.Node):
+        return left, number(right)
+    if kind(node) == "mul" and kind(right) == "sum" and isinstance(right, fx.Node):
+        return right, number(left)
+    return None
 
 
 def _square_root_of(node: object) -> fx.Node | None:
@@ -150,49 +176,3 @@ def _square_root_of(node: object) -> fx.Node | None:
     elif (pair := operands(node, "mul")) and pair[0] is pair[1]:
         found = pair[0]
     return found if isinstance(found, fx.Node) else None
-
-
-def _scaled(root: fx.Node, squared: fx.Node) -> tuple[fx.Node, set[fx.Node]] | None:
-    """`(y, nodes between)`: the user of `root` that divides `squared` by the root mean square."""
-    divides = kind(root) == "sqrt"
-    for user in _through_casts(root):
-        pairs: Iterator[tuple[object, object]]
-        if divides and kind(user) == "reciprocal":
-            found = _scaled_by(user, squared)
-            if found:
-                return found[0], {user, *found[1]}
-            continue
-        if divides:
-            pairs = iter([pair] if (pair := operands(user, "div")) else [])
-        else:
-            pairs = commuted(user, "mul")
-        for numerator, factor in pairs:
-            if strip_casts(factor) is root and strip_casts(numerator) is strip_casts(squared):
-                return user, _casts(factor, root) | _casts(numerator, squared)
-    return None
-
-
-def _scaled_by(factor: fx.Node, squared: fx.Node) -> tuple[fx.Node, set[fx.Node]] | None:
-    for user in factor.users:
-        for numerator, other in commuted(user, "mul"):
-            if other is factor and strip_casts(numerator) is strip_casts(squared):
-                return user, _casts(numerator, squared)
-    return None
-
-
-def _through_casts(node: fx.Node) -> Iterator[fx.Node]:
-    for user in node.users:
-        yield user
-        if kind(user) == "cast":
-            yield from user.users
-
-
-def _casts(node: object, until: fx.Node) -> set[fx.Node]:
-    """The cast nodes from `node` back to `until`."""
-    found = set()
-    while isinstance(node, fx.Node) and node is not until and kind(node) == "cast":
-        found.add(node)
-        node = source(node)
-    return found
-
-
