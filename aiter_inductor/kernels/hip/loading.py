@@ -1,0 +1,81 @@
+"""From a declared variant of a HIP source to a kernel that can be launched."""
+
+from __future__ import annotations
+
+from functools import cache, lru_cache
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from aiter_inductor.core import jit
+from aiter_inductor.core.arch import KNOWN, arch_of
+from aiter_inductor.core.launch import Kernel, KernelSignature
+
+HOST = "host"
+_HERE = Path(__file__).parent
+_HOST_WAVE = 64
+
+CPP_TYPES = {
+    torch.bfloat16: "bf16",
+    torch.float16: "fp16",
+    torch.float32: "fp32",
+    torch.float8_e4m3fn: "fp8_e4m3fn",
+    torch.float8_e4m3fnuz: "fp8_e4m3fnuz",
+    torch.int8: "int8",
+}
+
+
+class Variant(Protocol):
+    """One compilation of a source: hashable, and able to say how it is built and launched."""
+
+    def __hash__(self) -> int:
+        """Of all that shapes the compilation."""
+
+    def module(self) -> jit.Module:
+        """Source and definitions."""
+
+    def signature(self) -> KernelSignature:
+        """The kernel's symbol and parameters."""
+
+
+def hip_module(name: str, source: str, **defines: object) -> jit.Module:
+    """A module of a source in this folder; True and False become 1 and 0."""
+    written = {
+        macro: str(int(value)) if isinstance(value, bool) else str(value)
+        for macro, value in defines.items()
+    }
+    return jit.Module(name, (_HERE / source,), defines=tuple(sorted(written.items())))
+
+
+def arch_name(device: torch.device) -> str:
+    """What a kernel for `device` is built for: `gfx…`, `sm_…`, or `host` for a CPU."""
+    return HOST if device.type == "cpu" else arch_of(device).name
+
+
+def wave_size(arch: str) -> int:
+    """Lanes that reduce among themselves without shared memory."""
+    return KNOWN[arch].wave_size if arch in KNOWN else _HOST_WAVE
+
+
+@cache
+def load_kernel(variant: Variant, arch: str) -> Kernel:
+    """The kernel, built if need be.
+
+    Raises:
+        BuildError: if it cannot be built.
+        RuntimeLibraryError: if there is no runtime library to launch it with.
+    """
+    settings = jit.default_settings()
+    return Kernel(jit.load(variant.module(), arch, settings), variant.signature(), settings)
+
+
+def why_not_ready(variant: Variant, arch: str) -> str | None:
+    """None once the kernel is built; until then a sentence, and a build in the background."""
+    outcome = _background().poll(variant.module(), arch)
+    return outcome if isinstance(outcome, str) else None
+
+
+@lru_cache
+def _background() -> jit.BackgroundBuilds:
+    return jit.BackgroundBuilds(jit.default_settings())

@@ -1,0 +1,88 @@
+// (residual +) RMSNorm or LayerNorm (+ quantisation): one read of the inputs, one write of each
+// output.
+//
+// Defined by the build, see norm.py, beside what rows.h needs: X (type of x and residual), W (of
+// the weight), B (of the bias), P (what x times weight promotes to), LAYER_NORM,
+// ROUND_BEFORE_WEIGHT, ROUND_NORM.
+#include "rows.h"
+
+// sum = x + residual, rounded as it is stored; the norm reads the rounded sum.
+SIMT_DEVICE void add_residual(const Place& place, const X* residual, X* sum, Row& x) {
+  UNROLL for (int v = 0; v < VECTORS; v++) {
+    if (!is_inside(place, v)) continue;
+    const int at = vector_of(place, v) * VEC;
+    float added[VEC];
+    load(residual + at, added);
+    UNROLL for (int i = 0; i < VEC; i++) x[v][i] += added[i];
+    round_all<X>(x[v]);
+    store(sum + at, x[v]);
+  }
+}
+
+SIMT_DEVICE void subtract_mean(const Place& place, i32 N, Row& x) {
+  SIMT_SHARED u32 slots[SLOTS];
+  float sum = 0.0f;
+  UNROLL for (int v = 0; v < VECTORS; v++)
+    UNROLL for (int i = 0; i < VEC; i++) sum += x[v][i];
+  const float mean = row_sum<LANES, THREADS>(sum, slots) / (float)N;
+  UNROLL for (int v = 0; v < VECTORS; v++) {
+    const float shift = is_inside(place, v) ? mean : 0.0f;
+    UNROLL for (int i = 0; i < VEC; i++) x[v][i] -= shift;
+  }
+}
+
+SIMT_DEVICE void divide_by_root_mean_square(i32 N, float eps, Row& x) {
+  SIMT_SHARED u32 slots[SLOTS];
+  float sum = 0.0f;
+  UNROLL for (int v = 0; v < VECTORS; v++)
+    UNROLL for (int i = 0; i < VEC; i++) sum = multiply_add(x[v][i], x[v][i], sum);
+  const float mean = row_sum<LANES, THREADS>(sum, slots) / (float)N;
+  const float factor = inverse_sqrt(mean + eps);
+  UNROLL for (int v = 0; v < VECTORS; v++)
+    UNROLL for (int i = 0; i < VEC; i++) x[v][i] *= factor;
+}
+
+// Where eager code rounds, so does this: see rms_norm in lowerings/norm.py.
+SIMT_DEVICE void multiply_by_weight(const W* weight, float offset, float (&x)[VEC]) {
+  float w[VEC];
+  load(weight, w);
+  UNROLL for (int i = 0; i < VEC; i++) w[i] += offset;
+  if (ROUND_BEFORE_WEIGHT) {
+    round_all<W>(w);
+    round_all<X>(x);
+  }
+  UNROLL for (int i = 0; i < VEC; i++) x[i] *= w[i];
+  if (ROUND_BEFORE_WEIGHT) round_all<P>(x);
+}
+
+SIMT_DEVICE void add_bias(const B* bias, float (&x)[VEC]) {
+  float b[VEC];
+  load(bias, b);
+  UNROLL for (int i = 0; i < VEC; i++) x[i] += b[i];
+}
+
+SIMT_KERNEL(THREADS)
+norm_kernel(const X* x, const X* residual, const W* weight, const B* bias, X* sum, OUT* out,
+            float* scale, i32 num_rows, i32 num_inner, i32 N, float eps, float weight_offset,
+            float amax_min, i64 x_outer, i64 x_inner, i64 residual_outer, i64 residual_inner,
+            i64 sum_outer, i64 sum_inner, i64 out_outer, i64 out_inner, i64 scale_outer,
+            i64 scale_inner) {
+  const Place place = Place::of_thread(num_rows, num_inner, N);
+  Row row;
+  load_row(place, row_of(place, x, x_outer, x_inner), row);
+  if (residual)
+    add_residual(place, row_of(place, residual, residual_outer, residual_inner),
+                 row_of(place, sum, sum_outer, sum_inner), row);
+  if (LAYER_NORM) subtract_mean(place, N, row);
+  divide_by_root_mean_square(N, eps, row);
+  UNROLL for (int v = 0; v < VECTORS; v++) {
+    if (!is_inside(place, v)) continue;
+    const int at = vector_of(place, v) * VEC;
+    if (weight) multiply_by_weight(weight + at, weight_offset, row[v]);
+    if (bias) add_bias(bias + at, row[v]);
+    if (ROUND_NORM) round_all<X>(row[v]);
+  }
+  store_row(place, row_of(place, out, out_outer, out_inner),
+            row_of(place, scale, scale_outer, scale_inner), amax_min, row);
+}
+SIMT_ENTRY(norm_kernel)

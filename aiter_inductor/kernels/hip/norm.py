@@ -1,0 +1,227 @@
+"""RMSNorm and LayerNorm, alone or after a residual addition; the Python side of norm.hip."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from aiter_inductor.core.jit import Module
+from aiter_inductor.core.launch import KernelSignature, f32, i32, pointer
+from aiter_inductor.kernels.hip.loading import (
+    CPP_TYPES,
+    arch_name,
+    hip_module,
+    load_kernel,
+    wave_size,
+)
+from aiter_inductor.kernels.hip.rows import (
+    Quantisation,
+    RowLayout,
+    check_row,
+    flat_strides,
+    nest_of,
+    stride_parameters,
+    widest_vector,
+)
+
+
+@dataclass(frozen=True)
+class NormVariant:
+    """One compilation of norm.hip.
+
+    Attributes:
+        layer: LayerNorm rather than RMSNorm.
+        dtype: of x, the residual and the sum.
+        weight_dtype: of the weight.
+        bias_dtype: of the bias.
+        round_before_weight: round to `dtype` before the weight is applied.
+        round_norm: round the result to `dtype` before it is quantised.
+        quantisation: how the rows are stored.
+        layout: how they lie over threads.
+    """
+
+    layer: bool
+    dtype: torch.dtype
+    weight_dtype: torch.dtype
+    bias_dtype: torch.dtype
+    round_before_weight: bool
+    round_norm: bool
+    quantisation: Quantisation
+    layout: RowLayout
+
+    def module(self) -> Module:
+        """norm.hip with these definitions."""
+        return hip_module(
+            "norm",
+            "norm.hip",
+            X=CPP_TYPES[self.dtype],
+            W=CPP_TYPES[self.weight_dtype],
+            B=CPP_TYPES[self.bias_dtype],
+            P=CPP_TYPES[torch.promote_types(self.dtype, self.weight_dtype)],
+            LAYER_NORM=self.layer,
+            ROUND_BEFORE_WEIGHT=self.round_before_weight,
+            ROUND_NORM=self.round_norm,
+            **self.quantisation.defines(),
+            **self.layout.defines(),
+        )
+
+    def signature(self) -> KernelSignature:
+        """norm_kernel's parameters."""
+        return KernelSignature(
+            "norm_kernel",
+            (
+                pointer("x", self.dtype),
+                pointer("residual", self.dtype, optional=True),
+                pointer("weight", self.weight_dtype, optional=True),
+                pointer("bias", self.bias_dtype, optional=True),
+                pointer("sum", self.dtype, optional=True),
+                pointer("out", self.quantisation.out_dtype),
+                pointer("scale", torch.float32, optional=True),
+                i32("num_rows"),
+                i32("num_inner"),
+                i32("N"),
+                f32("eps"),
+                f32("weight_offset"),
+                f32("amax_min"),
+                *stride_parameters("x", "residual", "sum", "out", "scale"),
+            ),
+        )
+
+
+def rms_norm(
+    x: Tensor,
+    weight: Tensor | None,
+    eps: float,
+    *,
+    weight_offset: float = 0.0,
+    round_before_weight: bool = False,
+    out_dtype: torch.dtype | None = None,
+) -> Tensor:
+    """RMSNorm of the rows of `x` [*, N]; see the op of this name."""
+    out = torch.empty_like(x, dtype=out_dtype or x.dtype)
+    norm_rows(
+        x,
+        out,
+        Quantisation("none", out.dtype),
+        eps=eps,
+        weight=weight,
+        weight_offset=weight_offset,
+        round_before_weight=round_before_weight,
+    )
+    return out
+
+
+def add_rms_norm(
+    x: Tensor,
+    residual: Tensor,
+    weight: Tensor | None,
+    eps: float,
+    *,
+    weight_offset: float = 0.0,
+    round_before_weight: bool = False,
+    out_dtype: torch.dtype | None = None,
+) -> tuple[Tensor, Tensor]:
+    """RMSNorm of `x + residual`, both [*, N], and the sum; see the op of this name."""
+    total = torch.empty_like(x)
+    out = torch.empty_like(total, dtype=out_dtype or total.dtype)
+    norm_rows(
+        x,
+        out,
+        Quantisation("none", out.dtype),
+        eps=eps,
+        weight=weight,
+        weight_offset=weight_offset,
+        round_before_weight=round_before_weight,
+        residual=residual,
+        total=total,
+    )
+    return out, total
+
+
+def layer_norm(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    *,
+    out_dtype: torch.dtype | None = None,
+) -> Tensor:
+    """LayerNorm of the rows of `x` [*, N]; see the op of this name."""
+    out = torch.empty_like(x, dtype=out_dtype or x.dtype)
+    quantisation = Quantisation("none", out.dtype)
+    norm_rows(x, out, quantisation, eps=eps, weight=weight, bias=bias, layer=True)
+    return out
+
+
+def norm_rows(
+    x: Tensor,
+    out: Tensor,
+    quantisation: Quantisation,
+    *,
+    eps: float,
+    layer: bool = False,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    weight_offset: float = 0.0,
+    round_before_weight: bool = False,
+    residual: Tensor | None = None,
+    total: Tensor | None = None,
+    scale: Tensor | None = None,
+    amax_min: float = 0.0,
+    round_norm: bool = False,
+    layout: RowLayout | None = None,
+) -> None:
+    """Normalise the rows of `x` into `out`, on the way adding and quantising.
+
+    Args:
+        x: [*, N], bf16, fp16 or fp32, last stride 1.
+        out: [*, N], written.
+        residual, total: [*, N], dtype of x; `total` is written with the sum, and normalised.
+        weight, bias: [N], contiguous.
+        scale: [*, 1] or [*, N / group_size], written; [] or [1], read, where the scale is static.
+        amax_min: lower bound of the largest magnitude behind a scale.
+        round_norm: round the result to the dtype of x before it is quantised.
+        layout: None for the default.
+
+    Raises:
+        ValueError: for shapes, strides or dtypes that the kernel does not take.
+    """
+    N, arch = x.shape[-1], arch_name(x.device)
+    rows = (x, residual, total, out)
+    scales = scale if quantisation.mode in ("token", "group") else None
+    present = tuple(tensor is not None for tensor in (*rows, scales))
+    vectors = [tensor for tensor in rows if tensor is not None]
+    nest = nest_of(*vectors, *([] if scales is None else [scales]))
+    if layout is None:
+        accessed = (*vectors, *(tensor for tensor in (weight, bias) if tensor is not None))
+        strides = nest.strides[: len(vectors)]
+        vec = widest_vector(N, x.element_size(), strides, accessed)
+        layout = _layout(N, vec, wave_size(arch), quantisation.group_size)
+    variant = NormVariant(
+        layer=layer,
+        dtype=x.dtype,
+        weight_dtype=x.dtype if weight is None else weight.dtype,
+        bias_dtype=x.dtype if bias is None else bias.dtype,
+        round_before_weight=round_before_weight and weight is not None,
+        round_norm=round_norm and x.dtype != torch.float32,
+        quantisation=quantisation,
+        layout=layout,
+    )
+    if x.numel() == 0:
+        return
+    load_kernel(variant, arch).launch(
+        layout.grid(nest.num_rows, N),
+        layout.threads,
+        0,
+        *(x, residual, weight, bias, total, out, scale),
+        *(nest.num_rows, nest.inner, N),
+        *(eps, weight_offset, amax_min),
+        *flat_strides(nest, present),
+    )
+
+
+def _layout(N: int, vec: int, wave: int, group_size: int) -> RowLayout:
+    check_row(N, group_size, vec, wave)
+    return RowLayout.choose(N, vec, wave, least_lanes=max(group_size // vec, 1), whole=True)

@@ -1,0 +1,104 @@
+// Element types, vectors of them in memory, and conversions; fp32 is what kernels compute in.
+#pragma once
+
+#include "simt.h"
+
+struct bf16 {
+  u16 bits;
+};
+struct fp16 {
+  u16 bits;
+};
+typedef float fp32;
+struct fp8_e4m3fn {
+  u8 bits;
+};
+struct fp8_e4m3fnuz {
+  u8 bits;
+};
+struct int8 {
+  u8 bits;
+};
+
+template <class A, class B> constexpr bool same = false;
+template <class A> constexpr bool same<A, A> = true;
+
+// A piece of memory that one instruction moves.
+template <int BYTES> struct alignas(BYTES) Chunk {
+  u32 words[BYTES / 4];
+  template <int SIZE> SIMT_DEVICE u32 get(const Chunk& c, int i) {
+    if constexpr (SIZE == 4) return c.words[i];
+    if constexpr (SIZE == 2) return c.words[i / 2] >> 16 * (i % 2) & 0xffff;
+  }
+};
+template <> struct alignas(2) Chunk<2> {
+  u16 half;
+  template <int SIZE> SIMT_DEVICE u32 get(const Chunk& c, int) { return c.half; }
+};
+template <> struct alignas(1) Chunk<1> {
+  u8 byte;
+};
+
+template <class T> SIMT_DEVICE float decode(u32 bits) {
+  if constexpr (same<T, bf16>) return float_of(bits << 16);
+  if constexpr (same<T, fp16>) return decode_fp16(bits);
+  if constexpr (same<T, fp32>) return float_of(bits);
+}
+
+// Two elements of 16 bits in one word.
+template <class T> SIMT_DEVICE u32 encode_pair(float low, float high) {
+  if constexpr (same<T, bf16>) return encode_bf16x2(low, high);
+  if constexpr (same<T, fp16>) return encode_fp16x2(low, high);
+}
+
+// x as it would be after a store and a load.
+template <class T> SIMT_DEVICE float rounded(float x) {
+  if constexpr (same<T, fp32>)
+    return x;
+  else
+    return decode<T>(encode_pair<T>(x, 0.0f) & 0xffff);
+}
+
+template <class T, int N> SIMT_DEVICE void round_all(float (&x)[N]) {
+  if constexpr (!same<T, fp32>) {
+    if constexpr (N == 1) {
+      x[0] = rounded<T>(x[0]);
+    } else {
+      UNROLL for (int i = 0; i < N; i += 2) {
+        const u32 pair = encode_pair<T>(x[i], x[i + 1]);
+        x[i] = decode<T>(pair & 0xffff);
+        x[i + 1] = decode<T>(pair >> 16);
+      }
+    }
+  }
+}
+
+// `from` is aligned to the vector's size, or to 16 bytes where the vector is longer.
+template <class T, int N> SIMT_DEVICE void load(const T* from, float (&to)[N]) {
+  constexpr int BYTES = N * (int)sizeof(T), PART = BYTES < 16 ? BYTES : 16;
+  constexpr int EACH = PART / (int)sizeof(T);
+  UNROLL for (int part = 0; part < BYTES / PART; part++) {
+    const Chunk<PART> chunk = ((const Chunk<PART>*)from)[part];
+    UNROLL for (int i = 0; i < EACH; i++)
+      to[part * EACH + i] = decode<T>(Chunk<PART>::template get<(int)sizeof(T)>(chunk, i));
+  }
+}
+
+template <class T, int N> SIMT_DEVICE void store(T* to, const float (&from)[N]) {
+  constexpr int BYTES = N * (int)sizeof(T), PART = BYTES < 16 ? BYTES : 16;
+  if constexpr (BYTES == 2) {
+    ((Chunk<2>*)to)->half = (u16)encode_pair<T>(from[0], 0.0f);
+  } else {
+    UNROLL for (int part = 0; part < BYTES / PART; part++) {
+      Chunk<PART> chunk;
+      UNROLL for (int i = 0; i < PART / 4; i++) {
+        const int word = part * (PART / 4) + i;
+        if constexpr (sizeof(T) == 4)
+          chunk.words[i] = bits_of(from[word]);
+        else
+          chunk.words[i] = encode_pair<T>(from[2 * word], from[2 * word + 1]);
+      }
+      ((Chunk<PART>*)to)[part] = chunk;
+    }
+  }
+}

@@ -1,0 +1,127 @@
+"""Quantisation by one scale a row, one a group, or a given one; the Python side of quant.hip."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from aiter_inductor.core.jit import Module
+from aiter_inductor.core.launch import KernelSignature, f32, i32, pointer
+from aiter_inductor.kernels.hip.loading import (
+    CPP_TYPES,
+    arch_name,
+    hip_module,
+    load_kernel,
+    wave_size,
+)
+from aiter_inductor.kernels.hip.rows import (
+    Quantisation,
+    RowLayout,
+    check_row,
+    flat_strides,
+    nest_of,
+    scales_for,
+    stride_parameters,
+    widest_vector,
+)
+
+
+@dataclass(frozen=True)
+class QuantVariant:
+    """One compilation of quant.hip, for inputs of `dtype`."""
+
+    dtype: torch.dtype
+    quantisation: Quantisation
+    layout: RowLayout
+
+    def module(self) -> Module:
+        """quant.hip with these definitions."""
+        return hip_module(
+            "quant",
+            "quant.hip",
+            X=CPP_TYPES[self.dtype],
+            **self.quantisation.defines(),
+            **self.layout.defines(),
+        )
+
+    def signature(self) -> KernelSignature:
+        """quant_kernel's parameters."""
+        return KernelSignature(
+            "quant_kernel",
+            (
+                pointer("x", self.dtype),
+                pointer("out", self.quantisation.out_dtype),
+                pointer("scale", torch.float32),
+                i32("num_rows"),
+                i32("num_inner"),
+                i32("N"),
+                f32("amax_min"),
+                *stride_parameters("x", "out", "scale"),
+            ),
+        )
+
+
+def quant_static(x: Tensor, scale: Tensor, *, dtype: torch.dtype) -> Tensor:
+    """`x` [*, N] divided by `scale` and rounded to `dtype`; see the op of this name."""
+    out = torch.empty_like(x, dtype=dtype)
+    quant_rows(x, out, scale, Quantisation("static", dtype))
+    return out
+
+
+def quant_per_token(
+    x: Tensor, *, dtype: torch.dtype, amax_min: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """Each row of `x` [*, N] by its own scale; see the op of this name."""
+    out, scale = torch.empty_like(x, dtype=dtype), scales_for(x, None)
+    quant_rows(x, out, scale, Quantisation("token", dtype), amax_min=amax_min)
+    return out, scale
+
+
+def quant_per_group(
+    x: Tensor, *, group_size: int, dtype: torch.dtype, amax_min: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """Each group of a row of `x` [*, N] by its own scale; see the op of this name."""
+    out, scale = torch.empty_like(x, dtype=dtype), scales_for(x, group_size)
+    quant_rows(x, out, scale, Quantisation("group", dtype, group_size), amax_min=amax_min)
+    return out, scale
+
+
+def quant_rows(
+    x: Tensor,
+    out: Tensor,
+    scale: Tensor,
+    quantisation: Quantisation,
+    *,
+    amax_min: float = 0.0,
+    layout: RowLayout | None = None,
+) -> None:
+    """Quantise the rows of `x` [*, N] into `out`.
+
+    Args:
+        scale: [*, 1] or [*, N / group_size], written; [] or [1], read, where the scale is static.
+        amax_min: lower bound of the largest magnitude behind a scale.
+        layout: None for the default.
+
+    Raises:
+        ValueError: for shapes or strides that the kernel does not take.
+    """
+    N, arch = x.shape[-1], arch_name(x.device)
+    static = quantisation.mode == "static"
+    nest = nest_of(x, out, *([] if static else [scale]))
+    if layout is None:
+        vec = widest_vector(N, x.element_size(), nest.strides[:2], (x, out))
+        wave, group_size = wave_size(arch), quantisation.group_size
+        check_row(N, group_size, vec, wave)
+        whole, least_lanes = quantisation.mode == "token", max(group_size // vec, 1)
+        layout = RowLayout.choose(N, vec, wave, least_lanes=least_lanes, whole=whole)
+    if x.numel() == 0:
+        return
+    load_kernel(QuantVariant(x.dtype, quantisation, layout), arch).launch(
+        layout.grid(nest.num_rows, N),
+        layout.threads,
+        0,
+        *(x, out, scale, nest.num_rows, nest.inner, N, amax_min),
+        *flat_strides(nest, (True, True, not static)),
+    )

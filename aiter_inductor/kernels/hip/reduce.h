@@ -1,0 +1,34 @@
+// Reductions over the lanes that share a row: within a wave, or over a whole block through LDS.
+#pragma once
+
+#include "simt.h"
+
+struct Sum {
+  SIMT_DEVICE u32 of(u32 a, u32 b) { return bits_of(float_of(a) + float_of(b)); }
+};
+
+// Of magnitudes, compared as integers: the order is the same, and NaN, the largest, is kept.
+struct Largest {
+  SIMT_DEVICE u32 of(u32 a, u32 b) { return a > b ? a : b; }
+};
+
+SIMT_DEVICE u32 magnitude(float x) { return bits_of(x) & 0x7fffffff; }
+
+// Over the WIDTH threads of a row; `slots` holds BLOCK / WAVE words that no other reduction of
+// the kernel uses, which saves the barrier before the next one.
+template <int WIDTH, int BLOCK, class Op> SIMT_DEVICE u32 row_reduce(u32 x, u32* slots) {
+  if constexpr (WIDTH <= WAVE) return wave_reduce<WIDTH, Op>(x);
+  static_assert(WIDTH <= WAVE || (WIDTH == BLOCK && BLOCK % WAVE == 0), "whole waves");
+  if constexpr (WIDTH > WAVE) {
+    x = wave_reduce<WAVE, Op>(x);
+    if (thread_index() % WAVE == 0) slots[thread_index() / WAVE] = x;
+    barrier();
+    x = slots[0];
+    UNROLL for (int i = 1; i < BLOCK / WAVE; i++) x = Op::of(x, slots[i]);
+  }
+  return x;
+}
+
+template <int WIDTH, int BLOCK> SIMT_DEVICE float row_sum(float x, u32* slots) {
+  return float_of(row_reduce<WIDTH, BLOCK, Sum>(bits_of(x), slots));
+}

@@ -1,0 +1,84 @@
+// Rows that threads keep in registers, and how they are stored: as they are or quantised.
+//
+// Defined by the build, see rows.py: OUT (element type of the output), QUANT (0 none, 1 one scale a
+// row, 2 one a group, 3 given), GROUP, THREADS a block, LANES a row, VECTORS a thread, VEC elements
+// a vector. A row without any reduction over all of it may be cut into chunks, one a block_y.
+#pragma once
+
+#include "quantize.h"
+#include "reduce.h"
+
+constexpr bool PER_ROW = QUANT == 1, PER_GROUP = QUANT == 2, STATIC = QUANT == 3;
+constexpr int SLOTS = THREADS / WAVE + 1;
+
+typedef float Row[VECTORS][VEC];
+
+// Where a thread stands. Rows are visited by two nested loops; each tensor has a stride for either.
+struct Place {
+  i64 outer, inner;
+  int first;  // of its vectors; the next ones follow in steps of LANES
+  int num_vectors;
+
+  SIMT_DEVICE Place of_thread(i32 num_rows, i32 num_inner, i32 N) {
+    const i32 row = block_x() * (THREADS / LANES) + thread_index() / LANES;
+    const int first = block_y() * (VECTORS * LANES) + thread_index() % LANES;
+    return {row / num_inner, row % num_inner, first, row < num_rows ? N / VEC : 0};
+  }
+};
+
+template <class T> SIMT_DEVICE T* row_of(const Place& place, T* base, i64 outer, i64 inner) {
+  return base + (place.outer * outer + place.inner * inner);
+}
+
+SIMT_DEVICE int vector_of(const Place& place, int v) { return place.first + v * LANES; }
+SIMT_DEVICE bool is_inside(const Place& place, int v) {
+  return vector_of(place, v) < place.num_vectors;
+}
+
+// What lies outside the row becomes 0.
+template <class T> SIMT_DEVICE void load_row(const Place& place, const T* row, Row& to) {
+  UNROLL for (int v = 0; v < VECTORS; v++) {
+    if (is_inside(place, v)) {
+      load(row + vector_of(place, v) * VEC, to[v]);
+    } else {
+      UNROLL for (int i = 0; i < VEC; i++) to[v][i] = 0.0f;
+    }
+  }
+}
+
+SIMT_DEVICE u32 largest_of(const float (&x)[VEC]) {
+  u32 largest = 0;
+  UNROLL for (int i = 0; i < VEC; i++) largest = Largest::of(largest, magnitude(x[i]));
+  return largest;
+}
+
+// `out` and `scale` point to the row's first element and scale; STATIC reads `scale`.
+SIMT_DEVICE void store_row(const Place& place, OUT* out, float* scale, float amax_min,
+                           const Row& x) {
+  SIMT_SHARED u32 slots[SLOTS];
+  Divisor divisor;
+  if constexpr (PER_ROW) {
+    u32 amax = 0;
+    UNROLL for (int v = 0; v < VECTORS; v++) amax = Largest::of(amax, largest_of(x[v]));
+    amax = row_reduce<LANES, THREADS, Largest>(amax, slots);
+    divisor = Divisor::by(scale_of<OUT>(amax, amax_min));
+    if (place.first == 0 && place.num_vectors) *scale = divisor.scale;
+  }
+  if constexpr (STATIC) divisor = Divisor::by(*scale);
+  UNROLL for (int v = 0; v < VECTORS; v++) {
+    const int at = vector_of(place, v) * VEC;
+    if constexpr (PER_GROUP) {
+      const u32 amax = wave_reduce<GROUP / VEC, Largest>(largest_of(x[v]));
+      divisor = Divisor::by(scale_of<OUT>(amax, amax_min));
+      if (is_inside(place, v) && at % GROUP == 0) scale[at / GROUP] = divisor.scale;
+    }
+    if (!is_inside(place, v)) continue;
+    if constexpr (QUANT == 0) {
+      store(out + at, x[v]);
+    } else {
+      float q[VEC];
+      quantize<OUT, !STATIC>(divisor, x[v], q);
+      store_quantized(out + at, q);
+    }
+  }
+}

@@ -1,0 +1,182 @@
+"""How rows are laid over threads: the Python side of rows.h."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from aiter_inductor.core.launch import Parameter, i64
+from aiter_inductor.core.rows import RowNest, row_nest
+from aiter_inductor.kernels.hip.loading import CPP_TYPES
+
+VECTOR_BYTES = 16
+MAX_THREADS = 1024
+SMALL_BLOCK = 256  # threads of a block that holds several rows, or a chunk of one
+WIDE_BLOCK = 512  # threads of a block that holds one row, until a thread would hold 8 vectors
+MAX_ROW = 65536  # 64 fp32 registers in each of 1024 threads
+
+QUANT_MODES = ("none", "token", "group", "static")
+
+
+@dataclass(frozen=True)
+class RowLayout:
+    """A division of rows among threads.
+
+    Attributes:
+        threads: of a block.
+        lanes: threads of a row; fewer than `threads` where a block holds several rows.
+        vectors: that a thread holds.
+        vec: elements of a vector; a power of two.
+    """
+
+    threads: int
+    lanes: int
+    vectors: int
+    vec: int
+
+    @classmethod
+    def choose(cls, N: int, vec: int, wave: int, *, least_lanes: int, whole: bool) -> RowLayout:
+        """The default layout.
+
+        Args:
+            N: elements of a row, a multiple of `vec`.
+            wave: lanes of a wave.
+            least_lanes: lanes that reduce together, a power of two up to `wave`.
+            whole: a row stays within one block, because something is reduced over all of it.
+        """
+        num_vectors = N // vec
+        if num_vectors <= wave:
+            lanes = max(1 << (num_vectors - 1).bit_length(), least_lanes)
+            return cls(SMALL_BLOCK, lanes, 1, vec)
+        if not whole:
+            return cls(SMALL_BLOCK, SMALL_BLOCK, 1, vec)
+        widest = WIDE_BLOCK if num_vectors <= 8 * WIDE_BLOCK else MAX_THREADS
+        vectors = -(-num_vectors // widest)
+        threads = -(-num_vectors // (vectors * wave)) * wave
+        return cls(threads, threads, vectors, vec)
+
+    def grid(self, num_rows: int, N: int) -> tuple[int, int]:
+        """Blocks over the rows, and chunks of a row."""
+        rows_a_block = self.threads // self.lanes
+        chunks = -(-(N // self.vec) // (self.lanes * self.vectors))
+        return -(-num_rows // rows_a_block), chunks
+
+    def defines(self) -> dict[str, int]:
+        """As rows.h names them."""
+        return {
+            "THREADS": self.threads,
+            "LANES": self.lanes,
+            "VECTORS": self.vectors,
+            "VEC": self.vec,
+        }
+
+
+@dataclass(frozen=True)
+class Quantisation:
+    """How rows are stored.
+
+    Attributes:
+        mode: `none`, `token`, `group` or `static`.
+        out_dtype: of the rows written.
+        group_size: elements that share a scale, where the mode is `group`.
+    """
+
+    mode: str
+    out_dtype: torch.dtype
+    group_size: int = 1
+
+    @classmethod
+    def dynamic(cls, dtype: torch.dtype, group_size: int | None) -> Quantisation:
+        """One scale a row, or one a group."""
+        if group_size is None:
+            return cls("token", dtype)
+        return cls("group", dtype, group_size)
+
+    def defines(self) -> dict[str, object]:
+        """As rows.h names them."""
+        return {
+            "QUANT": QUANT_MODES.index(self.mode),
+            "GROUP": self.group_size,
+            "OUT": CPP_TYPES[self.out_dtype],
+        }
+
+
+def scales_for(x: Tensor, group_size: int | None) -> Tensor:
+    """[*, 1] or [*, N / group_size], fp32, to be written."""
+    groups = 1 if group_size is None else x.shape[-1] // group_size
+    return x.new_empty((*x.shape[:-1], groups), dtype=torch.float32)
+
+
+def nest_of(*tensors: Tensor) -> RowNest:
+    """The two loops over the rows of `tensors`.
+
+    Raises:
+        ValueError: if the last stride of one is not 1, or if the rows need more than two loops.
+    """
+    for tensor in tensors:
+        if tensor.shape[-1] > 1 and tensor.stride(-1) != 1:
+            raise ValueError(
+                f"rows of shape {tuple(tensor.shape)}, strides {tensor.stride()} are not contiguous"
+            )
+    nest = row_nest(*tensors)
+    if nest is None:
+        strides = ", ".join(str(tensor.stride()) for tensor in tensors)
+        raise ValueError(f"rows of shape {tuple(tensors[0].shape)} with strides {strides} need "
+                         "more than two loops")  # fmt: skip
+    return nest
+
+
+def stride_parameters(*names: str) -> tuple[Parameter, ...]:
+    """`<name>_outer` and `<name>_inner` for each tensor, in elements."""
+    return tuple(i64(f"{name}_{loop}") for name in names for loop in ("outer", "inner"))
+
+
+def widest_vector(
+    N: int, itemsize: int, strides: tuple[tuple[Any, Any], ...], accessed: tuple[Tensor, ...]
+) -> int:
+    """Elements that one access may hold: 16 bytes, if N, strides and addresses are multiples.
+
+    Args:
+        itemsize: bytes of an element of the input that decides.
+        strides: outer and inner ones of the row tensors, in elements.
+        accessed: tensors read and written by vectors.
+    """
+    vec = VECTOR_BYTES // itemsize
+    counts = [N, *(stride for pair in strides for stride in pair)]
+    while vec > 1:
+        fits = all(count % vec == 0 for count in counts)
+        if fits and all(_is_aligned(tensor, vec) for tensor in accessed):
+            return vec
+        vec //= 2
+    return 1
+
+
+def _is_aligned(tensor: Tensor, vec: int) -> bool:
+    bytes_moved = min(vec * tensor.element_size(), VECTOR_BYTES)
+    return tensor.data_ptr() % bytes_moved == 0
+
+
+def check_row(N: int, group_size: int, vec: int, wave: int) -> None:
+    """Refuse what the row kernels do not take.
+
+    Raises:
+        ValueError: a sentence with the values.
+    """
+    if not 0 < N <= MAX_ROW:
+        raise ValueError(f"N={N} is outside 1 to {MAX_ROW}, the rows one block holds")
+    if group_size & (group_size - 1) or N % group_size:
+        raise ValueError(f"group_size={group_size} is not a power of two that divides N={N}")
+    if group_size > vec * wave:
+        raise ValueError(
+            f"group_size={group_size} exceeds {vec * wave}, what {wave} lanes hold in vectors of "
+            f"{vec} elements"
+        )
+
+
+def flat_strides(nest: RowNest, present: tuple[bool, ...]) -> list[Any]:
+    """The nest's strides in the order of the parameters, zeros for tensors that are absent."""
+    given = iter(nest.strides)
+    return [stride for here in present for stride in (next(given) if here else (0, 0))]

@@ -1,0 +1,27 @@
+// One vocabulary for four targets: hip-clang without any ROCm header, nvcc or NVRTC, hiprtc, and
+// g++ or clang++ on the host, where the threads of a block are fibers. Each backend header defines
+//
+//   SIMT_DEVICE, SIMT_KERNEL(threads), SIMT_ENTRY(kernel), SIMT_SHARED, UNROLL
+//   WAVE, thread_index(), block_x(), block_y(), barrier()
+//   wave_reduce<WIDTH, Op>(bits)    over aligned groups of WIDTH lanes; every lane gets the result
+//   bits_of, float_of, multiply_add, inverse_sqrt, reciprocal, power_of_two, median
+//   encode_bf16x2, encode_fp16x2, decode_fp16   round to nearest even
+//   HAS_NATIVE_FP8<F>, native_fp8x4<F>      for flavours that the chip converts to by itself
+#pragma once
+
+typedef unsigned char u8;
+typedef unsigned short u16;
+typedef unsigned int u32;
+typedef unsigned long long u64;
+typedef int i32;
+typedef long long i64;
+
+enum class Fp8 { e4m3fn, e4m3fnuz };
+
+#if defined(__HIP__) || defined(__HIPCC_RTC__)
+#include "simt_amd.h"
+#elif defined(__CUDACC__)
+#include "simt_nvidia.h"
+#else
+#include "simt_host.h"
+#endif

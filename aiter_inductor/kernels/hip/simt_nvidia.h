@@ -1,0 +1,54 @@
+// simt.h for sm_90 through nvcc or NVRTC.
+#pragma once
+
+#define SIMT_DEVICE static __device__ __forceinline__
+#define SIMT_KERNEL(threads) extern "C" __global__ void __launch_bounds__(threads)
+#define SIMT_ENTRY(kernel)
+#define SIMT_SHARED __shared__
+#define UNROLL _Pragma("unroll")
+
+constexpr int WAVE = 32;
+
+SIMT_DEVICE u32 bits_of(float x) { return __float_as_uint(x); }
+SIMT_DEVICE float float_of(u32 x) { return __uint_as_float(x); }
+SIMT_DEVICE int thread_index() { return threadIdx.x; }
+SIMT_DEVICE int block_x() { return blockIdx.x; }
+SIMT_DEVICE int block_y() { return blockIdx.y; }
+SIMT_DEVICE void barrier() { __syncthreads(); }
+
+template <int WIDTH, class Op> SIMT_DEVICE u32 wave_reduce(u32 x) {
+  static_assert(WIDTH <= WAVE && (WIDTH & (WIDTH - 1)) == 0, "a power of two within a wave");
+  UNROLL for (int step = 1; step < WIDTH; step *= 2) x = Op::of(x, __shfl_xor_sync(~0u, x, step));
+  return x;
+}
+
+SIMT_DEVICE float multiply_add(float a, float b, float c) { return __fmaf_rn(a, b, c); }
+SIMT_DEVICE float inverse_sqrt(float x) { return rsqrtf(x); }
+SIMT_DEVICE float reciprocal(float x) { return __frcp_rn(x); }
+SIMT_DEVICE float power_of_two(float x) { return exp2f(x); }
+SIMT_DEVICE float median(float x, float low, float high) { return fminf(fmaxf(x, low), high); }
+
+SIMT_DEVICE u32 encode_bf16x2(float low, float high) {
+  u32 packed;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
+  return packed;
+}
+SIMT_DEVICE u32 encode_fp16x2(float low, float high) {
+  u32 packed;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
+  return packed;
+}
+SIMT_DEVICE float decode_fp16(u32 bits) {
+  float x;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(x) : "h"((u16)bits));
+  return x;
+}
+
+template <Fp8 F> constexpr bool HAS_NATIVE_FP8 = F == Fp8::e4m3fn;
+
+template <Fp8 F> SIMT_DEVICE u32 native_fp8x4(float a, float b, float c, float d) {
+  u16 low, high;
+  asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(low) : "f"(b), "f"(a));
+  asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(high) : "f"(d), "f"(c));
+  return (u32)low | (u32)high << 16;
+}
