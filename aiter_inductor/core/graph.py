@@ -148,6 +148,14 @@ def strip_casts(node: Any) -> Any:
     return skip(node, TRANSPARENT | {"cast"})
 
 
+def widens(cast: fx.Node) -> bool:
+    """Whether a cast loses nothing: the same dtype, or fp32 and above from a narrower float."""
+    before, after = dtype(source(cast)), dtype(cast)
+    if before is None or after is None or not before.is_floating_point:
+        return False
+    return before == after or (before.itemsize < after.itemsize and after.itemsize >= 4)
+
+
 def only_user(node: fx.Node) -> fx.Node | None:
     """The single user of `node`, or None if it has none or several."""
     return next(iter(node.users)) if len(node.users) == 1 else None

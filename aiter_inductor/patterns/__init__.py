@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from aiter_inductor.core.match import Fusion, Recogniser
 from aiter_inductor.patterns.fusion import add_norm, into_quant, rope_pair
-from aiter_inductor.patterns.raising import layer_norm, rms_norm, rope
+from aiter_inductor.patterns.raising import act_and_mul, layer_norm, rms_norm, rope
 
 RAISING: tuple[Recogniser, ...] = (
     layer_norm.functional_layer_norm,
@@ -13,7 +13,10 @@ RAISING: tuple[Recogniser, ...] = (
     rms_norm.functional_rms_norm,
     rms_norm.spelled_rms_norm,
     rms_norm.other_rms_norm,
+    quant.spelled_quant,
     rope.rotary_embedding,
+    act_and_mul.gated_activation,
+    act_and_mul.clamped_swiglu,
 )
 
 FUSION: tuple[Fusion, ...] = (

@@ -118,7 +118,7 @@ def _rotation(lanes: Lanes, end: fx.Node, cells: Sequence[Cell]) -> Rotation | O
         return Obstacle(f"{R} leading elements of {end.name} are sums of two products, not pairs")
     nearest = Obstacle(_no_tensor(lanes, end, cells[:R]))
     for x in _inputs(lanes, end, len(cells)):
-        place = {read: i for i, read in enumerate(_reads(lanes, x, 1))}
+        place = {read: i for i, read in enumerate(_reads(lanes, x))}
         found = _rotation_of(lanes, end, x, place, cells, R)
         if isinstance(found, Rotation):
             return found
@@ -130,14 +130,15 @@ def _inputs(lanes: Lanes, end: fx.Node, width: int) -> Iterator[fx.Node]:
     """Nodes of `end`'s size whose elements are all different, the earliest first."""
     for node, rank in list(lanes.read):
         if rank == 1 and sizes(node) == sizes(end):
-            reads = _reads(lanes, node, 1)
+            reads = _reads(lanes, node)
             if len(reads) == width == len(set(reads)):
                 yield node
 
 
-def _reads(lanes: Lanes, node: fx.Node, rank: int) -> list[Read]:
-    grid = lanes.read.get((node, rank))
-    return (grid.reads() if grid is not None else None) or []
+def _reads(lanes: Lanes, node: fx.Node) -> tuple[Read, ...]:
+    """The elements that the last dimension of `node` holds; none if it is no such row."""
+    grid = lanes.read.get((node, 1))
+    return (grid.reads if grid is not None else None) or ()
 
 
 def _no_tensor(lanes: Lanes, end: fx.Node, cells: Sequence[Cell]) -> str:
@@ -260,16 +261,16 @@ def _table(
         pair, _ = _pair(i, half, interleaved)
         shared = shared and pairs[pair] in (None, read)
         pairs[pair] = read
-    full = _holding(lanes, list(reads))
-    narrow = _holding(lanes, pairs) if shared else None
+    full = _holding(lanes, tuple(reads))
+    narrow = _holding(lanes, tuple(pairs)) if shared else None
     options = ((full, R), (narrow, half)) if prefer_full else ((narrow, half), (full, R))
     return next((option for option in options if option[0] is not None), None)
 
 
-def _holding(lanes: Lanes, wanted: Sequence[Read | None]) -> Any:
+def _holding(lanes: Lanes, wanted: tuple[Read | None, ...]) -> Any:
     """The earliest node, or the cheapest view to insert, whose elements are `wanted`."""
     for node, rank in lanes.read:
-        if rank == 1 and _reads(lanes, node, 1) == wanted:
+        if rank == 1 and _reads(lanes, node) == wanted:
             return node
     first = wanted[0]
     if first is None:
@@ -278,9 +279,9 @@ def _holding(lanes: Lanes, wanted: Sequence[Read | None]) -> Any:
     if rank != 1:
         return None
     if (found := tensor(node)) is not None and found.is_complex():
-        if wanted == [(node, 1, 2 * i + start) for i in range(len(wanted))] and start < 2:
+        if wanted == tuple((node, 1, 2 * i + start) for i in range(len(wanted))) and start < 2:
             return Derived(torch.select, (Derived(torch.view_as_real, (node,)), -1, start))
-    elif wanted == [(node, 1, start + i) for i in range(len(wanted))]:
+    elif wanted == tuple((node, 1, start + i) for i in range(len(wanted))):
         return Derived(torch.narrow, (node, -1, start, len(wanted)))
     return None
 

@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from torch import fx
 
@@ -64,14 +65,15 @@ class Grid:
         turned = (tuple((-sign, reads) for sign, reads in cell) for cell in self.cells)
         return Grid(self.shape, tuple(turned))
 
-    def reads(self) -> list[Read] | None:
+    @cached_property
+    def reads(self) -> tuple[Read, ...] | None:
         """The one element behind each cell, if every cell is just that."""
         found = []
         for cell in self.cells:
             if len(cell) != 1 or cell[0][0] != 1 or len(cell[0][1]) != 1:
                 return None
             found.append(cell[0][1][0])
-        return found
+        return tuple(found)
 
 
 def join(grids: Sequence[Grid], axis: int) -> Grid:

@@ -16,7 +16,7 @@ import torch
 from torch import fx
 
 from aiter_inductor.core.dtypes import accumulate_dtype
-from aiter_inductor.core.graph import arg, dtype, kind, ndim, operands, source, value
+from aiter_inductor.core.graph import arg, dtype, kind, ndim, operands, source, value, widens
 from aiter_inductor.patterns.raising.rope_grid import Grid, join
 from aiter_inductor.patterns.raising.rope_views import last_sizes, viewed
 
@@ -117,7 +117,7 @@ class Lanes:
 
     def _elements(self, node: fx.Node, rank: int) -> Grid | None:
         if kind(node) == "cast":
-            return self.elements(source(node), rank) if is_widening(node) else None
+            return self.elements(source(node), rank) if widens(node) else None
         if kind(node) == "view_as_complex":
             return self.elements(source(node), rank + 1)
         return None if _is_complex(node) else viewed(node, rank, self.elements)
@@ -170,14 +170,6 @@ def _complex_product(left: Grid, right: Grid, shape: tuple[int, ...]) -> Grid | 
 def _is_complex(node: Any) -> bool:
     found = value(node)
     return isinstance(found, torch.Tensor) and found.is_complex()
-
-
-def is_widening(cast: fx.Node) -> bool:
-    """Whether a cast loses nothing: the same dtype, or fp32 and above from a narrower float."""
-    before, after = dtype(source(cast)), dtype(cast)
-    if before is None or after is None or not before.is_floating_point:
-        return False
-    return before == after or (before.itemsize < after.itemsize and after.itemsize >= 4)
 
 
 def repeats_itself(node: fx.Node) -> bool:
