@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from aiter_inductor.core.match import Fusion, Recogniser
 from aiter_inductor.patterns.fusion import add_norm, into_quant, rope_pair
-from aiter_inductor.patterns.raising import act_and_mul, layer_norm, rms_norm, rope
+from aiter_inductor.patterns.raising import act_and_mul, layer_norm, quant, rms_norm, rope
 
 RAISING: tuple[Recogniser, ...] = (
     layer_norm.functional_layer_norm,
