@@ -23,6 +23,7 @@ EPS = 1e-6
 
 NORM_DIMS: Dims = {"num_rows": 4096, "N": 7168}
 QUANT_DIMS: Dims = {**NORM_DIMS, "group_size": 0}
+GROUP_DIMS: Dims = {**NORM_DIMS, "group_size": 128}
 ROPE_DIMS: Dims = {
     "batch": 2,
     "num_tokens": 4096,
@@ -69,27 +70,29 @@ def _bf16(*shape: int) -> Tensor:
     return torch.empty(shape, dtype=torch.bfloat16, device="meta")
 
 
-def _norm(names: str, quantised: bool) -> Family:
+def _scales(names: str, dims: Dims, fp8: torch.dtype) -> dict[str, Any]:
+    """The keywords of a quantising op; one whose scale is given takes no group size."""
+    if "scale" in names:
+        return {"dtype": fp8}
+    return {"dtype": fp8, "group_size": dims["group_size"] or None}
+
+
+def _rows(names: str, quantised: bool) -> Family:
+    """Ops over rows, alone or normalised."""
+    grouped = quantised and "scale" not in names
+
     def example(dims: Dims, fp8: torch.dtype) -> Arguments:
-        N = dims["N"]
-        given = {
-            "x": _bf16(dims["num_rows"], N),
-            "residual": _bf16(dims["num_rows"], N),
-            "grad": _bf16(dims["num_rows"], N),
-            "grad_sum": _bf16(dims["num_rows"], N),
-            "weight": _bf16(N),
-            "bias": _bf16(N),
-            "eps": EPS,
-        }
-        kwargs: dict[str, Any] = {}
-        if quantised:
-            kwargs = {"dtype": fp8, "group_size": dims["group_size"] or None}
-        return tuple(given[name] for name in names.split()), kwargs
+        rows, N = dims["num_rows"], dims["N"]
+        given = {name: _bf16(rows, N) for name in ("x", "residual", "grad", "grad_sum")}
+        given |= {name: _bf16(N) for name in ("weight", "bias")}
+        given["scale"] = torch.empty(1, device="meta")
+        args = tuple(EPS if name == "eps" else given[name] for name in names.split())
+        return args, _scales(names, dims, fp8) if quantised else {}
 
-    return Family(QUANT_DIMS if quantised else NORM_DIMS, example)
+    return Family(QUANT_DIMS if grouped else NORM_DIMS, example)
 
 
-def _per_token(dims: Dims, fp8: torch.dtype) -> Arguments:
+def _per_tensor_or_token(dims: Dims, fp8: torch.dtype) -> Arguments:
     return (_bf16(dims["num_rows"], dims["N"]),), {"dtype": fp8}
 
 
@@ -98,16 +101,21 @@ def _per_group(dims: Dims, fp8: torch.dtype) -> Arguments:
     return (x,), {"dtype": fp8, "group_size": dims["group_size"]}
 
 
-def _activation(quantised: bool, *, backward: bool = False) -> Family:
-    def example(dims: Dims, fp8: torch.dtype) -> Arguments:
-        halves = _bf16(dims["num_rows"], 2 * dims["N"]).chunk(2, dim=-1)
-        kwargs: dict[str, Any] = {"activation": "silu"}
-        if quantised:
-            kwargs |= {"dtype": fp8, "group_size": dims["group_size"] or None}
-        grad = (_bf16(dims["num_rows"], dims["N"]),) if backward else ()
-        return (*grad, *halves), kwargs
+def _int4(dims: Dims, fp8: torch.dtype) -> Arguments:
+    return (_bf16(dims["num_rows"], dims["N"]),), {"group_size": dims["group_size"]}
 
-    return Family(QUANT_DIMS if quantised else NORM_DIMS, example)
+
+def _activation(names: str, quantised: bool) -> Family:
+    grouped = quantised and "scale" not in names
+
+    def example(dims: Dims, fp8: torch.dtype) -> Arguments:
+        gate, up = _bf16(dims["num_rows"], 2 * dims["N"]).chunk(2, dim=-1)
+        scale = torch.empty(1, device="meta")
+        given = {"grad": torch.empty_like(gate), "gate": gate, "up": up, "scale": scale}
+        kwargs = _scales(names, dims, fp8) if quantised else {}
+        return tuple(given[name] for name in names.split()), {"activation": "silu", **kwargs}
+
+    return Family(QUANT_DIMS if grouped else NORM_DIMS, example)
 
 
 def _rope(names: str) -> Family:
@@ -128,20 +136,27 @@ def _rope(names: str) -> Family:
 
 
 FAMILIES: Mapping[str, Family] = {
-    "rms_norm": _norm("x weight eps", quantised=False),
-    "add_rms_norm": _norm("x residual weight eps", quantised=False),
-    "layer_norm": _norm("x weight bias eps", quantised=False),
-    "rms_norm_backward": _norm("grad x weight eps", quantised=False),
-    "add_rms_norm_backward": _norm("grad grad_sum x weight eps", quantised=False),
-    "layer_norm_backward": _norm("grad x weight eps", quantised=False),
-    "quant_per_token": Family(NORM_DIMS, _per_token),
-    "quant_per_group": Family({**NORM_DIMS, "group_size": 128}, _per_group),
-    "rms_norm_quant": _norm("x weight eps", quantised=True),
-    "add_rms_norm_quant": _norm("x residual weight eps", quantised=True),
-    "layer_norm_quant": _norm("x weight bias eps", quantised=True),
-    "act_and_mul": _activation(quantised=False),
-    "act_and_mul_backward": _activation(quantised=False, backward=True),
-    "act_and_mul_quant": _activation(quantised=True),
+    "rms_norm": _rows("x weight eps", quantised=False),
+    "add_rms_norm": _rows("x residual weight eps", quantised=False),
+    "layer_norm": _rows("x weight bias eps", quantised=False),
+    "rms_norm_backward": _rows("grad x weight eps", quantised=False),
+    "add_rms_norm_backward": _rows("grad grad_sum x weight eps", quantised=False),
+    "layer_norm_backward": _rows("grad x weight eps", quantised=False),
+    "quant_static": _rows("x scale", quantised=True),
+    "quant_per_tensor": Family(NORM_DIMS, _per_tensor_or_token),
+    "quant_per_token": Family(NORM_DIMS, _per_tensor_or_token),
+    "quant_per_group": Family(GROUP_DIMS, _per_group),
+    "quant_int4_per_group": Family(GROUP_DIMS, _int4),
+    "rms_norm_quant": _rows("x weight eps", quantised=True),
+    "add_rms_norm_quant": _rows("x residual weight eps", quantised=True),
+    "layer_norm_quant": _rows("x weight bias eps", quantised=True),
+    "rms_norm_quant_static": _rows("x weight eps scale", quantised=True),
+    "add_rms_norm_quant_static": _rows("x residual weight eps scale", quantised=True),
+    "layer_norm_quant_static": _rows("x weight bias eps scale", quantised=True),
+    "act_and_mul": _activation("gate up", quantised=False),
+    "act_and_mul_backward": _activation("grad gate up", quantised=False),
+    "act_and_mul_quant": _activation("gate up", quantised=True),
+    "act_and_mul_quant_static": _activation("gate up scale", quantised=True),
     "rope": _rope("q cos sin"),
     "rope_qk": _rope("q k cos sin"),
     "qk_norm_rope": _rope("q k q_weight k_weight cos sin eps"),

@@ -8,6 +8,7 @@ are larger than the last-level cache, so that every call reads from memory, as i
 from __future__ import annotations
 
 import gc
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -110,7 +111,7 @@ def rotation(size_bytes: float, device: torch.device) -> int:
         cache_bytes = max(torch.cuda.get_device_properties(device).L2_cache_size, 64 << 20)
         if torch.version.hip:
             cache_bytes = 256 << 20  # the Infinity Cache behind the L2s is not reported
-    return int(min(max(2 * cache_bytes / max(size_bytes, 1.0), 2), MAX_ROTATED))
+    return min(max(math.ceil(2 * cache_bytes / max(size_bytes, 1.0)), 2), MAX_ROTATED)
 
 
 @lru_cache
