@@ -119,6 +119,10 @@ class Matches:
                 return match
         return None
 
+    def containing(self, node: fx.Node) -> Match | None:
+        """The first match that computes `node`."""
+        return next((match for match in self.found if node in match.interior), None)
+
     def of(self, op: Op) -> list[Match]:
         """Every match of `op`, in graph order."""
         return [match for match in self.found if match.op is op]

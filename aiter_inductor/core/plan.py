@@ -117,7 +117,7 @@ class Selector:
         """The node before which the op can stand, or why there is none.
 
         It must stand after its last input and before the first reader of any output, and nothing
-        in between may write to an input or switch the autograd mode. The latest such place is
+        in between may write to what the match reads or switch the autograd mode. The latest such place is
         taken, the first output's own, so that nothing lives longer than in the program.
         """
         position = self.effects.position
@@ -134,9 +134,9 @@ class Selector:
         own = min(ends, key=position.__getitem__)
         before = own if position[newest] < position[own] else newest.next
         touched = [position[node] for node in (*match.interior, before)]
-        reads = frozenset(s for node in inputs for s in effects_.storages(node))
+        reads = frozenset(s for n in (*inputs, *match.interior) for s in effects_.storages(n))
         if crossed := self.effects.between(min(touched) - 1, max(touched), reads):
-            return f"{crossed.name} writes to an input or switches a mode in between"
+            return f"{crossed.name} writes to what it reads or switches a mode in between"
         return before
 
 

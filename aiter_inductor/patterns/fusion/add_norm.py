@@ -14,6 +14,8 @@ def add_into_rms_norm(norm: Match, matches: Matches) -> Match | str | None:
     pair = operands(total, "add")
     if pair is None:
         return None
+    if owner := matches.containing(total):
+        return f"{total.name} is part of a {owner.pattern or owner.op.name} already"
     x, residual = pair
     if dtype(x) is None or dtype(residual) is None:
         return None
