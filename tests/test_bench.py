@@ -59,7 +59,7 @@ def test_problem_draws_the_inputs_it_describes(name):
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_problem_counts_each_tensor_once(name):
-    """At least the tensors passed over row by row, at most all that go in and come out (and 1 %)."""
+    """At least the tensors passed over row by row, at most all in and out (and 1 %)."""
     case = small_case(name)
     args, kwargs = case.problem.sample(seed=0, device="cpu")
     out = case.op.reference(*args, **kwargs)
