@@ -35,9 +35,9 @@ doctor: $(STAMP)
 $(STAMP): pyproject.toml Makefile
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed: make PYTHON=...")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet '$(TORCH)'
-	$(BIN)/python -m pip install --quiet '$(TRITON)'
-	$(BIN)/python -m pip install --quiet '$(TRANSFORMERS)' -e '.[test,lint,cross]'
+	$(BIN)/python -m pip install -qq '$(TORCH)'
+	$(BIN)/python -m pip install -qq '$(TRITON)'
+	$(BIN)/python -m pip install -qq '$(TRANSFORMERS)' -e '.[test,lint,cross]'
 	touch $@
 
 clean:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -46,7 +47,12 @@ def main(argv: Sequence[str]) -> int:
     command.add_arguments(parser)
     arguments = parser.parse_args(rest)
     try:
-        return command.run(arguments)
+        status = command.run(arguments)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except AiterInductorError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
