@@ -2,20 +2,18 @@
 // output.
 //
 // Defined by the build, see norm.py, beside what rows.h needs: X (type of x and residual), W (of
-// the weight), B (of the bias), P (what x times weight promotes to), LAYER_NORM,
-// ROUND_BEFORE_WEIGHT, ROUND_NORM.
+// the weight), B (of the bias), P (what x times weight promotes to), HAS_RESIDUAL, HAS_WEIGHT,
+// HAS_BIAS, LAYER_NORM, ROUND_BEFORE_WEIGHT, ROUND_NORM.
 #include "rows.h"
 
 // sum = x + residual, rounded as it is stored; the norm reads the rounded sum.
-SIMT_DEVICE void add_residual(const Place& place, const X* residual, X* sum, Row& x) {
+SIMT_DEVICE void add_residual(const Place& place, const PackedRow<X>& residual, X* sum, Row& x) {
   UNROLL for (int v = 0; v < VECTORS; v++) {
-    if (!is_inside(place, v)) continue;
-    const int at = vector_of(place, v) * VEC;
     float added[VEC];
-    load(residual + at, added);
+    unpack(residual.vectors[v], added);
     UNROLL for (int i = 0; i < VEC; i++) x[v][i] += added[i];
     round_all<X>(x[v]);
-    store(sum + at, x[v]);
+    if (is_inside(place, v)) store(sum + vector_of(place, v) * VEC, x[v]);
   }
 }
 
@@ -43,9 +41,9 @@ SIMT_DEVICE void divide_by_root_mean_square(i32 N, float eps, Row& x) {
 }
 
 // Where eager code rounds, so does this: see rms_norm in lowerings/norm.py.
-SIMT_DEVICE void multiply_by_weight(const W* weight, float offset, float (&x)[VEC]) {
+SIMT_DEVICE void multiply_by_weight(const Packed<W, VEC>& weight, float offset, float (&x)[VEC]) {
   float w[VEC];
-  load(weight, w);
+  unpack(weight, w);
   UNROLL for (int i = 0; i < VEC; i++) w[i] += offset;
   if (ROUND_BEFORE_WEIGHT) {
     round_all<W>(w);
@@ -55,9 +53,9 @@ SIMT_DEVICE void multiply_by_weight(const W* weight, float offset, float (&x)[VE
   if (ROUND_BEFORE_WEIGHT) round_all<P>(x);
 }
 
-SIMT_DEVICE void add_bias(const B* bias, float (&x)[VEC]) {
+SIMT_DEVICE void add_bias(const Packed<B, VEC>& bias, float (&x)[VEC]) {
   float b[VEC];
-  load(bias, b);
+  unpack(bias, b);
   UNROLL for (int i = 0; i < VEC; i++) x[i] += b[i];
 }
 
@@ -68,18 +66,25 @@ norm_kernel(const X* x, const X* residual, const W* weight, const B* bias, X* su
             i64 sum_outer, i64 sum_inner, i64 out_outer, i64 out_inner, i64 scale_outer,
             i64 scale_inner) {
   const Place place = Place::of_thread(num_rows, num_inner, N);
+  // All loads come first: a reduction waits for every thread, so none should start behind one.
+  const PackedRow<X> packed = load_row(place, row_of(place, x, x_outer, x_inner));
+  PackedRow<X> packed_residual;
+  PackedRow<W> packed_weight;
+  PackedRow<B> packed_bias;
+  if constexpr (HAS_RESIDUAL)
+    packed_residual = load_row(place, row_of(place, residual, residual_outer, residual_inner));
+  if constexpr (HAS_WEIGHT) packed_weight = load_row(place, weight);
+  if constexpr (HAS_BIAS) packed_bias = load_row(place, bias);
   Row row;
-  load_row(place, row_of(place, x, x_outer, x_inner), row);
-  if (residual)
-    add_residual(place, row_of(place, residual, residual_outer, residual_inner),
-                 row_of(place, sum, sum_outer, sum_inner), row);
+  unpack_row(packed, row);
+  if constexpr (HAS_RESIDUAL)
+    add_residual(place, packed_residual, row_of(place, sum, sum_outer, sum_inner), row);
   if (LAYER_NORM) subtract_mean(place, N, row);
   divide_by_root_mean_square(N, eps, row);
   UNROLL for (int v = 0; v < VECTORS; v++) {
-    if (!is_inside(place, v)) continue;
-    const int at = vector_of(place, v) * VEC;
-    if (weight) multiply_by_weight(weight + at, weight_offset, row[v]);
-    if (bias) add_bias(bias + at, row[v]);
+    if constexpr (HAS_WEIGHT)
+      multiply_by_weight(packed_weight.vectors[v], weight_offset, row[v]);
+    if constexpr (HAS_BIAS) add_bias(packed_bias.vectors[v], row[v]);
     if (ROUND_NORM) round_all<X>(row[v]);
   }
   store_row(place, row_of(place, out, out_outer, out_inner),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,9 +18,11 @@ from aiter_inductor.kernels.hip.loading import (
     wave_size,
 )
 from aiter_inductor.kernels.hip.rows import (
+    LaunchPlan,
     Quantisation,
     RowLayout,
     check_row,
+    facts_of,
     flat_strides,
     nest_of,
     stride_parameters,
@@ -36,6 +39,7 @@ class NormVariant:
         dtype: of x, the residual and the sum.
         weight_dtype: of the weight.
         bias_dtype: of the bias.
+        has_residual, has_weight, has_bias: which of these there are.
         round_before_weight: round to `dtype` before the weight is applied.
         round_norm: round the result to `dtype` before it is quantised.
         quantisation: how the rows are stored.
@@ -46,6 +50,9 @@ class NormVariant:
     dtype: torch.dtype
     weight_dtype: torch.dtype
     bias_dtype: torch.dtype
+    has_residual: bool
+    has_weight: bool
+    has_bias: bool
     round_before_weight: bool
     round_norm: bool
     quantisation: Quantisation
@@ -60,6 +67,9 @@ class NormVariant:
             W=CPP_TYPES[self.weight_dtype],
             B=CPP_TYPES[self.bias_dtype],
             P=CPP_TYPES[torch.promote_types(self.dtype, self.weight_dtype)],
+            HAS_RESIDUAL=self.has_residual,
+            HAS_WEIGHT=self.has_weight,
+            HAS_BIAS=self.has_bias,
             LAYER_NORM=self.layer,
             ROUND_BEFORE_WEIGHT=self.round_before_weight,
             ROUND_NORM=self.round_norm,
@@ -188,40 +198,77 @@ def norm_rows(
     Raises:
         ValueError: for shapes, strides or dtypes that the kernel does not take.
     """
-    N, arch = x.shape[-1], arch_name(x.device)
-    rows = (x, residual, total, out)
-    scales = scale if quantisation.mode in ("token", "group") else None
-    present = tuple(tensor is not None for tensor in (*rows, scales))
-    vectors = [tensor for tensor in rows if tensor is not None]
-    nest = nest_of(*vectors, *([] if scales is None else [scales]))
+    if x.numel() == 0:
+        return
+    facts = facts_of(x, residual, total, out, scale, weight, bias)
+    key = (layer, round_before_weight, round_norm, quantisation, layout, facts)
+    plan = _PLANS.get(key)
+    if plan is None:
+        tensors = _Tensors(x, residual, total, out, scale, weight, bias)
+        rounding = round_before_weight, round_norm
+        plan = _PLANS[key] = _plan(tensors, layer, rounding, quantisation, layout)
+    plan.launch(
+        plan.grid,
+        plan.threads,
+        0,
+        *(x, residual, weight, bias, total, out, scale),
+        *plan.sizes,
+        *(eps, weight_offset, amax_min),
+        *plan.strides,
+    )
+
+
+class _Tensors(NamedTuple):
+    x: Tensor
+    residual: Tensor | None
+    total: Tensor | None
+    out: Tensor
+    scale: Tensor | None
+    weight: Tensor | None
+    bias: Tensor | None
+
+
+_PLANS: dict[object, LaunchPlan] = {}
+
+
+def _plan(
+    given: _Tensors,
+    layer: bool,
+    rounding: tuple[bool, bool],
+    quantisation: Quantisation,
+    layout: RowLayout | None,
+) -> LaunchPlan:
+    x, N, arch = given.x, given.x.shape[-1], arch_name(given.x.device)
+    vectors = [tensor for tensor in given[:4] if tensor is not None]
+    writes_scales = quantisation.mode in ("token", "group") and given.scale is not None
+    nest = nest_of(*vectors, *([given.scale] if writes_scales else []))
     if layout is None:
-        accessed = (*vectors, *(tensor for tensor in (weight, bias) if tensor is not None))
+        accessed = (*vectors, *(tensor for tensor in given[5:] if tensor is not None))
         strides = nest.strides[: len(vectors)]
         vec = widest_vector(N, x.element_size(), strides, accessed)
-        layout = _layout(N, vec, wave_size(arch), quantisation.group_size)
+        wave, group_size = wave_size(arch), quantisation.group_size
+        check_row(N, group_size, vec, wave)
+        inputs, least_lanes = 1 + (given.residual is not None), max(group_size // vec, 1)
+        layout = RowLayout.choose(N, vec, wave, least_lanes=least_lanes, whole=True, inputs=inputs)
+    round_before_weight, round_norm = rounding
     variant = NormVariant(
         layer=layer,
         dtype=x.dtype,
-        weight_dtype=x.dtype if weight is None else weight.dtype,
-        bias_dtype=x.dtype if bias is None else bias.dtype,
-        round_before_weight=round_before_weight and weight is not None,
+        weight_dtype=x.dtype if given.weight is None else given.weight.dtype,
+        bias_dtype=x.dtype if given.bias is None else given.bias.dtype,
+        has_residual=given.residual is not None,
+        has_weight=given.weight is not None,
+        has_bias=given.bias is not None,
+        round_before_weight=round_before_weight and given.weight is not None,
         round_norm=round_norm and x.dtype != torch.float32,
         quantisation=quantisation,
         layout=layout,
     )
-    if x.numel() == 0:
-        return
-    load_kernel(variant, arch).launch(
+    present = (*(tensor is not None for tensor in given[:4]), writes_scales)
+    return LaunchPlan(
+        load_kernel(variant, arch).launch,
         layout.grid(nest.num_rows, N),
         layout.threads,
-        0,
-        *(x, residual, weight, bias, total, out, scale),
-        *(nest.num_rows, nest.inner, N),
-        *(eps, weight_offset, amax_min),
-        *flat_strides(nest, present),
+        (nest.num_rows, nest.inner, N),
+        flat_strides(nest, present),
     )
-
-
-def _layout(N: int, vec: int, wave: int, group_size: int) -> RowLayout:
-    check_row(N, group_size, vec, wave)
-    return RowLayout.choose(N, vec, wave, least_lanes=max(group_size // vec, 1), whole=True)

@@ -73,15 +73,31 @@ template <class T, int N> SIMT_DEVICE void round_all(float (&x)[N]) {
   }
 }
 
+// N elements as they lie in memory, so that loads can be issued long before their values are used.
+template <class T, int N> struct Packed {
+  static constexpr int BYTES = N * (int)sizeof(T), PART = BYTES < 16 ? BYTES : 16;
+  static constexpr int EACH = PART / (int)sizeof(T);
+  Chunk<PART> parts[BYTES / PART];
+};
+
 // `from` is aligned to the vector's size, or to 16 bytes where the vector is longer.
+template <class T, int N> SIMT_DEVICE void load_packed(const T* from, Packed<T, N>& to) {
+  typedef Packed<T, N> Vector;
+  UNROLL for (int i = 0; i < Vector::BYTES / Vector::PART; i++)
+    to.parts[i] = ((const Chunk<Vector::PART>*)from)[i];
+}
+
+template <class T, int N> SIMT_DEVICE void unpack(const Packed<T, N>& from, float (&to)[N]) {
+  typedef Packed<T, N> Vector;
+  UNROLL for (int i = 0; i < N; i++)
+    to[i] = decode<T>(Chunk<Vector::PART>::template get<(int)sizeof(T)>(from.parts[i / Vector::EACH],
+                                                                     i % Vector::EACH));
+}
+
 template <class T, int N> SIMT_DEVICE void load(const T* from, float (&to)[N]) {
-  constexpr int BYTES = N * (int)sizeof(T), PART = BYTES < 16 ? BYTES : 16;
-  constexpr int EACH = PART / (int)sizeof(T);
-  UNROLL for (int part = 0; part < BYTES / PART; part++) {
-    const Chunk<PART> chunk = ((const Chunk<PART>*)from)[part];
-    UNROLL for (int i = 0; i < EACH; i++)
-      to[part * EACH + i] = decode<T>(Chunk<PART>::template get<(int)sizeof(T)>(chunk, i));
-  }
+  Packed<T, N> packed;
+  load_packed(from, packed);
+  unpack(packed, to);
 }
 
 template <class T, int N> SIMT_DEVICE void store(T* to, const float (&from)[N]) {

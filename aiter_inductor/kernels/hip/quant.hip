@@ -8,7 +8,7 @@ quant_kernel(const X* x, OUT* out, float* scale, i32 num_rows, i32 num_inner, i3
              i64 scale_inner) {
   const Place place = Place::of_thread(num_rows, num_inner, N);
   Row row;
-  load_row(place, row_of(place, x, x_outer, x_inner), row);
+  unpack_row(load_row(place, row_of(place, x, x_outer, x_inner)), row);
   store_row(place, row_of(place, out, out_outer, out_inner),
             row_of(place, scale, scale_outer, scale_inner), amax_min, row);
 }

@@ -17,9 +17,11 @@ from aiter_inductor.kernels.hip.loading import (
     wave_size,
 )
 from aiter_inductor.kernels.hip.rows import (
+    LaunchPlan,
     Quantisation,
     RowLayout,
     check_row,
+    facts_of,
     flat_strides,
     nest_of,
     scales_for,
@@ -107,6 +109,22 @@ def quant_rows(
     Raises:
         ValueError: for shapes or strides that the kernel does not take.
     """
+    if x.numel() == 0:
+        return
+    key = (quantisation, layout, facts_of(x, out, scale))
+    plan = _PLANS.get(key)
+    if plan is None:
+        plan = _PLANS[key] = _plan(x, out, scale, quantisation, layout)
+    arguments = (x, out, scale, *plan.sizes, amax_min, *plan.strides)
+    plan.launch(plan.grid, plan.threads, 0, *arguments)
+
+
+_PLANS: dict[object, LaunchPlan] = {}
+
+
+def _plan(
+    x: Tensor, out: Tensor, scale: Tensor, quantisation: Quantisation, layout: RowLayout | None
+) -> LaunchPlan:
     N, arch = x.shape[-1], arch_name(x.device)
     static = quantisation.mode == "static"
     nest = nest_of(x, out, *([] if static else [scale]))
@@ -116,12 +134,10 @@ def quant_rows(
         check_row(N, group_size, vec, wave)
         whole, least_lanes = quantisation.mode == "token", max(group_size // vec, 1)
         layout = RowLayout.choose(N, vec, wave, least_lanes=least_lanes, whole=whole)
-    if x.numel() == 0:
-        return
-    load_kernel(QuantVariant(x.dtype, quantisation, layout), arch).launch(
+    return LaunchPlan(
+        load_kernel(QuantVariant(x.dtype, quantisation, layout), arch).launch,
         layout.grid(nest.num_rows, N),
         layout.threads,
-        0,
-        *(x, out, scale, nest.num_rows, nest.inner, N, amax_min),
-        *flat_strides(nest, (True, True, not static)),
+        (nest.num_rows, nest.inner, N),
+        flat_strides(nest, (True, True, not static)),
     )

@@ -2,7 +2,8 @@
 //
 // Defined by the build, see rows.py: OUT (element type of the output), QUANT (0 none, 1 one scale a
 // row, 2 one a group, 3 given), GROUP, THREADS a block, LANES a row, VECTORS a thread, VEC elements
-// a vector. A row without any reduction over all of it may be cut into chunks, one a block_y.
+// a vector, EXACT where LANES * VECTORS * VEC is N and a block holds one row. A row without any
+// reduction over all of it may be cut into chunks, one a block_y.
 #pragma once
 
 #include "quantize.h"
@@ -32,18 +33,24 @@ template <class T> SIMT_DEVICE T* row_of(const Place& place, T* base, i64 outer,
 
 SIMT_DEVICE int vector_of(const Place& place, int v) { return place.first + v * LANES; }
 SIMT_DEVICE bool is_inside(const Place& place, int v) {
-  return vector_of(place, v) < place.num_vectors;
+  return EXACT || vector_of(place, v) < place.num_vectors;
 }
 
+// A thread's part of a row, or of a vector of N elements that all rows share, still packed.
+template <class T> struct PackedRow {
+  Packed<T, VEC> vectors[VECTORS];
+};
+
 // What lies outside the row becomes 0.
-template <class T> SIMT_DEVICE void load_row(const Place& place, const T* row, Row& to) {
-  UNROLL for (int v = 0; v < VECTORS; v++) {
-    if (is_inside(place, v)) {
-      load(row + vector_of(place, v) * VEC, to[v]);
-    } else {
-      UNROLL for (int i = 0; i < VEC; i++) to[v][i] = 0.0f;
-    }
-  }
+template <class T> SIMT_DEVICE PackedRow<T> load_row(const Place& place, const T* row) {
+  PackedRow<T> to = {};
+  UNROLL for (int v = 0; v < VECTORS; v++)
+    if (is_inside(place, v)) load_packed(row + vector_of(place, v) * VEC, to.vectors[v]);
+  return to;
+}
+
+template <class T> SIMT_DEVICE void unpack_row(const PackedRow<T>& from, Row& to) {
+  UNROLL for (int v = 0; v < VECTORS; v++) unpack(from.vectors[v], to[v]);
 }
 
 SIMT_DEVICE u32 largest_of(const float (&x)[VEC]) {

@@ -1,0 +1,152 @@
+"""The HIP kernels on the GPU of this machine: results, graph capture, streams, refusals.
+
+Runs as a program too, which prints times: python tests/kernels/hip/test_hip_gpu.py
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from aiter_inductor.kernels.hip import norm, norm_quant, quant
+from aiter_inductor.kernels.hip.loading import arch_name
+from aiter_inductor.lowerings import norm as norm_ops
+from aiter_inductor.lowerings import norm_quant as norm_quant_ops
+from aiter_inductor.lowerings import quant as quant_ops
+from tests.kernels.hip.comparing import assert_close_to_float64, assert_quantised_alike
+
+pytestmark = pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="torch sees no GPU to run HIP kernels on"
+)
+
+EPS = 1e-5
+BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
+FN, FNUZ, INT8 = torch.float8_e4m3fn, torch.float8_e4m3fnuz, torch.int8
+SHAPES = [(5, 128), (1, 8, 1160), (3, 100), (7, 77), (64, 7168), (3, 16384), (2, 4097)]
+
+
+def rows(*shape: int, dtype: torch.dtype) -> torch.Tensor:
+    return (3 * torch.randn(*shape, device="cuda")).to(dtype)
+
+
+def on_cpu(reference: Callable[..., object], *args: object, **keywords: object) -> list:
+    """On a GPU torch divides by a constant as a product with its reciprocal, which tips ties."""
+    moved = [arg.cpu() if isinstance(arg, torch.Tensor) else arg for arg in args]
+    return [tensor.cuda() for tensor in reference(*moved, **keywords)]
+
+
+@pytest.mark.parametrize("dtype", [BF16, FP16, FP32], ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_norms(shape, dtype):
+    x, residual = rows(*shape, dtype=dtype), rows(*shape, dtype=dtype)
+    w, b = rows(shape[-1], dtype=dtype), rows(shape[-1], dtype=dtype)
+    out, total = norm.add_rms_norm(x, residual, w, EPS)
+    assert torch.equal(total, x + residual)
+    exact = norm_ops.rms_norm.reference(total.double(), w.double(), EPS)
+    assert_close_to_float64(out, exact, roundings=2)
+    exact = norm_ops.layer_norm.reference(x.double(), w.double(), b.double(), EPS)
+    assert_close_to_float64(norm.layer_norm(x, w, b, EPS), exact, roundings=2)
+
+
+@pytest.mark.parametrize("dtype", [FN, FNUZ, INT8], ids=str)
+@pytest.mark.parametrize("group_size", [None, 32, 128], ids=str)
+@pytest.mark.parametrize("shape", [(9, 128), (64, 7168), (3, 1152)], ids=str)
+def test_quantised_norms(shape, group_size, dtype):
+    x, w = rows(*shape, dtype=BF16), rows(shape[-1], dtype=BF16)
+    args = {"dtype": dtype, "group_size": group_size}
+    out = norm_quant.rms_norm_quant(x, w, EPS, **args)
+    assert_quantised_alike(
+        *out, *on_cpu(norm_quant_ops.rms_norm_quant.reference, x, w, EPS, **args)
+    )
+
+
+@pytest.mark.parametrize("dtype", [FN, FNUZ], ids=str)
+def test_special_values(dtype):
+    x = rows(6, 96, dtype=FP32)
+    x[0, 5], x[1, 40], x[3] = float("nan"), float("inf"), 0.0
+    for group_size in (None, 32):
+        if group_size is None:
+            out = quant.quant_per_token(x, dtype=dtype)
+            expected = on_cpu(quant_ops.quant_per_token.reference, x, dtype=dtype)
+        else:
+            args = {"group_size": group_size, "dtype": dtype}
+            out = quant.quant_per_group(x, **args)
+            expected = on_cpu(quant_ops.quant_per_group.reference, x, **args)
+        assert_quantised_alike(*out, *expected)
+
+
+def test_capture_into_a_graph_and_replay():
+    x, w = rows(33, 2112, dtype=BF16), rows(2112, dtype=BF16)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):  # loads the module while capturing, when run alone
+        q, scale = norm_quant.rms_norm_quant(x, w, EPS, dtype=FN)
+    for seed in range(3):
+        torch.manual_seed(seed)
+        x.copy_(rows(33, 2112, dtype=BF16))
+        q.view(torch.uint8).fill_(0x7F)
+        graph.replay()
+        expected = on_cpu(norm_quant_ops.rms_norm_quant.reference, x, w, EPS, dtype=FN)
+        assert_quantised_alike(q, scale, *expected)
+
+
+def test_launch_is_on_the_current_stream():
+    x = rows(4096, 8192, dtype=BF16)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(50_000_000)
+        x.mul_(2)
+        out = norm.rms_norm(x, None, EPS)
+    stream.synchronize()
+    assert_close_to_float64(out[:8], norm_ops.rms_norm.reference(x[:8].double(), None, EPS))
+
+
+def test_tensor_on_the_cpu_is_refused():
+    x, w = rows(4, 256, dtype=BF16), torch.ones(256, dtype=BF16)
+    with pytest.raises(ValueError, match="weight is on the CPU; the kernel runs on a GPU"):
+        norm.rms_norm(x, w, EPS)
+
+
+def test_row_offsets_beyond_32_bits():
+    if torch.cuda.get_device_properties(0).total_memory < 24 << 30:
+        pytest.skip("needs 24 GiB of GPU memory")
+    x = torch.empty((1 << 19) + 3, 8192, dtype=BF16, device="cuda")
+    x[-2:] = rows(2, 8192, dtype=BF16)
+    out = norm.rms_norm(x, None, EPS)
+    assert_close_to_float64(out[-2:], norm_ops.rms_norm.reference(x[-2:].double(), None, EPS))
+
+
+def cases(num_tokens: int, N: int) -> dict[str, tuple[int, Callable[[], object]]]:
+    """Name to bytes moved an element, and the call."""
+    x, residual = rows(num_tokens, N, dtype=BF16), rows(num_tokens, N, dtype=BF16)
+    w, group = rows(N, dtype=BF16), {"dtype": FN, "group_size": 128}
+    return {
+        "rms_norm": (4, lambda: norm.rms_norm(x, w, EPS)),
+        "rms_norm_quant": (3, lambda: norm_quant.rms_norm_quant(x, w, EPS, dtype=FN)),
+        "layer_norm_quant": (3, lambda: norm_quant.layer_norm_quant(x, w, w, EPS, dtype=FN)),
+        "add_rms_norm_quant 128": (
+            7,
+            lambda: norm_quant.add_rms_norm_quant(x, residual, w, EPS, **group),
+        ),
+        "quant_per_group 128": (3, lambda: quant.quant_per_group(x, **group)),
+    }
+
+
+def main() -> None:
+    """Print the time of each kernel beside that of a copy that moves as many bytes."""
+    from triton.testing import do_bench
+
+    print(f"{torch.cuda.get_device_name()} ({arch_name(torch.device('cuda'))}), median of do_bench")
+    for num_tokens, N in ((64, 7168), (4096, 7168), (4096, 4096), (16384, 8192)):
+        for name, (bytes_an_element, run) in cases(num_tokens, N).items():
+            latency_us = do_bench(run, return_mode="median") * 1e3
+            size_bytes = num_tokens * N * bytes_an_element
+            source = torch.empty(size_bytes // 2, dtype=torch.int8, device="cuda").random_()
+            copy_us = do_bench(source.clone, return_mode="median") * 1e3
+            print(f"{name:24s} {num_tokens:6d} x {N:5d} {latency_us:8.1f} us, copy {copy_us:8.1f}")
+
+
+if __name__ == "__main__":
+    main()
