@@ -15,11 +15,12 @@ from typing import Any
 import torch
 from torch import fx
 
-from aiter_inductor.core.graph import dtype, kind, only_user, operands, sizes, source, tensor
+from aiter_inductor.core.graph import dtype, kind, only_user, operands, size, sizes, source, tensor
 from aiter_inductor.core.match import Derived, Match, Miss, Output, nodes_in, recogniser
 from aiter_inductor.lowerings.rope import rope
 from aiter_inductor.patterns.raising.rope_grid import Cell, Read
 from aiter_inductor.patterns.raising.rope_lanes import Lanes
+from aiter_inductor.patterns.raising.rope_views import last_sizes
 
 PATTERN = "rope"
 
@@ -76,6 +77,8 @@ def rotary_embedding(node: fx.Node) -> Match | Miss | None:
             obstacles.append(rotation)
         else:
             found.append((end, rotation))
+    if obstacle := _open_width(node):
+        return Miss(PATTERN, node, obstacle)
     if found:
         settled = [pair for pair in found if pair[1].settled]
         return _match(lanes, *(settled or found)[-1])
@@ -90,6 +93,17 @@ def _adds_products(node: fx.Node) -> bool:
         return kind(source(node)) == "mul"
     pair = operands(node, kind(node) or "")
     return pair is not None and all(kind(_plain(operand)) == "mul" for operand in pair)
+
+
+def _open_width(core: fx.Node) -> str | None:
+    """A sentence if the head's size is open and `core` reads a part of something."""
+    if kind(core) == "view_as_real" or last_sizes(core, 1) is not None:
+        return None
+    products = [_plain(operand) for operand in operands(core, kind(core) or "") or ()]
+    factors = [_plain(factor) for product in products for factor in operands(product, "mul") or ()]
+    if any(kind(factor) in ("cat", "stack", "getitem", "narrow", "slice") for factor in factors):
+        return f"head_dim {size(core, -1)} of {core.name} is not known when compiling"
+    return None
 
 
 def _plain(node: Any) -> Any:
@@ -287,13 +301,15 @@ def _holding(lanes: Lanes, wanted: tuple[Read | None, ...]) -> Any:
 
 
 def _permutes(lanes: Lanes, core: fx.Node) -> bool:
-    """Whether one of the products reads elements out of their places, as rotations do."""
+    """Whether a product reads elements out of their places or with signs of their own."""
     grid = lanes.sum(core, 1)
     if grid is None:
         return kind(core) == "view_as_real"
     if any(len(cell) != 2 or any(len(reads) != 2 for _, reads in cell) for cell in grid.cells):
         return False
     for term in range(2):
+        if len({cell[term][0] for cell in grid.cells}) == 2:
+            return True
         for factor in range(2):
             places = [cell[term][1][factor][2] for cell in grid.cells]
             if len(set(places)) == len(places) > 1 and places != list(range(len(places))):
