@@ -170,6 +170,7 @@ class Op:
 
         The decorated function gets a dict of the inputs (tensors named in `saved` and every
         non-tensor argument) and the output gradients, and returns gradients by argument name.
+        Outputs may be saved too, as `output_0`, `output_1` and so on.
         """
 
         def add(formula: Callable[..., Mapping[str, torch.Tensor | None]]) -> None:

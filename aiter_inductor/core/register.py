@@ -73,7 +73,9 @@ def autograd(
     def setup_context(
         ctx: Any, inputs: tuple[Any, ...], keyword_only_inputs: dict[str, Any], output: Any
     ) -> None:
+        outputs = output if isinstance(output, tuple) else (output,)
         given = {**dict(zip(positional, inputs, strict=True)), **keyword_only_inputs}
+        given |= {f"output_{index}": made for index, made in enumerate(outputs)}
         ctx.plain = {k: v for k, v in given.items() if not isinstance(v, torch.Tensor)}
         ctx.names = tuple(n for n in saved if isinstance(given[n], torch.Tensor))
         ctx.save_for_backward(*(given[n] for n in ctx.names))

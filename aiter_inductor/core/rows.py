@@ -78,7 +78,9 @@ def num_loops(*tensors: Tensor, row_major_output: bool = False) -> int:
 
 def _loops(sizes: Sequence[Any], strides: Sequence[Sequence[Any]]) -> list[_Loop]:
     axes = enumerate(sizes)
-    return _merged([_Loop(n, tuple(s[axis] for s in strides)) for axis, n in axes if _expression(n) != 1])
+    return _merged(
+        [_Loop(n, tuple(s[axis] for s in strides)) for axis, n in axes if _expression(n) != 1]
+    )
 
 
 def _merged(loops: Sequence[_Loop]) -> list[_Loop]:

@@ -223,22 +223,18 @@ def _(saved: dict[str, Any], grad: Tensor) -> dict[str, Tensor | None]:
     return {"x": dx, "weight": dweight}
 
 
-@add_rms_norm.backward("x", "residual", "weight")
+@add_rms_norm.backward("output_1", "weight")
 def _(saved: dict[str, Any], grad: Tensor, grad_sum: Tensor) -> dict[str, Tensor | None]:
     names = ("weight_offset", "round_before_weight")
     dsum, dweight = add_rms_norm_backward(
         grad,
         grad_sum,
-        saved["x"] + saved["residual"],
+        saved["output_1"],
         saved.get("weight"),
         saved["eps"],
         **{n: saved[n] for n in names},
     )
-    return {
-        "x": dsum.to(saved["x"].dtype),
-        "residual": dsum.to(saved["residual"].dtype),
-        "weight": dweight,
-    }
+    return {"x": dsum, "residual": dsum, "weight": dweight}
 
 
 @layer_norm.backward("x", "weight", "bias")

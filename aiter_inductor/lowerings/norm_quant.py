@@ -270,7 +270,8 @@ def rms_norm_quant_static(
         round_before_weight=round_before_weight,
         out_dtype=_stored(x, round_norm),
     )
-    return quant_static.reference(y, scale, dtype=dtype)
+    q: Tensor = quant_static.reference(y, scale, dtype=dtype)
+    return q
 
 
 @op(problem=of_add_rms_norm_quant_static)
@@ -333,7 +334,8 @@ def layer_norm_quant_static(
         [*, N], `dtype`.
     """
     y = layer_norm.reference(x, weight, bias, eps, out_dtype=_stored(x, round_norm))
-    return quant_static.reference(y, scale, dtype=dtype)
+    q: Tensor = quant_static.reference(y, scale, dtype=dtype)
+    return q
 
 
 for fused in (
@@ -354,9 +356,12 @@ def _stored(x: Tensor, round_norm: bool) -> torch.dtype:
 def _quantise(
     y: Tensor, dtype: torch.dtype, group_size: int | None, amax_min: float
 ) -> tuple[Tensor, Tensor]:
+    options = {"dtype": dtype, "amax_min": amax_min}
     if group_size is None:
-        return quant_per_token.reference(y, dtype=dtype, amax_min=amax_min)
-    return quant_per_group.reference(y, group_size=group_size, dtype=dtype, amax_min=amax_min)
+        q, scale = quant_per_token.reference(y, **options)
+    else:
+        q, scale = quant_per_group.reference(y, group_size=group_size, **options)
+    return q, scale
 
 
 def _with_one_scale(problem: RowProblem, scale: Tensor) -> RowProblem:

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from aiter_inductor.core.dtypes import accumulate_dtype, quant_max
 from aiter_inductor.core.op import Use, op
+from aiter_inductor.core.problem import fixed
+from aiter_inductor.core.rows import num_loops
 from aiter_inductor.lowerings.rows import RowProblem, add_triton, rows_unsupported
 
 INT4_MAX = 7.0
@@ -54,7 +56,11 @@ def of_quant_tensor(x: Tensor, *, dtype: torch.dtype, amax_min: float = 0.0) -> 
 
 def of_quant_int4(x: Tensor, *, group_size: int) -> RowProblem:
     """The problem of a quantisation to packed int4."""
-    return RowProblem.of("x", (x,), out_dtype=torch.uint8, group_size=group_size, scales=True)
+    made = RowProblem.of("x", (x,), out_dtype=torch.uint8, group_size=group_size, scales=True)
+    if made.mismatch or fixed(made.N) is None or made.N % group_size:
+        return made
+    groups = x.unflatten(-1, (x.shape[-1] // group_size, group_size))
+    return replace(made, levels=num_loops(groups, row_major_output=True))
 
 
 @op(problem=of_quant_static)

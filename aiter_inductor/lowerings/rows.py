@@ -255,7 +255,9 @@ def _mismatch(
         return "x is a scalar; row kernels need a dimension to work along"
     for other in rows[1:]:
         if [dim(s) for s in other.shape] != [dim(s) for s in x.shape]:
-            return f"x is {_shape(x)} and is combined with {_shape(other)}; kernels do not broadcast"
+            return (
+                f"x is {_shape(x)} and is combined with {_shape(other)}; kernels do not broadcast"
+            )
     for name, vector in (("weight", weight), ("bias", bias)):
         if vector is not None and (vector.dim() != 1 or dim(vector.shape[0]) != N):
             return f"{name} is {_shape(vector)} but rows have {N} elements"

@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from aiter_inductor.core.dtypes import quant_max
-from aiter_inductor.core.rows import row_nest
+from aiter_inductor.core.rows import MAX_LEVELS, num_loops, row_nest
 from aiter_inductor.kernels.triton.launch import launchable
 from aiter_inductor.kernels.triton.norm_kernel import norm_rows
 from aiter_inductor.kernels.triton.quantise import (
@@ -40,9 +40,7 @@ def quant_per_token(
     """The rows of `x` [*, N] quantised, each with its scale; see the op of this name."""
     out = torch.empty_like(x, dtype=dtype)
     scale = x.new_empty((*x.shape[:-1], 1), dtype=torch.float32)
-    norm_rows(
-        x, out, norm="none", quant="token", scale=scale, amax_min=amax_min, config=config
-    )
+    norm_rows(x, out, norm="none", quant="token", scale=scale, amax_min=amax_min, config=config)
     return out, scale
 
 
@@ -54,10 +52,27 @@ def quant_per_group(
     amax_min: float = 0.0,
     config: RowConfig | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Groups of the rows of `x` [*, N] quantised as rows of their own; see the op of this name."""
-    groups = x.unflatten(-1, (x.shape[-1] // group_size, group_size))
-    q, scale = quant_per_token(groups, dtype=dtype, amax_min=amax_min, config=config)
-    return q.flatten(-2), scale.squeeze(-1)
+    """Groups of the rows of `x` [*, N] quantised; see the op of this name.
+
+    Groups are rows of their own where that takes no third loop; `config` is for that case.
+    """
+    num_groups = x.shape[-1] // group_size
+    groups = x.unflatten(-1, (num_groups, group_size))
+    if num_loops(groups, row_major_output=True) <= MAX_LEVELS:
+        q, scale = quant_per_token(groups, dtype=dtype, amax_min=amax_min, config=config)
+        return q.flatten(-2), scale.squeeze(-1)
+    out = torch.empty_like(x, dtype=dtype)
+    scale = x.new_empty((*x.shape[:-1], num_groups), dtype=torch.float32)
+    norm_rows(
+        x,
+        out,
+        norm="none",
+        quant="group",
+        scale=scale,
+        group_size=group_size,
+        amax_min=amax_min,
+    )
+    return out, scale
 
 
 @triton.jit
@@ -148,7 +163,8 @@ def quant_per_tensor(
     N = x.shape[-1]
     out = torch.empty_like(x, dtype=dtype)
     scale = x.new_empty((), dtype=torch.float32)
-    partials = x.new_empty(AMAX_PROGRAMS, dtype=torch.float32)
+    programs = AMAX_PROGRAMS if x.is_cuda else 4
+    partials = x.new_empty(programs, dtype=torch.float32)
     nest = row_nest(x, out)
     if nest is None:
         raise ValueError(f"rows of shape {tuple(x.shape)}, strides {x.stride()} need three loops")
@@ -163,7 +179,7 @@ def quant_per_tensor(
     }
     tiles = (nest.num_rows + rows - 1) // rows * triton.cdiv(N, block)
     warps = 4 if torch.version.hip else 8
-    launchable(amax_kernel)[(AMAX_PROGRAMS,)](
+    launchable(amax_kernel)[(programs,)](
         x, partials, nest.num_rows, nest.inner, x_outer, x_inner, **tiling, num_warps=warps
     )
     launchable(quant_kernel)[(tiles,)](
@@ -179,7 +195,7 @@ def quant_per_tensor(
         out_inner,
         amax_min,
         **tiling,
-        PARTIALS=AMAX_PROGRAMS,
+        PARTIALS=programs,
         QMAX=quant_max(dtype),
         num_warps=warps,
     )

@@ -10,7 +10,12 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-COMPILED = ("test_under_interpreter.py", "test_compiled_rows.py")
+COMPILED = (
+    "test_under_interpreter.py",
+    "test_compiled_rows.py",
+    "test_rope_compiled.py",
+    "test_activation_compiled.py",
+)
 INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
 
 
@@ -21,6 +26,6 @@ def pytest_ignore_collect(collection_path: Path) -> bool | None:
 
 
 if INTERPRETING:
-    from tests.kernels.triton import rounding
+    from tests.kernels.triton import interpretation
 
-    rounding.install()
+    interpretation.install()

@@ -68,8 +68,21 @@ def test_norm(name, config, dtype):
     check(name, tensors(5, 640, dtype), config=config)
 
 
-@pytest.mark.parametrize("rows, N", [(0, 64), (1, 1), (3, 7), (2, 64), (33, 128), (2, 1000),
-                                     (1, 7168), (2, 12288), (1, 20000), (1, 65536)])
+@pytest.mark.parametrize(
+    "rows, N",
+    [
+        (0, 64),
+        (1, 1),
+        (3, 7),
+        (2, 64),
+        (33, 128),
+        (2, 1000),
+        (1, 7168),
+        (2, 12288),
+        (1, 20000),
+        (1, 65536),
+    ],
+)
 @pytest.mark.parametrize("name", ["rms_norm", "add_rms_norm", "layer_norm"])
 def test_norm_shapes(name, rows, N):
     check(name, tensors(rows, N))
