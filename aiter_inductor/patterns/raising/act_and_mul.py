@@ -30,7 +30,7 @@ from aiter_inductor.core.match import Match, Miss, Output, recogniser
 from aiter_inductor.lowerings.activation import act_and_mul
 from aiter_inductor.patterns.raising.act_and_mul_gelu import spelled_gelu
 
-_CLAMPS = ("clamp", "clamp_min", "clamp_max", "minimum", "maximum")
+_CLAMPS = ("clamp", "clamp_min", "clamp_max", "minimum")
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,15 @@ class Activated:
     y: fx.Node
     activation: str
     interior: frozenset[fx.Node]
+
+
+@dataclass(frozen=True)
+class Clamped:
+    """A tensor clamped to numbers, None where it is open."""
+
+    x: fx.Node
+    low: float | None
+    high: float | None
 
 
 @recogniser("act_and_mul", "silu", "gelu", "sigmoid", "tanh", "erf")
@@ -80,41 +89,41 @@ def clamped_swiglu(node: fx.Node) -> Match | Miss | None:
 
 def _swiglu(gate: fx.Node, alpha: float, glu: fx.Node, inside: set[fx.Node]) -> Match | Miss | None:
     pattern = "swiglu_and_mul"
+    refused: Miss | None = None
     for product, plus_one in _products(glu):
-        if not same_sizes(plus_one, glu):
-            continue
         up = next((t for t, one in commuted(plus_one, "add") if _is_number(one, 1.0)), None)
-        limits = _clamped(gate)
-        if limits is None and up is None:
+        limits, bounds = _clamped(gate), _clamped(up)
+        if limits is not None and bounds is not None:
+            reason = _bounds_differ(limits, bounds)
+        elif limits is None and up is None:
             reason = f"{gate.name}·sigmoid({alpha}·{gate.name}) is quick GELU, which no kernel has"
-            return Miss(pattern, product, reason)
-        if up is None:
-            return Miss(
-                pattern, product, f"{glu.name} is multiplied by {plus_one.name}, not up + 1"
-            )
-        bounds = _clamped(up)
-        if limits is None or bounds is None:
-            return Miss(pattern, product, f"{(up if limits else gate).name} is not clamped")
-        (plain_gate, low, high), (plain_up, up_low, up_high) = limits, bounds
-        if low is not None or high is None or up_high != high or up_low != -high:
-            return Miss(
-                pattern,
-                product,
-                f"gate is clamped to [{low}, {high}] and up to [{up_low}, {up_high}], "
-                "not gate to [None, limit] and up to [-limit, limit]",
-            )
-        if not same_sizes(plain_gate, plain_up):
-            reason = f"up is {_shape(plain_up)} but gate is {_shape(plain_gate)}"
-            return Miss(pattern, product, reason)
-        inside = {*inside, gate, up, plus_one, product}
+        elif up is None:
+            reason = f"{glu.name} is multiplied by {plus_one.name}, not up + 1"
+        else:
+            reason = f"{(gate if limits is None else up).name} is not clamped"
+        if reason is not None or limits is None or bounds is None:
+            refused = refused or Miss(pattern, product, reason or "")
+            continue
         return Match(
             pattern,
             act_and_mul,
-            (plain_gate, plain_up),
-            {"activation": "swiglu", "alpha": alpha, "limit": high},
+            (limits.x, bounds.x),
+            {"activation": "swiglu", "alpha": alpha, "limit": limits.high},
             (Output(product),),
-            frozenset(inside),
+            frozenset({*inside, gate, plus_one, product, *(() if up is None else (up,))}),
         )
+    return refused
+
+
+def _bounds_differ(gate: Clamped, up: Clamped) -> str | None:
+    """Why two clamps are not those of one limit."""
+    if gate.low is not None or gate.high is None or (up.low, up.high) != (-gate.high, gate.high):
+        return (
+            f"gate is clamped to [{gate.low}, {gate.high}] and up to [{up.low}, {up.high}], "
+            "not gate to [None, limit] and up to [-limit, limit]"
+        )
+    if not same_sizes(gate.x, up.x):
+        return f"up is {_shape(up.x)} but gate is {_shape(gate.x)}"
     return None
 
 
@@ -177,23 +186,18 @@ def _not_gated(found: Activated, up: fx.Node) -> str | None:
     return None
 
 
-def _clamped(node: Any) -> tuple[fx.Node, float | None, float | None] | None:
-    """`(x, low, high)` if `node` clamps x to numbers."""
-    found, x = kind(node), source(node) if kind(node) else None
-    if found not in _CLAMPS or not isinstance(x, fx.Node):
+def _clamped(node: Any) -> Clamped | None:
+    """What `node` clamps and to which numbers, if that is what it does."""
+    found = kind(node)
+    if found not in _CLAMPS or not isinstance(source(node), fx.Node):
         return None
-    low, high = (None, None)
-    if found in ("clamp", "clamp_min"):
-        low = arg(node, "min")
-    if found in ("clamp", "clamp_max"):
-        high = arg(node, "max")
-    if found in ("minimum", "maximum"):
-        bound = arg(node, "other")
-        low, high = (None, bound) if found == "minimum" else (bound, None)
-    numbers = [None if bound is None else number(bound) for bound in (low, high)]
-    if any(n is None and b is not None for n, b in zip(numbers, (low, high), strict=True)):
+    low, high = arg(node, "min"), arg(node, "max")
+    if found == "minimum":
+        high = arg(node, "other")
+    bounds = [None if bound is None else number(bound) for bound in (low, high)]
+    if any(n is None and b is not None for n, b in zip(bounds, (low, high), strict=True)):
         return None
-    return x, numbers[0], numbers[1]
+    return Clamped(source(node), bounds[0], bounds[1])
 
 
 def _is_number(operand: Any, wanted: float) -> bool:

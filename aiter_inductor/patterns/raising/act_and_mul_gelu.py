@@ -11,9 +11,19 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import fx
 
-from aiter_inductor.core.graph import arg, kind, only_user, same_sizes, source, widens
+from aiter_inductor.core.graph import (
+    arg,
+    kind,
+    number,
+    only_user,
+    same_sizes,
+    source,
+    value,
+    widens,
+)
 
 _POINTS = (-4.5, -2.9, -1.7, -0.9, -0.3, 0.0, 0.1, 0.7, 1.3, 2.2, 3.6)
 _TOLERANCE = 1e-4
@@ -52,6 +62,10 @@ def spelled_gelu(root: fx.Node) -> Spelled | None:
             interior: set[fx.Node] = set()
             reason = _difference(end, x, activation, interior)
             if reason is None:
+                constants = {node for node in interior if _is_symbolic(node)}
+                for node in constants:
+                    number(node)  # specialises the graph on what was compared
+                interior -= constants
                 return Spelled(x, end, activation, "", frozenset(interior))
             if reason:
                 nearest = Spelled(x, end, None, reason, frozenset(interior))
@@ -106,6 +120,9 @@ def _at(node: Any, x: fx.Node, point: float, interior: set[fx.Node]) -> float | 
     if isinstance(node, int | float) and not isinstance(node, bool):
         return float(node)
     found = kind(node)
+    if _is_symbolic(node):
+        interior.add(node)
+        return _finite(float, [value(node).node.hint])
     if found not in _FUNCTIONS or (found == "cast" and not widens(node)):
         return None
     values = [_at(operand, x, point, interior) for operand in _operands(node)]
@@ -113,6 +130,11 @@ def _at(node: Any, x: fx.Node, point: float, interior: set[fx.Node]) -> float | 
         return None
     interior.add(node)
     return _finite(_FUNCTIONS[found], [v for v in values if v is not None])
+
+
+def _is_symbolic(node: Any) -> bool:
+    """Whether `node` is a float that `dynamic=True` left open; its hint can be read unguarded."""
+    return isinstance(node, fx.Node) and isinstance(value(node), torch.SymFloat)
 
 
 def _finite(function: Callable[..., float], values: list[float]) -> float | None:
