@@ -6,131 +6,22 @@ value is rounded to the dtype it would have been stored in, as the unfused progr
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor
 
 from aiter_inductor.core.dtypes import accumulate_dtype
 from aiter_inductor.core.op import op
 from aiter_inductor.lowerings.norm import layer_norm, rms_norm
+from aiter_inductor.lowerings.norm_quant_problem import (
+    of_add_rms_norm_quant,
+    of_add_rms_norm_quant_static,
+    of_layer_norm_quant,
+    of_layer_norm_quant_static,
+    of_rms_norm_quant,
+    of_rms_norm_quant_static,
+)
 from aiter_inductor.lowerings.quant import quant_per_group, quant_per_token, quant_static
-from aiter_inductor.lowerings.rows import RowProblem, add_triton
-
-
-def of_rms_norm_quant(
-    x: Tensor,
-    weight: Tensor | None,
-    eps: float,
-    *,
-    dtype: torch.dtype,
-    group_size: int | None = None,
-    amax_min: float = 0.0,
-    weight_offset: float = 0.0,
-    round_before_weight: bool = False,
-    round_norm: bool = True,
-) -> RowProblem:
-    """RMSNorm and dynamic quantisation."""
-    return RowProblem.of(
-        "x weight eps", (x,), weight=weight, out_dtype=dtype, group_size=group_size, scales=True
-    )
-
-
-def of_add_rms_norm_quant(
-    x: Tensor,
-    residual: Tensor,
-    weight: Tensor | None,
-    eps: float,
-    *,
-    dtype: torch.dtype,
-    group_size: int | None = None,
-    amax_min: float = 0.0,
-    weight_offset: float = 0.0,
-    round_before_weight: bool = False,
-    round_norm: bool = True,
-) -> RowProblem:
-    """RMSNorm of a sum and dynamic quantisation."""
-    return RowProblem.of(
-        "x residual weight eps",
-        (x, residual),
-        weight=weight,
-        out_dtype=dtype,
-        group_size=group_size,
-        scales=True,
-    )
-
-
-def of_layer_norm_quant(
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    eps: float,
-    *,
-    dtype: torch.dtype,
-    group_size: int | None = None,
-    amax_min: float = 0.0,
-    round_norm: bool = True,
-) -> RowProblem:
-    """LayerNorm and dynamic quantisation."""
-    return RowProblem.of(
-        "x weight bias eps",
-        (x,),
-        weight=weight,
-        bias=bias,
-        out_dtype=dtype,
-        group_size=group_size,
-        scales=True,
-    )
-
-
-def of_rms_norm_quant_static(
-    x: Tensor,
-    weight: Tensor | None,
-    eps: float,
-    scale: Tensor,
-    *,
-    dtype: torch.dtype,
-    weight_offset: float = 0.0,
-    round_before_weight: bool = False,
-    round_norm: bool = True,
-) -> RowProblem:
-    """RMSNorm and quantisation with a given scale."""
-    made = RowProblem.of("x weight eps scale", (x,), weight=weight, out_dtype=dtype)
-    return _with_one_scale(made, scale)
-
-
-def of_add_rms_norm_quant_static(
-    x: Tensor,
-    residual: Tensor,
-    weight: Tensor | None,
-    eps: float,
-    scale: Tensor,
-    *,
-    dtype: torch.dtype,
-    weight_offset: float = 0.0,
-    round_before_weight: bool = False,
-    round_norm: bool = True,
-) -> RowProblem:
-    """RMSNorm of a sum and quantisation with a given scale."""
-    rows = (x, residual)
-    made = RowProblem.of("x residual weight eps scale", rows, weight=weight, out_dtype=dtype)
-    return _with_one_scale(made, scale)
-
-
-def of_layer_norm_quant_static(
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    eps: float,
-    scale: Tensor,
-    *,
-    dtype: torch.dtype,
-    round_norm: bool = True,
-) -> RowProblem:
-    """LayerNorm and quantisation with a given scale."""
-    arguments = "x weight bias eps scale"
-    made = RowProblem.of(arguments, (x,), weight=weight, bias=bias, out_dtype=dtype)
-    return _with_one_scale(made, scale)
+from aiter_inductor.lowerings.rows import add_triton
 
 
 @op(problem=of_rms_norm_quant)
@@ -362,9 +253,3 @@ def _quantise(
     else:
         q, scale = quant_per_group.reference(y, group_size=group_size, **options)
     return q, scale
-
-
-def _with_one_scale(problem: RowProblem, scale: Tensor) -> RowProblem:
-    if scale.numel() == 1:
-        return problem
-    return replace(problem, mismatch=f"scale has {scale.numel()} elements, not one")

@@ -17,7 +17,7 @@ FILES = sorted(path.name for path in HERE.glob("test_*.py") if path.name not in 
 
 @pytest.mark.parametrize("name", FILES)
 def test_file_passes_under_the_interpreter(name):
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(HERE / name)]
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", str(HERE / name)]
     environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         command,
