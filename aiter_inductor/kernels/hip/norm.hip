@@ -5,6 +5,7 @@
 // the weight), B (of the bias), P (what x times weight promotes to), HAS_RESIDUAL, HAS_WEIGHT,
 // HAS_BIAS, LAYER_NORM, ROUND_BEFORE_WEIGHT, ROUND_NORM.
 #include "rows.h"
+#include "weight.h"
 
 // sum = x + residual, rounded as it is stored; the norm reads the rounded sum.
 SIMT_DEVICE void add_residual(const Place& place, const PackedRow<X>& residual, X* sum, Row& x) {
@@ -40,19 +41,6 @@ SIMT_DEVICE void divide_by_root_mean_square(i32 N, float eps, Row& x) {
     UNROLL for (int i = 0; i < VEC; i++) x[v][i] *= factor;
 }
 
-// Where eager code rounds, so does this: see rms_norm in lowerings/norm.py.
-SIMT_DEVICE void multiply_by_weight(const Packed<W, VEC>& weight, float offset, float (&x)[VEC]) {
-  float w[VEC];
-  unpack(weight, w);
-  UNROLL for (int i = 0; i < VEC; i++) w[i] += offset;
-  if (ROUND_BEFORE_WEIGHT) {
-    round_all<W>(w);
-    round_all<X>(x);
-  }
-  UNROLL for (int i = 0; i < VEC; i++) x[i] *= w[i];
-  if (ROUND_BEFORE_WEIGHT) round_all<P>(x);
-}
-
 SIMT_DEVICE void add_bias(const Packed<B, VEC>& bias, float (&x)[VEC]) {
   float b[VEC];
   unpack(bias, b);
@@ -82,8 +70,11 @@ norm_kernel(const X* x, const X* residual, const W* weight, const B* bias, X* su
   if (LAYER_NORM) subtract_mean(place, N, row);
   divide_by_root_mean_square(N, eps, row);
   UNROLL for (int v = 0; v < VECTORS; v++) {
-    if constexpr (HAS_WEIGHT)
-      multiply_by_weight(packed_weight.vectors[v], weight_offset, row[v]);
+    if constexpr (HAS_WEIGHT) {
+      float w[VEC];
+      unpack(packed_weight.vectors[v], w);
+      multiply_by_weight<X, W, P, ROUND_BEFORE_WEIGHT>(w, weight_offset, row[v]);
+    }
     if constexpr (HAS_BIAS) add_bias(packed_bias.vectors[v], row[v]);
     if (ROUND_NORM) round_all<X>(row[v]);
   }

@@ -1,0 +1,164 @@
+// (RMSNorm of each head +) rotary embedding of all heads of q and k in one launch.
+//
+// Defined by the build, see rope.py: X (type of q and k), C (of cos and sin), OUT, W (of the
+// weights), P (what x times weight promotes to), NORM, ROUND_BEFORE_WEIGHT, HALF (half of the
+// rotated elements), TAIL (elements behind them that pass through), IN_PAIRS and OUT_PAIRS (whether
+// the two elements of a pair lie side by side), FULL_TABLE, TABLE_PAIRS, TRANSPOSED, THREADS,
+// LANES a head, UNITS a lane, VEC pairs a unit.
+#include "reduce.h"
+#include "weight.h"
+
+constexpr int ROTATED_UNITS = HALF / VEC, TAIL_UNITS = TAIL / VEC;
+constexpr int HEAD_DIM = 2 * HALF + TAIL;
+
+// VEC pairs: the first elements in `a`, the second ones in `b`; of a tail, VEC elements in `a`.
+struct Unit {
+  float a[VEC], b[VEC];
+};
+
+template <class T, bool PAIRS> SIMT_DEVICE void load_pairs(const T* from, int unit, Unit& to) {
+  if constexpr (PAIRS) {
+    float both[2 * VEC];
+    load(from + unit * (2 * VEC), both);
+    UNROLL for (int i = 0; i < VEC; i++) {
+      to.a[i] = both[2 * i];
+      to.b[i] = both[2 * i + 1];
+    }
+  } else {
+    load(from + unit * VEC, to.a);
+    load(from + HALF + unit * VEC, to.b);
+  }
+}
+
+SIMT_DEVICE void store_pairs(OUT* to, int unit, const Unit& from) {
+  if constexpr (OUT_PAIRS) {
+    float both[2 * VEC];
+    UNROLL for (int i = 0; i < VEC; i++) {
+      both[2 * i] = from.a[i];
+      both[2 * i + 1] = from.b[i];
+    }
+    store(to + unit * (2 * VEC), both);
+  } else {
+    store(to + unit * VEC, from.a);
+    store(to + HALF + unit * VEC, from.b);
+  }
+}
+
+SIMT_DEVICE void load_table(const C* table, int unit, Unit& to) {
+  if constexpr (FULL_TABLE) {
+    load_pairs<C, TABLE_PAIRS>(table, unit, to);
+  } else {
+    load(table + unit * VEC, to.a);
+    UNROLL for (int i = 0; i < VEC; i++) to.b[i] = to.a[i];
+  }
+}
+
+SIMT_DEVICE void rotate(const Unit& cosines, const Unit& sines, Unit& x) {
+  UNROLL for (int i = 0; i < VEC; i++) {
+    const float a = x.a[i], b = x.b[i];
+    if constexpr (TRANSPOSED) {
+      x.a[i] = a * cosines.a[i] + b * sines.b[i];
+      x.b[i] = b * cosines.b[i] - a * sines.a[i];
+    } else {
+      x.a[i] = a * cosines.a[i] - b * sines.a[i];
+      x.b[i] = b * cosines.b[i] + a * sines.b[i];
+    }
+  }
+}
+
+// Which head a group of lanes handles, and where it lies in q or k, the tables and the output.
+struct Head {
+  const X* x;
+  OUT* out;
+  const W* weight;
+  const C *cos, *sin;
+  bool live;
+};
+
+SIMT_DEVICE bool is_rotated(int unit) { return unit < ROTATED_UNITS; }
+SIMT_DEVICE bool is_tail(int unit) {
+  return unit >= ROTATED_UNITS && unit < ROTATED_UNITS + TAIL_UNITS;
+}
+SIMT_DEVICE int tail_offset(int unit) { return 2 * HALF + (unit - ROTATED_UNITS) * VEC; }
+SIMT_DEVICE int unit_of(int i) { return thread_index() % LANES + i * LANES; }
+
+SIMT_DEVICE void load_head(const Head& head, Unit (&x)[UNITS]) {
+  UNROLL for (int i = 0; i < UNITS; i++) {
+    x[i] = {};
+    if (head.live && is_rotated(unit_of(i))) load_pairs<X, IN_PAIRS>(head.x, unit_of(i), x[i]);
+    if (head.live && is_tail(unit_of(i))) load(head.x + tail_offset(unit_of(i)), x[i].a);
+  }
+}
+
+// The weights lie as x does.
+SIMT_DEVICE void weigh(const W* weight, int unit, float offset, Unit& x) {
+  Unit w = {};
+  if (is_rotated(unit)) load_pairs<W, IN_PAIRS>(weight, unit, w);
+  if (is_tail(unit)) load(weight + tail_offset(unit), w.a);
+  multiply_by_weight<X, W, P, ROUND_BEFORE_WEIGHT>(w.a, offset, x.a);
+  multiply_by_weight<X, W, P, ROUND_BEFORE_WEIGHT>(w.b, offset, x.b);
+  round_all<X>(x.a);
+  round_all<X>(x.b);
+}
+
+SIMT_DEVICE void normalize(const Head& head, float eps, float offset, Unit (&x)[UNITS]) {
+  float sum = 0.0f;
+  UNROLL for (int i = 0; i < UNITS; i++)
+    UNROLL for (int j = 0; j < VEC; j++)
+      sum = multiply_add(x[i].a[j], x[i].a[j], multiply_add(x[i].b[j], x[i].b[j], sum));
+  sum = float_of(wave_reduce<LANES, Sum>(bits_of(sum)));
+  const float factor = inverse_sqrt(sum / (float)HEAD_DIM + eps);
+  UNROLL for (int i = 0; i < UNITS; i++) {
+    UNROLL for (int j = 0; j < VEC; j++) {
+      x[i].a[j] *= factor;
+      x[i].b[j] *= factor;
+    }
+    weigh(head.weight, unit_of(i), offset, x[i]);
+  }
+}
+
+SIMT_DEVICE void rotate_and_store(const Head& head, Unit (&x)[UNITS]) {
+  if (!head.live) return;
+  UNROLL for (int i = 0; i < UNITS; i++) {
+    const int unit = unit_of(i);
+    if (is_rotated(unit)) {
+      Unit cosines, sines;
+      load_table(head.cos, unit, cosines);
+      load_table(head.sin, unit, sines);
+      rotate(cosines, sines, x[i]);
+      store_pairs(head.out, unit, x[i]);
+    }
+    if (is_tail(unit)) store(head.out + tail_offset(unit), x[i].a);
+  }
+}
+
+SIMT_KERNEL(THREADS)
+rope_kernel(const X* q, const X* k, OUT* q_out, OUT* k_out, const W* q_weight, const W* k_weight,
+            const C* cos, const C* sin, i32 num_rows, i32 seq_len, i32 num_heads, i32 num_kv_heads,
+            float eps, float weight_offset, i64 q_batch, i64 q_head, i64 q_token, i64 k_batch,
+            i64 k_head, i64 k_token, i64 q_out_batch, i64 q_out_head, i64 q_out_token,
+            i64 k_out_batch, i64 k_out_head, i64 k_out_token, i64 cos_batch, i64 cos_token,
+            i64 sin_batch, i64 sin_token) {
+  // Heads run fastest, so that those of one token read the same angles from the cache.
+  const i64 row = (i64)block_x() * (THREADS / LANES) + thread_index() / LANES;
+  const bool live = row < num_rows;
+  const i32 some_row = live ? (i32)row : 0, all_heads = num_heads + num_kv_heads;
+  const i32 position = some_row / all_heads, head = some_row % all_heads;
+  const i64 batch = position / seq_len, token = position % seq_len, kv_head = head - num_heads;
+  const bool is_q = head < num_heads;
+  const Head here = {
+      is_q ? q + (batch * q_batch + head * q_head + token * q_token)
+           : k + (batch * k_batch + kv_head * k_head + token * k_token),
+      is_q ? q_out + (batch * q_out_batch + head * q_out_head + token * q_out_token)
+           : k_out + (batch * k_out_batch + kv_head * k_out_head + token * k_out_token),
+      is_q ? q_weight : k_weight,
+      cos + (batch * cos_batch + token * cos_token),
+      sin + (batch * sin_batch + token * sin_token),
+      live,
+  };
+  Unit x[UNITS];
+  load_head(here, x);
+  if constexpr (NORM) normalize(here, eps, weight_offset, x);
+  rotate_and_store(here, x);
+}
+SIMT_ENTRY(rope_kernel)
