@@ -65,5 +65,6 @@ def test_explain_plans_for_a_chip_that_is_not_here(capsys):
     status = main(["explain", "small-llama", "--target", "gfx942", "--layers", "1"])
     shown = capsys.readouterr().out
     assert "target gfx942, 1 graph" in shown
-    assert "rms_norm  fused" in shown
+    rows = [line.split()[:3] for line in shown.splitlines()]
+    assert ["rms_norm", "fused", "triton"] in rows
     assert status == ("missed" in shown)

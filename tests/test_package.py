@@ -90,7 +90,8 @@ def test_wheel_holds_all_sources(tmp_path):
     shipped = set(zipfile.ZipFile(wheel).namelist())
     wanted = {
         path.relative_to(source).as_posix()
-        for path in (source / "aiter_inductor").rglob("*")
+        for folder in ("aiter_inductor", "cdnasim")
+        for path in (source / folder).rglob("*")
         if path.is_file()
     }
     assert wanted <= shipped, sorted(wanted - shipped)
