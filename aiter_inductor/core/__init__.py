@@ -1,1 +1,1 @@
-"""The vocabulary of the project: ops, problems, matches, reports. Knows no concrete op or kernel."""
+"""The vocabulary of the project: ops, problems, matches, reports. Knows no op and no kernel."""

@@ -72,7 +72,12 @@ def storages(node: object) -> frozenset[int]:
 
 def _switches_mode(node: fx.Node) -> bool:
     name = getattr(node.target, "__name__", "")
-    return name in ("_set_grad_enabled", "_enter_autocast", "_exit_autocast", "_enter_inference_mode")
+    return name in (
+        "_set_grad_enabled",
+        "_enter_autocast",
+        "_exit_autocast",
+        "_enter_inference_mode",
+    )
 
 
 def _written(node: fx.Node) -> list[Any] | None:
@@ -101,7 +106,7 @@ def _written(node: fx.Node) -> list[Any] | None:
 def _written_by_schema(node: fx.Node, target: torch._ops.OpOverload) -> list[Any] | None:
     if not target._schema.is_mutable:
         return None
-    written = []
+    written: list[Any] = []
     for i, argument in enumerate(target._schema.arguments):
         if argument.alias_info is not None and argument.alias_info.is_write:
             given = node.args[i] if i < len(node.args) else node.kwargs.get(argument.name)

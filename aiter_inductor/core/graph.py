@@ -185,7 +185,11 @@ def _is_cast(node: fx.Node) -> bool:
 def _filled_scalar(node: fx.Node) -> float | None:
     """The number in `torch.tensor(3.0)` and its kin, if `node` is one of those."""
     name = f"{getattr(node.target, '__module__', '')}.{getattr(node.target, '__name__', '')}"
-    filled = node.target in (torch.tensor, torch.scalar_tensor, torch.ops.aten.scalar_tensor.default)
+    filled = node.target in (
+        torch.tensor,
+        torch.scalar_tensor,
+        torch.ops.aten.scalar_tensor.default,
+    )
     # Under dynamic=True Dynamo writes torch.tensor of a float attribute with torch._refs.
     if filled or name == "torch._refs.tensor":
         return number(node.args[0]) if node.args else None

@@ -128,7 +128,9 @@ def _keyed_pass(existing: object) -> object:
     from torch._inductor.custom_graph_pass import CustomGraphPass
 
     inner = existing if existing is not None else getattr(inductor_config, _HOOK)
-    passes = [] if inner is None else list(inner) if isinstance(inner, list | tuple) else [inner]
+    passes: list[Any] = (
+        [] if inner is None else list(inner) if isinstance(inner, list | tuple) else [inner]
+    )
 
     class MeaningKey(CustomGraphPass):  # type: ignore[misc]
         """Changes nothing itself."""

@@ -156,7 +156,7 @@ class Op:
             theirs, ours = list(inspect.signature(run).parameters), list(self.signature.parameters)
             if theirs != ours:
                 raise OpDefinitionError(
-                    f"provider {name!r} of {self.name} takes {theirs} but the reference takes {ours}"
+                    f"provider {name!r} of {self.name} takes {theirs}, the reference takes {ours}"
                 )
             self.providers[name] = Provider(name, run, archs, refuse, decline, traceable)
             return run

@@ -117,8 +117,8 @@ class Selector:
         """The node before which the op can stand, or why there is none.
 
         It must stand after its last input and before the first reader of any output, and nothing
-        in between may write to what the match reads or switch the autograd mode. The latest such place is
-        taken, the first output's own, so that nothing lives longer than in the program.
+        in between may write to what the match reads or switch the autograd mode. The latest such
+        place is taken, the first output's own, so that nothing lives longer than in the program.
         """
         position = self.effects.position
         inputs = list(match.inputs())

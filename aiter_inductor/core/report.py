@@ -56,9 +56,7 @@ class Report:
 
     def count(self, pattern: str, status: str | None = None) -> int:
         """Sites of `pattern`, of one status or of any."""
-        return sum(
-            site.pattern == pattern and status in (None, site.status) for site in self.sites
-        )
+        return sum(site.pattern == pattern and status in (None, site.status) for site in self.sites)
 
     def missed(self) -> tuple[Site, ...]:
         """The sites that were expected and not recognised."""
