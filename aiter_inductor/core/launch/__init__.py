@@ -20,6 +20,7 @@ from aiter_inductor.core.launch.signature import (
     i64,
     pointer,
 )
+from aiter_inductor.core.launch.simulated import SimulatedKernel, SimulationUnavailableError
 
 __all__ = [
     "CudaRuntime",
@@ -30,6 +31,8 @@ __all__ = [
     "Parameter",
     "Runtime",
     "RuntimeLibraryError",
+    "SimulatedKernel",
+    "SimulationUnavailableError",
     "f32",
     "i32",
     "i64",

@@ -212,7 +212,7 @@ def _plan(
         )
     variant = ActivationVariant(activation, gate.dtype, interleaved, quantisation, layout)
     return LaunchPlan(
-        load_kernel(variant, arch).launch,
+        load_kernel(variant, arch, gate.device.type).launch,
         layout.grid(nest.num_rows, N),
         layout.threads,
         (nest.num_rows, nest.inner, N),

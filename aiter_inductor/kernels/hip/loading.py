@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Protocol
@@ -10,11 +13,12 @@ import torch
 
 from aiter_inductor.core import jit
 from aiter_inductor.core.arch import KNOWN, arch_of
-from aiter_inductor.core.launch import Kernel, KernelSignature
+from aiter_inductor.core.launch import Kernel, KernelSignature, SimulatedKernel
 
 HOST = "host"
 _HERE = Path(__file__).parent
 _HOST_WAVE = 64
+_simulated: ContextVar[str | None] = ContextVar("simulated", default=None)
 
 CPP_TYPES = {
     torch.bfloat16: "bf16",
@@ -50,7 +54,19 @@ def hip_module(name: str, source: str, **defines: object) -> jit.Module:
 
 def arch_name(device: torch.device) -> str:
     """What a kernel for `device` is built for: `gfx…`, `sm_…`, or `host` for a CPU."""
-    return HOST if device.type == "cpu" else arch_of(device).name
+    if device.type == "cpu":
+        return _simulated.get() or HOST
+    return arch_of(device).name
+
+
+@contextmanager
+def simulating(arch: str) -> Iterator[None]:
+    """Within, kernels on CPU tensors run as the machine code of `gfx942` or `gfx950`, simulated."""
+    token = _simulated.set(arch)
+    try:
+        yield
+    finally:
+        _simulated.reset(token)
 
 
 def wave_size(arch: str) -> int:
@@ -59,15 +75,18 @@ def wave_size(arch: str) -> int:
 
 
 @cache
-def load_kernel(variant: Variant, arch: str) -> Kernel:
-    """The kernel, built if need be.
+def load_kernel(variant: Variant, arch: str, device_type: str) -> Kernel | SimulatedKernel:
+    """The kernel for tensors on a device of this type, built if need be.
 
     Raises:
         BuildError: if it cannot be built.
         RuntimeLibraryError: if there is no runtime library to launch it with.
     """
     settings = jit.default_settings()
-    return Kernel(jit.load(variant.module(), arch, settings), variant.signature(), settings)
+    artifact = jit.load(variant.module(), arch, settings)
+    if device_type == "cpu" and arch != HOST:
+        return SimulatedKernel(artifact, variant.signature())
+    return Kernel(artifact, variant.signature(), settings)
 
 
 def why_not_ready(variant: Variant, arch: str) -> str | None:

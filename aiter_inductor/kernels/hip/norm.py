@@ -266,7 +266,7 @@ def _plan(
     )
     present = (*(tensor is not None for tensor in given[:4]), writes_scales)
     return LaunchPlan(
-        load_kernel(variant, arch).launch,
+        load_kernel(variant, arch, x.device.type).launch,
         layout.grid(nest.num_rows, N),
         layout.threads,
         (nest.num_rows, nest.inner, N),

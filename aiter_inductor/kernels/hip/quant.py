@@ -134,8 +134,9 @@ def _plan(
         check_row(N, group_size, vec, wave)
         whole, least_lanes = quantisation.mode == "token", max(group_size // vec, 1)
         layout = RowLayout.choose(N, vec, wave, least_lanes=least_lanes, whole=whole)
+    variant = QuantVariant(x.dtype, quantisation, layout)
     return LaunchPlan(
-        load_kernel(QuantVariant(x.dtype, quantisation, layout), arch).launch,
+        load_kernel(variant, arch, x.device.type).launch,
         layout.grid(nest.num_rows, N),
         layout.threads,
         (nest.num_rows, nest.inner, N),

@@ -270,7 +270,7 @@ def _plan(given: _Tensors, style: RopeStyle) -> LaunchPlan:
         units=-(-num_units // lanes),
     )
     return LaunchPlan(
-        load_kernel(variant, arch).launch,
+        load_kernel(variant, arch, q.device.type).launch,
         (-(-num_rows // (SMALL_BLOCK // lanes)), 1),
         SMALL_BLOCK,
         (num_rows, seq_len, num_heads, num_kv_heads),

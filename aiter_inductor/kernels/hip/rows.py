@@ -11,7 +11,7 @@ from torch import Tensor
 
 from aiter_inductor.core.launch import Parameter, i64
 from aiter_inductor.core.rows import RowNest, row_nest
-from aiter_inductor.kernels.hip.loading import CPP_TYPES
+from aiter_inductor.kernels.hip.loading import CPP_TYPES, arch_name
 
 VECTOR_BYTES = 16
 MAX_THREADS = 1024
@@ -172,8 +172,8 @@ def _is_aligned(tensor: Tensor, vec: int) -> bool:
 
 
 def facts_of(x: Tensor, *others: Tensor | None) -> tuple[object, ...]:
-    """What a launch is planned from: device, shape, and each tensor's dtype, strides, alignment."""
-    facts: list[object] = [x.device, x.shape]
+    """What a launch is planned from: chip, shape, and each tensor's dtype, strides, alignment."""
+    facts: list[object] = [arch_name(x.device), x.device.type, x.shape]
     for tensor in (x, *others):
         if tensor is None:
             facts.append(None)
