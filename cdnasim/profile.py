@@ -58,7 +58,7 @@ def issue_cycles(instruction: Instruction) -> int:
     flags = core.cdnasim_op_flags(number)
     if flags & MFMA:
         passes = core.cdnasim_op_passes(number)
-        return int(passes) * PASS_CYCLES // (2 if small_operands(instruction) else 1))
+        return int(passes) * PASS_CYCLES // (2 if small_operands(instruction) else 1)
     if flags & (VMEM | LDS):
         rate = VMEM_BYTES_PER_CYCLE if flags & VMEM else LDS_BYTES_PER_CYCLE
         moved = LANES * core.cdnasim_op_access_bytes(number)

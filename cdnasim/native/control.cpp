@@ -20,7 +20,6 @@ BRANCH(s_cbranch_execnz, READS_EXEC, w.exec())
 
 OP(s_barrier, CONTROL, 0, nullptr) {
   check_barrier(w, I);
-  w.epoch++;
   w.vm_done_at_barrier = w.vm_done;
   w.at_barrier = true;
 }
@@ -37,7 +36,6 @@ NO_EFFECT(s_dcache_inv)
 NO_EFFECT(s_dcache_wb)
 NO_EFFECT(s_sendmsg)
 NO_EFFECT(s_ttracedata)
-NO_EFFECT(s_code_end)
 NO_EFFECT(buffer_inv)
 NO_EFFECT(buffer_wbl2)
 

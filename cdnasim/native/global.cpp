@@ -274,7 +274,8 @@ static int register_memory() {
     add_op({"flat_load_" + s, flags, global_load, nullptr, 1, n.shape, 0});
     add_op({"buffer_load_" + s, flags, buffer_load_any, nullptr, 1, n.shape, 0});
     add_op({"scratch_load_" + s, flags, scratch_load, nullptr, 1, n.shape, 0});
-    add_op({"global_load_lds_" + s, VMEM | LOADS | READS_M0 | LDS_DMA_ONLY, global_load_lds, nullptr, 0, n.shape, 0});
+    bool direct = n.shape.half == 0 && n.shape.dwords != 2;
+    if (direct) add_op({"global_load_lds_" + s, VMEM | LOADS | READS_M0 | LDS_DMA_ONLY, global_load_lds, nullptr, 0, n.shape, 0});
   }
   for (const NamedShape& n : STORE_SHAPES) {
     std::string s = n.suffix;

@@ -119,6 +119,11 @@ static Need required(const Wave& w, const Ins& before, const Ins& I) {
   return need;
 }
 
+// Beyond a few states only matrix operations matter.
+static bool relevant(const Ins& before, u32 states) {
+  return states < (u32)LONGEST_OTHER || (before.flags & MFMA);
+}
+
 // Instructions whose own class brings requirements, whatever registers need attention.
 bool always_checks_wait_states(u64 flags, const Ins& I) {
   if (flags & (MFMA | LANE_ACCESS | DIV_FMAS | PERMLANE | READS_M0 | READS_MODE | WRITES_MODE)) return true;
@@ -133,6 +138,7 @@ void check_wait_states(Wave& w, const Ins& I) {
     const Issued& e = w.recent[(w.num_recent - back) % RECENT];
     u32 states = w.clock - e.clock - 1;
     if (states >= horizon) break;
+    if (!relevant(*e.ins, states)) continue;
     Need need = required(w, *e.ins, I);
     if (need.states <= (int)states) continue;
     report(w, I, WAIT_STATES, -1, e.ins->pc, "%s after %u wait state%s, %d needed (add s_nop %d)", need.why, states,

@@ -47,18 +47,6 @@ void check_dma(Wave& w, const Ins& I, int lane, u32 offset, int bytes) {
   }
 }
 
-template <bool WRITES>
-static bool shadow_access(Wave& w, const Ins& I, int lane, u32 offset, int bytes, bool undefined,
-                          const StoredData& data) {
-#define ACCESS(n) \
-  case n: return WRITES ? (shadow_write<n>(w, I, lane, offset, undefined, data), false) : shadow_read<n>(w, I, lane, offset);
-  switch (bytes) {
-    ACCESS(1) ACCESS(2) ACCESS(4) ACCESS(8) ACCESS(12) ACCESS(16)
-  }
-#undef ACCESS
-  return false;
-}
-
 // Lane addresses of argument k plus an immediate; lanes out of bounds are dropped with a finding.
 static void lds_addresses(Wave& w, const Ins& I, int k, u32 immediate, int bytes, Addresses& a) {
   const u32* base = w.v[I.args[k].index];
@@ -76,16 +64,31 @@ static void lds_addresses(Wave& w, const Ins& I, int k, u32 immediate, int bytes
            (unsigned long long)size);
   }
 }
-template <bool WRITES>
-static u64 note_access(Wave& w, const Ins& I, const Addresses& a, int bytes, u64 undefined = 0,
-                       const StoredData& data = {}) {
+// Pass every lane's access through the shadow; returns the lanes that read undefined bytes.
+template <bool WRITES, int BYTES>
+static u64 note_lanes(Wave& w, const Ins& I, const Addresses& a, u64 undefined, const StoredData& data) {
   u64 result = 0;
   for (u64 left = a.present; left; left &= left - 1) {
     int lane = __builtin_ctzll(left);
     u32 offset = (u32)(a.at[lane] - (u64)w.group->lds);
-    result |= (u64)shadow_access<WRITES>(w, I, lane, offset, bytes, undefined >> lane & 1, data) << lane;
+    if (WRITES) shadow_write<BYTES>(w, I, lane, offset, undefined >> lane & 1, data);
+    else result |= (u64)shadow_read<BYTES>(w, I, lane, offset) << lane;
   }
   return result;
+}
+template <bool WRITES>
+static u64 note_access(Wave& w, const Ins& I, const Addresses& a, int bytes, u64 undefined = 0,
+                       const StoredData& data = {}) {
+  i32 checks = w.group->launch->checks;
+  if (!(checks & (CHECK_RACES | CHECK_UNDEFINED))) return 0;
+  switch (bytes) {
+    case 1: return note_lanes<WRITES, 1>(w, I, a, undefined, data);
+    case 2: return note_lanes<WRITES, 2>(w, I, a, undefined, data);
+    case 4: return note_lanes<WRITES, 4>(w, I, a, undefined, data);
+    case 8: return note_lanes<WRITES, 8>(w, I, a, undefined, data);
+    case 12: return note_lanes<WRITES, 12>(w, I, a, undefined, data);
+    default: return note_lanes<WRITES, 16>(w, I, a, undefined, data);
+  }
 }
 static void read_part(Wave& w, const Ins& I, const Arg& to, u32 immediate, const Shape& s) {
   Addresses a;
@@ -157,9 +160,9 @@ static void lds_atomic(Wave& w, const Ins& I, bool returns) {
     int lane = __builtin_ctzll(left);
     u32* p = (u32*)a.at[lane];
     u32 old = *p, offset = (u32)(a.at[lane] - (u64)w.group->lds);
-    if (!w.group->shadow->written[offset]) {
+    if (!w.group->shadow->written[offset] && (w.group->launch->checks & CHECK_UNDEFINED)) {
       report(w, I, UNDEFINED_VALUE, lane, -1, "atomic on lds[%u], which was never written", offset);
-      for (int i = 0; i < 4; i++) w.group->shadow->written[offset + i] = shadow_tag(w);
+      for (int i = 0; i < 4; i++) w.group->shadow->written[offset + i] = (Entry)shadow_tag(w);
     }
     *p = combine(I.op->shape.half, old, w.v[data][lane]);
     if (returns) w.v[I.args[0].index][lane] = old;

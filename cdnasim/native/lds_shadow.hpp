@@ -6,9 +6,14 @@
 
 namespace cdnasim {
 
+// An entry is epoch << 6 | undefined << 5 | wave; zero: never. The epoch counts barriers, from
+// FIRST_EPOCH; entries older than the last LAST_EPOCH barriers have epoch 1.
+using Entry = u16;
+constexpr u32 SHADOW_WAVE = 31, SHADOW_SEVERAL = 31, SHADOW_UNDEFINED = 32, EPOCH_SHIFT = 6;
+constexpr u32 ANCIENT_EPOCH = 1, FIRST_EPOCH = 2, LAST_EPOCH = 1023;
+
 struct LdsShadow {
-  // epoch << 8 | undefined << 7 | wave; zero: never written. Epochs start at 1.
-  std::vector<u32> written, read;
+  std::vector<Entry> written, read;
   // Direct-to-LDS loads still in flight, per dword: sequence number and wave + 1.
   std::vector<u32> dma_sequence;
   std::vector<u8> dma_wave;
@@ -16,19 +21,28 @@ struct LdsShadow {
 
   explicit LdsShadow(size_t bytes)
       : written(bytes + 16), read(bytes + 16), dma_sequence(bytes / 4 + 4), dma_wave(bytes / 4 + 4) {}
+  // At the start of each workgroup.
   void reset() {
     std::fill(written.begin(), written.end(), 0);
     std::fill(read.begin(), read.end(), 0);
     if (any_dma) std::fill(dma_wave.begin(), dma_wave.end(), 0);
     any_dma = false;
   }
+  // At a barrier: the next epoch, starting over when the field is full.
+  u32 next_epoch(u32 epoch) {
+    if (epoch < LAST_EPOCH) return epoch + 1;
+    constexpr u32 low = (1 << EPOCH_SHIFT) - 1;
+    for (Entry& e : written) e = e ? (Entry)(ANCIENT_EPOCH << EPOCH_SHIFT | (e & low)) : 0;
+    std::fill(read.begin(), read.end(), 0);
+    return FIRST_EPOCH;
+  }
 };
-constexpr u32 SHADOW_WAVE = 31, SHADOW_SEVERAL = 31, SHADOW_UNDEFINED = 128;
 
-inline u32 shadow_tag(const Wave& w) { return w.epoch << 8 | w.index; }
+inline u32 shadow_tag(const Wave& w) { return w.group->epoch << EPOCH_SHIFT | w.index; }
 // True when `entry` was made between the same barriers by another wave.
-inline bool foreign(u32 entry, u32 tag) {
-  return (entry >> 8) == (tag >> 8) && (entry & SHADOW_WAVE) != (tag & SHADOW_WAVE);
+inline u32 foreign(u32 entry, u32 tag) {
+  u32 difference = (entry ^ tag) & ~SHADOW_UNDEFINED;
+  return difference - 1 < SHADOW_WAVE;
 }
 
 void report_race(Wave& w, const Ins& I, int lane, u32 offset, int bytes, bool writing);
@@ -42,19 +56,22 @@ struct StoredData {
 // Several waves may store the same value to the same place: replicated layouts do.
 bool stores_what_is_there(Wave& w, const StoredData& data, int lane, u32 offset, int bytes);
 
-// Note a read; returns whether any byte is undefined.
+// Note a read; returns whether any byte is undefined. Entries are copied to and from local arrays,
+// which lets the compiler use one vector register for all of them.
 template <int BYTES>
 inline bool shadow_read(Wave& w, const Ins& I, int lane, u32 offset) {
   LdsShadow& shadow = *w.group->shadow;
-  u32 *written = &shadow.written[offset], *read = &shadow.read[offset], tag = shadow_tag(w);
-  u32 race = 0, undefined = 0;
+  u32 tag = shadow_tag(w), race = 0, undefined = 0;
+  Entry written[BYTES], read[BYTES];
+  memcpy(written, &shadow.written[offset], sizeof written);
+  memcpy(read, &shadow.read[offset], sizeof read);
   for (int i = 0; i < BYTES; i++) {
-    u32 x = written[i];
-    race |= foreign(x, tag);
-    undefined |= (x == 0) | (x & SHADOW_UNDEFINED);
+    race |= foreign(written[i], tag);
+    undefined |= (written[i] == 0) | (written[i] & SHADOW_UNDEFINED);
+    read[i] = (Entry)(foreign(read[i], tag) ? tag | SHADOW_SEVERAL : tag);
   }
+  memcpy(&shadow.read[offset], read, sizeof read);
   if (race) report_race(w, I, lane, offset, BYTES, false);
-  for (int i = 0; i < BYTES; i++) read[i] = foreign(read[i], tag) ? tag | SHADOW_SEVERAL : tag;
   if (shadow.any_dma) check_dma(w, I, lane, offset, BYTES);
   return undefined;
 }
@@ -62,15 +79,19 @@ inline bool shadow_read(Wave& w, const Ins& I, int lane, u32 offset) {
 template <int BYTES>
 inline void shadow_write(Wave& w, const Ins& I, int lane, u32 offset, bool undefined, const StoredData& data) {
   LdsShadow& shadow = *w.group->shadow;
-  u32 *written = &shadow.written[offset], *read = &shadow.read[offset], tag = shadow_tag(w);
-  u32 rewritten = 0, was_read = 0, entry = tag | (undefined ? SHADOW_UNDEFINED : 0);
+  u32 tag = shadow_tag(w), entry = tag | (undefined ? SHADOW_UNDEFINED : 0);
+  u32 rewritten = 0, was_read = 0;
+  Entry written[BYTES], read[BYTES];
+  memcpy(written, &shadow.written[offset], sizeof written);
+  memcpy(read, &shadow.read[offset], sizeof read);
   for (int i = 0; i < BYTES; i++) rewritten |= foreign(written[i], tag), was_read |= foreign(read[i], tag);
   if (rewritten | was_read) {
     bool harmless = !was_read && stores_what_is_there(w, data, lane, offset, BYTES);
     if (harmless) entry |= SHADOW_SEVERAL;
     else report_race(w, I, lane, offset, BYTES, true);
   }
-  for (int i = 0; i < BYTES; i++) written[i] = entry;
+  for (int i = 0; i < BYTES; i++) written[i] = (Entry)entry;
+  memcpy(&shadow.written[offset], written, sizeof written);
   if (shadow.any_dma) check_dma(w, I, lane, offset, BYTES);
 }
 

@@ -84,7 +84,7 @@ static int row_of(int M, int reg, int lane) {
 // ---- unpacking: one register's worth of 64 lanes at a time, element by element
 static void decode_fp8(const u32* words, int shift, int flavour, float* out) {
   Fp8Format f = fp8_format(flavour);
-  float scale = ldexpf(1, 127 - f.bias);
+  float scale = as_float((u32)(254 - f.bias) << 23);
   u32 nan_from = flavour == E4M3_OCP ? 0x7f : flavour == E5M2_OCP ? 0x7d : 0x100;
   u32 infinity = flavour == E5M2_OCP ? 0x7c : 0x100, nan_code = f.fnuz ? 0x80 : 0x200;
   FOR_LANES {
@@ -126,21 +126,24 @@ static void unpack(Wave& w, const Arg& arg, const Matrix& m, Element type, float
   }
 }
 
-// ---- the product of one block, in squares of 16 x 16 kept in vector registers
+// ---- the product of one block, in strips of 8 rows by 16 columns held in vector registers (the
+// rows are written out because an array of them would live in memory)
 typedef float Vec16 __attribute__((vector_size(64)));
-template <int M, int N>
-static void square(const float* a, const float* b, int K, float* d, int stride) {
-  Vec16 acc[M];
-#pragma GCC unroll 16
-  for (int i = 0; i < M; i++) memcpy(&acc[i], d + i * stride, 64);
-  for (int k = 0; k < K; k++) {
-    Vec16 row;
-    memcpy(&row, b + k * stride, 64);
-#pragma GCC unroll 16
-    for (int i = 0; i < M; i++) acc[i] += a[k * stride + i] * row;
+typedef float Vec16Anywhere __attribute__((vector_size(64), aligned(4), may_alias));
+#define ROWS(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7)
+static void strip(const float* a, const float* b, int K, float* d, int stride) {
+#define LOAD(i) Vec16 sum##i = *(const Vec16Anywhere*)(d + i * stride);
+#define STEP(i) sum##i += a[i] * row;
+#define STORE(i) *(Vec16Anywhere*)(d + i * stride) = sum##i;
+  ROWS(LOAD)
+  for (int k = 0; k < K; k++, a += stride, b += stride) {
+    Vec16 row = *(const Vec16Anywhere*)b;
+    ROWS(STEP)
   }
-#pragma GCC unroll 16
-  for (int i = 0; i < M; i++) memcpy(d + i * stride, &acc[i], 64);
+  ROWS(STORE)
+#undef LOAD
+#undef STEP
+#undef STORE
 }
 static void multiply(int M, int K, const float* a, const float* b, float* d) {
   if (M == 4) {
@@ -149,29 +152,26 @@ static void multiply(int M, int K, const float* a, const float* b, float* d) {
         for (int k = 0; k < K; k++) d[i * 4 + j] += a[k * 4 + i] * b[k * 4 + j];
     return;
   }
-  for (int i = 0; i < M; i += 16)
-    for (int j = 0; j < M; j += 16) square<16, 16>(a + i, b + j, K, d + i * M + j, M);
+  for (int i = 0; i < M; i += 8)
+    for (int j = 0; j < M; j += 16) strip(a + i, b + j, K, d + i * M + j, M);
 }
 
-static void load_accumulator(Wave& w, const Arg& c, int M, int first, int block, float* d) {
+// One register of 64 lanes holds whole runs of M columns; with M = 4, one run per block.
+template <class F>
+static void each_run(int M, int block, F f) {
   int count = M == 4 ? 4 : M * M / LANES;
-  for (int r = 0; r < count; r++) {
-    const u32* p = c.kind == ARG_VGPR ? w.v[c.index + first + r] : nullptr;
-    FOR_LANES {
-      if (M == 4 && lane / 4 != block) continue;
-      d[row_of(M, r, lane) * M + lane % M] = as_float(p ? p[lane] : (u32)c.value);
-    }
-  }
+  for (int r = 0; r < count; r++)
+    for (int lane = M == 4 ? 4 * block : 0; lane < (M == 4 ? 4 * block + 4 : LANES); lane += M)
+      f(r, lane, row_of(M, r, lane) * M);
+}
+static void load_accumulator(Wave& w, const Arg& c, int M, int first, int block, float* d) {
+  each_run(M, block, [&](int r, int lane, int at) {
+    if (c.kind == ARG_VGPR) memcpy(d + at, &w.v[c.index + first + r][lane], 4 * M);
+    else for (int i = 0; i < M; i++) d[at + i] = as_float((u32)c.value);
+  });
 }
 static void store_accumulator(Wave& w, const Arg& out, int M, int first, int block, const float* d) {
-  int count = M == 4 ? 4 : M * M / LANES;
-  for (int r = 0; r < count; r++) {
-    u32* p = w.v[out.index + first + r];
-    FOR_LANES {
-      if (M == 4 && lane / 4 != block) continue;
-      p[lane] = as_bits(d[row_of(M, r, lane) * M + lane % M]);
-    }
-  }
+  each_run(M, block, [&](int r, int lane, int at) { memcpy(&w.v[out.index + first + r][lane], d + at, 4 * M); });
 }
 static void multiply_blocks(Wave& w, const Ins& I, const Matrix& m) {
   alignas(64) float d[32 * 32];

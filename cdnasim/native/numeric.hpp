@@ -53,15 +53,17 @@ enum Fp8 { E4M3_FNUZ = 0, E5M2_FNUZ = 1, E4M3_OCP = 2, E5M2_OCP = 3 };
 
 struct Fp8Format {
   int mantissa_bits, exponent_bits, bias;
-  float largest;
+  u32 largest, nan, overflow;  // codes of magnitudes; `overflow` when not saturating
   bool fnuz;
 };
 
 inline Fp8Format fp8_format(int flavour) {
-  bool e5m2 = flavour & 1, fnuz = flavour < 2;
-  int mantissa = e5m2 ? 2 : 3, exponent = 7 - mantissa;
-  float largest = flavour == E4M3_FNUZ ? 240.f : flavour == E4M3_OCP ? 448.f : 57344.f;
-  return {mantissa, exponent, (1 << (exponent - 1)) - (fnuz ? 0 : 1), largest, fnuz};
+  bool fnuz = flavour < 2;
+  int mantissa = flavour & 1 ? 2 : 3, exponent = 7 - mantissa;
+  int bias = (1 << (exponent - 1)) - (fnuz ? 0 : 1);
+  if (fnuz) return {mantissa, exponent, bias, 0x7f, 0x80, 0x80, true};
+  if (flavour == E4M3_OCP) return {mantissa, exponent, bias, 0x7e, 0x7f, 0x7f, false};
+  return {mantissa, exponent, bias, 0x7b, 0x7f, 0x7c, false};
 }
 
 inline float decode_minifloat(u32 bits, int mantissa_bits, int exponent_bits, int bias) {
@@ -105,25 +107,17 @@ inline float fp8_to_float(u32 bits, int flavour) { return tables().fp8[flavour][
 // Round to nearest even. Without saturation an overflow becomes NaN (FNUZ, e4m3) or infinity (e5m2).
 inline u32 float_to_fp8(float value, int flavour, bool saturate) {
   Fp8Format f = fp8_format(flavour);
-  u32 sign = std::signbit(value) ? 128 : 0;
-  u32 nan = f.fnuz ? 128 : 127 | sign;
-  if (value != value) return nan;
-  float magnitude = fabsf(value);
-  auto pack = [&](float finite) -> u32 {
-    int exponent = finite == 0 ? 1 - f.bias : std::ilogb(finite);
-    if (exponent < 1 - f.bias) exponent = 1 - f.bias;
-    u32 steps = (u32)nearbyintf(ldexpf(finite, f.mantissa_bits - exponent));
-    return ((u32)(exponent + f.bias - 1) << f.mantissa_bits) + steps;
-  };
-  u32 overflow = saturate ? pack(f.largest) | sign : flavour == E5M2_OCP ? 124 | sign : nan;
-  if (std::isinf(magnitude)) return overflow;
-  int exponent = magnitude == 0 ? 1 - f.bias : std::ilogb(magnitude);
-  if (exponent < 1 - f.bias) exponent = 1 - f.bias;
-  int shift = f.mantissa_bits - exponent;
-  if (ldexpf(nearbyintf(ldexpf(magnitude, shift)), -shift) > f.largest) return overflow;
-  u32 bits = pack(magnitude);
-  if (bits == 0) return f.fnuz ? 0 : sign;
-  return bits | sign;
+  u32 bits = as_bits(value), sign = bits >> 24 & 128, magnitude = bits & 0x7fffffff;
+  int dropped = 23 - f.mantissa_bits;
+  u32 rounded = (magnitude + (1u << (dropped - 1)) - 1 + (magnitude >> dropped & 1)) >> dropped;
+  u32 normal = rounded - ((u32)(127 - f.bias) << f.mantissa_bits);
+  float steps = as_float((u32)(126 + f.bias + f.mantissa_bits) << 23);  // subnormal codes per 1.0
+  u32 subnormal = (u32)__builtin_rintf(as_float(magnitude < 0x3f800000 ? magnitude : 0) * steps);
+  u32 code = magnitude < (u32)(128 - f.bias) << 23 ? subnormal : normal;
+  u32 overflow = saturate ? f.largest : f.overflow;
+  code = magnitude >= 0x7f800000 || code > f.largest ? overflow : code;
+  code = magnitude > 0x7f800000 ? f.nan : code;
+  return f.fnuz && (code == 0 || code == 0x80) ? code : code | sign;
 }
 
 // fp4 e2m1, round to nearest even, saturating at 6 (the format has neither infinity nor NaN).

@@ -107,7 +107,6 @@ static void start_wave(Wave& w, Group& group, u32 index) {
   w.index = index;
   w.group = &group;
   w.pc = L.entry;
-  w.epoch = 1;
   w.mode = (u32)L.float_mode;
   poison_registers(w, L);
   int threads = L.block[0] * L.block[1] * L.block[2], mine = threads - 64 * (int)index;
@@ -151,7 +150,7 @@ struct Worker {
     int num_waves = (launch.block[0] * launch.block[1] * launch.block[2] + 63) / 64;
     scratch.resize((size_t)launch.scratch_bytes * 64 * num_waves + 64);
     scratch_undefined.resize(scratch.size());
-    group = {lds.data(), &shadow, &launch, &ranges, &findings, &counts, &trace, {}, {}};
+    group = {lds.data(), &shadow, &launch, &ranges, &findings, &counts, &trace, {}, {}, FIRST_EPOCH};
     for (int i = 0; i < num_waves; i++) {
       waves.push_back(std::make_unique<Wave>());
       group.waves.push_back(waves.back().get());
@@ -164,6 +163,7 @@ struct Worker {
     group.id[2] = (i32)(number / launch.grid[0] / launch.grid[1]);
     std::fill(lds.begin(), lds.end(), 0xcd);
     shadow.reset();
+    group.epoch = FIRST_EPOCH;
     std::fill(scratch.begin(), scratch.end(), 0xcd);
     std::fill(scratch_undefined.begin(), scratch_undefined.end(), (launch.checks & CHECK_UNDEFINED) ? 1 : 0);
     bool traced = launch.trace_capacity && !memcmp(group.id, launch.trace_group, sizeof group.id);
@@ -191,8 +191,9 @@ struct Worker {
         ran = true;
       }
       if (!waiting) return;
-      if (!ran)
-        for (auto& w : waves) w->at_barrier = false;
+      if (ran) continue;
+      group.epoch = shadow.next_epoch(group.epoch);
+      for (auto& w : waves) w->at_barrier = false;
     }
   }
 };

@@ -141,6 +141,7 @@ struct Group {
   std::vector<TraceEntry>* trace;
   std::vector<Wave*> waves;
   i32 id[3];
+  u32 epoch;  // barriers passed
 };
 
 struct Issued {
@@ -177,7 +178,7 @@ struct Wave {
 
   // s_waitcnt: sequence numbers of issued and of surely finished operations
   u32 vm_issued, vm_done, lds_issued, lds_done, smem_issued, smem_done;
-  u32 vm_done_at_barrier, last_lds_write, epoch;
+  u32 vm_done_at_barrier, last_lds_write;
   u32 pending_sequence[NUM_VGPR + NUM_SGPR];
   u8 pending_class[NUM_VGPR + NUM_SGPR];
   i32 pending_pc[NUM_VGPR + NUM_SGPR];

@@ -27,7 +27,6 @@ FLOAT2(v_min_f32, min_f32(x, y))
 FLOAT3(v_fma_f32, fmaf(x, y, z))
 FLOAT3(v_fmamk_f32, fmaf(x, y, z))
 FLOAT3(v_fmaak_f32, fmaf(x, y, z))
-FLOAT3(v_mad_f32, x * y + z)
 FLOAT3(v_max3_f32, max_f32(max_f32(x, y), z))
 FLOAT3(v_min3_f32, min_f32(min_f32(x, y), z))
 FLOAT3(v_med3_f32, med3_f32(x, y, z))
@@ -72,7 +71,7 @@ static bool is_denormal(float x) { return x != 0 && fabsf(x) < 1.17549435e-38f; 
 static int biased_exponent(float x) { return as_bits(x) >> 23 & 255; }
 static u32 div_scale(float x, float denominator, float numerator, bool& vcc) {
   vcc = false;
-  float scaled_up = ldexpf(x, 64), scaled_down = ldexpf(x, -64);
+  float scaled_up = x * 0x1p64f, scaled_down = x * 0x1p-64f;
   bool is_denominator = as_bits(x) == as_bits(denominator);
   bool is_numerator = as_bits(x) == as_bits(numerator);
   if (numerator == 0 || denominator == 0) return as_bits(NAN);
@@ -114,7 +113,7 @@ OP(v_div_fmas_f32, VALU | FLOAT_CLAMP | READS_VCC | DIV_FMAS, 1, taint_any) {
   u64 vcc = w.vcc();
   FOR_LANES {
     float r = fmaf(as_float(a[lane]), as_float(b[lane]), as_float(c[lane]));
-    if (vcc >> lane & 1) r = ldexpf(r, biased_exponent(as_float(c[lane])) > 127 ? 64 : -64);
+    if (vcc >> lane & 1) r *= biased_exponent(as_float(c[lane])) > 127 ? 0x1p64f : 0x1p-64f;
     result.at[lane] = as_bits(r);
   }
   finish(w, I, result);
@@ -165,15 +164,6 @@ HALF1_TRANS(v_log_f16, log2f(x))
 HALF1_TRANS(v_rcp_f16, 1.f / x)
 HALF1_TRANS(v_rsq_f16, 1.f / sqrtf(x))
 HALF1_TRANS(v_sqrt_f16, sqrtf(x))
-OP(v_fmac_f16, VALU | HALF | READS_DST, 1, taint_any) {
-  Lanes s0, s1, result;
-  const u32 *a = source(w, I, 1, s0), *b = source(w, I, 2, s1), *d = w.v[I.args[0].index];
-  FOR_LANES {
-    double product = (double)half_to_float(a[lane] & 0xffff) * half_to_float(b[lane] & 0xffff);
-    result.at[lane] = float_to_half((float)(product + half_to_float(d[lane] & 0xffff)));
-  }
-  finish(w, I, result);
-}
 
 // ---- f64
 template <class F>
