@@ -10,6 +10,8 @@ import argparse
 import os
 import sys
 import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -20,36 +22,57 @@ class AssemblerError(Exception):
 def assemble(text: str, arch: str) -> bytes:
     """Assemble and link `text` for `arch`.
 
-    Triton's assembler reports an error by returning no bytes and by writing to file descriptor 2
-    of the process, so that descriptor is captured meanwhile.
-
     Raises:
-        AssemblerError: with the diagnostics, each naming its line.
+        AssemblerError: with LLVM's diagnostics, each naming its line.
     """
     from triton._C.libtriton import amd, llvm
 
     llvm.init_targets()
     with tempfile.TemporaryDirectory() as directory:
-        diagnostics = Path(directory, "stderr")
-        with diagnostics.open("wb") as sink:
-            sys.stderr.flush()
-            saved = os.dup(2)
-            os.dup2(sink.fileno(), 2)
-            try:
-                relocatable = amd.assemble_amdgcn(text, arch, "")
-            finally:
-                os.dup2(saved, 2)
-                os.close(saved)
-        if not relocatable:
-            lines = diagnostics.read_text(errors="replace").strip()
-            raise AssemblerError(lines or f"the assembler gave no object for {arch} and no reason")
         unlinked, linked = Path(directory, "kernel.o"), Path(directory, "kernel.co")
-        unlinked.write_bytes(relocatable)
+        with _captured_stderr(Path(directory, "stderr")) as said:
+            unlinked.write_bytes(amd.assemble_amdgcn(text, arch, ""))
+        if not unlinked.stat().st_size:
+            raise AssemblerError(
+                _with_line_numbers(said(), text)
+                or f"the assembler gave no object for {arch} and no reason"
+            )
         try:
-            amd.link_hsaco(str(unlinked), str(linked))
+            with _captured_stderr(Path(directory, "stderr")) as said:
+                amd.link_hsaco(str(unlinked), str(linked))
         except RuntimeError as error:
-            raise AssemblerError(f"linking for {arch} failed: {error}") from error
+            raise AssemblerError(f"linking for {arch} failed: {said() or error}") from error
         return linked.read_bytes()
+
+
+@contextmanager
+def _captured_stderr(file: Path) -> Iterator[Callable[[], str]]:
+    """Send file descriptor 2 into `file`; yields what reads it back.
+
+    Triton's assembler reports an error by returning no bytes and by writing to that descriptor.
+    """
+    sys.stderr.flush()
+    saved = os.dup(2)
+    with file.open("wb") as sink:
+        os.dup2(sink.fileno(), 2)
+    try:
+        yield lambda: file.read_text(errors="replace").strip()
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+
+
+def _with_line_numbers(diagnostics: str, text: str) -> str:
+    """Number each diagnostic by the line that it quotes, which is all that Triton passes on."""
+    numbers: dict[str, int] = {}
+    for number, line in enumerate(text.splitlines(), start=1):
+        numbers.setdefault(line, number)
+    lines = diagnostics.splitlines()
+    for index, line in enumerate(lines):
+        quoted = lines[index + 1] if index + 1 < len(lines) else ""
+        if line.startswith("error:") and quoted in numbers:
+            lines[index] = f"line {numbers[quoted]}: {line}"
+    return "\n".join(lines)
 
 
 def main() -> int:

@@ -55,11 +55,10 @@ def main() -> int:
     parser.add_argument("output", type=Path)
     parser.add_argument("--library", required=True)
     parser.add_argument("--prefix", choices=("hiprtc", "nvrtc"), required=True)
-    parser.add_argument("flags", nargs="*")
-    arguments = parser.parse_args()
-    binary, log = compile_source(
-        arguments.input, arguments.library, arguments.prefix, arguments.flags
-    )
+    split = sys.argv.index("--")
+    arguments = parser.parse_args(sys.argv[1:split])
+    flags = sys.argv[split + 1 :]
+    binary, log = compile_source(arguments.input, arguments.library, arguments.prefix, flags)
     if log:
         print(log, file=sys.stderr)
     if not binary:

@@ -10,11 +10,13 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from aiter_inductor.kernels.hip import norm, norm_quant, quant
+from aiter_inductor.kernels.hip import activation, norm, norm_quant, quant, rope
 from aiter_inductor.kernels.hip.loading import arch_name
+from aiter_inductor.lowerings import activation as activation_ops
 from aiter_inductor.lowerings import norm as norm_ops
 from aiter_inductor.lowerings import norm_quant as norm_quant_ops
 from aiter_inductor.lowerings import quant as quant_ops
+from aiter_inductor.lowerings import rope as rope_ops
 from tests.kernels.hip.comparing import assert_close_to_float64, assert_quantised_alike
 
 pytestmark = pytest.mark.skipif(
@@ -77,6 +79,49 @@ def test_special_values(dtype):
         assert_quantised_alike(*out, *expected)
 
 
+@pytest.mark.parametrize("name", activation.ACTIVATIONS)
+@pytest.mark.parametrize("dtype", [FP16, FP32], ids=str)
+def test_act_and_mul(name, dtype):
+    for shape in ((5, 128), (64, 18432), (3, 77)):
+        gate, up = rows(*shape, dtype=dtype), rows(*shape, dtype=dtype)
+        exact = activation_ops.act_and_mul.reference(gate.double(), up.double(), activation=name)
+        out = activation.act_and_mul(gate, up, activation=name)
+        assert_close_to_float64(out, exact, roundings=8)
+
+
+@pytest.mark.parametrize("group_size", [None, 128], ids=str)
+@pytest.mark.parametrize("interleaved", [False, True])
+def test_act_and_mul_quant(interleaved, group_size):
+    both = rows(33, 2 * 18432, dtype=BF16)
+    gate, up = (both[:, ::2], both[:, 1::2]) if interleaved else both.chunk(2, -1)
+    args = {"activation": "silu", "dtype": FN, "group_size": group_size}
+    out = activation.act_and_mul_quant(gate, up, **args)
+    expected = on_cpu(activation_ops.act_and_mul_quant.reference, gate, up, **args)
+    assert_quantised_alike(*out, *expected)
+
+
+@pytest.mark.parametrize("pairs", [False, True], ids=["halves", "pairs"])
+@pytest.mark.parametrize(("head_dim", "rotary_dim"), [(128, 128), (80, 20), (192, 64)], ids=str)
+def test_rope_qk_and_qk_norm_rope(head_dim, rotary_dim, pairs):
+    q, k = (rows(2, 65, heads, head_dim, dtype=BF16).transpose(1, 2) for heads in (8, 2))
+    cos, sin = (rows(2, 1, 65, rotary_dim, dtype=FP32) for _ in range(2))
+    weights = [rows(head_dim, dtype=BF16) for _ in range(2)]
+    style = {"interleaved_in": pairs, "interleaved_out": pairs, "rotary_dim": rotary_dim}
+    style["out_dtype"] = BF16
+    normed = (q, k, *weights, cos, sin, EPS)
+    for outs, expected in (
+        (
+            rope.rope_qk(q, k, cos, sin, **style),
+            rope_ops.rope_qk.reference(q, k, cos, sin, **style),
+        ),
+        (rope.qk_norm_rope(*normed, **style), rope_ops.qk_norm_rope.reference(*normed, **style)),
+    ):
+        for out, want in zip(outs, expected, strict=True):
+            assert out.stride() == want.stride()
+            torch.testing.assert_close(out, want, rtol=2**-6, atol=2**-3)
+            assert (out != want).float().mean() <= 0.01
+
+
 def test_capture_into_a_graph_and_replay():
     x, w = rows(33, 2112, dtype=BF16), rows(2112, dtype=BF16)
     graph = torch.cuda.CUDAGraph()
@@ -131,6 +176,10 @@ def cases(num_tokens: int, N: int) -> dict[str, tuple[int, Callable[[], object]]
             lambda: norm_quant.add_rms_norm_quant(x, residual, w, EPS, **group),
         ),
         "quant_per_group 128": (3, lambda: quant.quant_per_group(x, **group)),
+        "silu_and_mul 128": (
+            5,
+            lambda: activation.act_and_mul_quant(x, residual, activation="silu", **group),
+        ),
     }
 
 
@@ -139,13 +188,27 @@ def main() -> None:
     from triton.testing import do_bench
 
     print(f"{torch.cuda.get_device_name()} ({arch_name(torch.device('cuda'))}), median of do_bench")
-    for num_tokens, N in ((64, 7168), (4096, 7168), (4096, 4096), (16384, 8192)):
+    for num_tokens, N in ((64, 7168), (4096, 7168), (16384, 8192), (4096, 18432)):
         for name, (bytes_an_element, run) in cases(num_tokens, N).items():
             latency_us = do_bench(run, return_mode="median") * 1e3
             size_bytes = num_tokens * N * bytes_an_element
             source = torch.empty(size_bytes // 2, dtype=torch.int8, device="cuda").random_()
             copy_us = do_bench(source.clone, return_mode="median") * 1e3
             print(f"{name:24s} {num_tokens:6d} x {N:5d} {latency_us:8.1f} us, copy {copy_us:8.1f}")
+    rope_times(do_bench)
+
+
+def rope_times(do_bench: Callable[..., float]) -> None:
+    """32 heads of q and 8 of k, of 128 elements, in bf16."""
+    for batch, num_tokens in ((128, 1), (2, 4096)):
+        q, k = (rows(batch, num_tokens, n, 128, dtype=BF16).transpose(1, 2) for n in (32, 8))
+        cos, sin = (rows(batch, 1, num_tokens, 128, dtype=BF16) for _ in range(2))
+        latency_us = do_bench(lambda: rope.rope_qk(q, k, cos, sin), return_mode="median") * 1e3
+        source = torch.empty(batch * num_tokens * 40 * 128, dtype=BF16, device="cuda").zero_()
+        copy_us = do_bench(source.clone, return_mode="median") * 1e3
+        print(
+            f"rope_qk {batch:4d} x {num_tokens:5d} tokens {latency_us:8.1f} us, copy {copy_us:8.1f}"
+        )
 
 
 if __name__ == "__main__":
