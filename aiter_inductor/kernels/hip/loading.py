@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Protocol
@@ -18,7 +19,6 @@ from aiter_inductor.core.launch import Kernel, KernelSignature, SimulatedKernel
 HOST = "host"
 _HERE = Path(__file__).parent
 _HOST_WAVE = 64
-_simulated: ContextVar[str | None] = ContextVar("simulated", default=None)
 
 CPP_TYPES = {
     torch.bfloat16: "bf16",
@@ -56,6 +56,8 @@ def arch_name(device: torch.device) -> str:
     """What a kernel for `device` is built for: `gfx…`, `sm_…`, or `host` for a CPU."""
     if device.type == "cpu":
         return _simulated.get() or HOST
+    if device.type == "meta":
+        return _collected.get().arch
     return arch_of(device).name
 
 
@@ -69,19 +71,59 @@ def simulating(arch: str) -> Iterator[None]:
         _simulated.reset(token)
 
 
+@contextmanager
+def collecting_modules(arch: str) -> Iterator[list[jit.Module]]:
+    """Within, host functions on meta tensors launch nothing; the modules they need are collected.
+
+    What `prebuild` builds for a model: run its kernels' host functions on meta tensors.
+    """
+    collected = _Collected(arch, [])
+    token = _collected.set(collected)
+    try:
+        yield collected.modules
+    finally:
+        _collected.reset(token)
+
+
 def wave_size(arch: str) -> int:
     """Lanes that reduce among themselves without shared memory."""
     return KNOWN[arch].wave_size if arch in KNOWN else _HOST_WAVE
 
 
+@dataclass(frozen=True)
+class _Collected:
+    arch: str
+    modules: list[jit.Module]
+
+
+_simulated: ContextVar[str | None] = ContextVar("simulated", default=None)
+_collected: ContextVar[_Collected] = ContextVar("collected")
+
+
+class _Declared:
+    """Stands in for a kernel on meta tensors: launching it notes its module."""
+
+    def __init__(self, variant: Variant) -> None:
+        self._module = variant.module()
+
+    def launch(self, *_: object) -> None:
+        modules = _collected.get().modules
+        if self._module not in modules:
+            modules.append(self._module)
+
+
 @cache
-def load_kernel(variant: Variant, arch: str, device_type: str) -> Kernel | SimulatedKernel:
+def load_kernel(
+    variant: Variant, arch: str, device_type: str
+) -> Kernel | SimulatedKernel | _Declared:
     """The kernel for tensors on a device of this type, built if need be.
 
     Raises:
         BuildError: if it cannot be built.
         RuntimeLibraryError: if there is no runtime library to launch it with.
     """
+    if device_type == "meta":
+        return _Declared(variant)
     settings = jit.default_settings()
     artifact = jit.load(variant.module(), arch, settings)
     if device_type == "cpu" and arch != HOST:
