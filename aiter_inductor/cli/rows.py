@@ -72,7 +72,7 @@ def _cells(row: Row) -> tuple[str, ...]:
         "-" if latency is None else f"{latency:.1f}" if latency < 1e5 else f"{latency:.0f}",
         "" if latency is None else f"{row.spread:.1%}",
         _number(row.against_inductor, ".3f"),
-        _number(row.gbps, ".0f"),
+        _number(row.gbps, ".0f" if (row.gbps or 0) >= 10 else ".2g"),
         _number(row.tflops, ".3g"),
         _number(row.against_floor, ".2f"),
         "" if row.kernels is None else str(row.kernels),

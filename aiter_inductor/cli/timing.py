@@ -22,6 +22,8 @@ Round = Callable[[], float]
 """Runs a variant once over its inputs; returns microseconds a call."""
 
 MIN_ROUND_US = 2000.0
+MIN_ROUNDS = 5
+BUDGET_S = 20.0
 MAX_ROTATED = 256
 
 
@@ -85,12 +87,16 @@ def measure(
         variants: for each name the calls of one round, on different inputs.
         device: where they compute.
         graph: time replays of a CUDA graph of all calls, which leaves out what the host costs.
-        rounds: measurements of each variant, after a warm-up.
+        rounds: measurements of each variant, after a warm-up; fewer where that many would take
+            longer than `BUDGET_S`.
     """
     prepared = {name: _round(calls, device, graph) for name, calls in variants.items()}
     order = list(prepared)
+    start = time.perf_counter()
     for name in order:
         prepared[name]()
+    affordable = int(BUDGET_S / (time.perf_counter() - start))
+    rounds = min(rounds, max(affordable, MIN_ROUNDS))
     found: dict[str, list[float]] = {name: [] for name in order}
     collecting = gc.isenabled()
     gc.disable()
