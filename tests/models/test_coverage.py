@@ -1,8 +1,8 @@
 """Every norm and every rotary embedding of real models is recognised and could be taken.
 
 The expected sites come from the program's own class and function names, not from a recogniser.
-By default each family is looked at in a few scenarios that together cover the cross product of
-caches, shape modes, dtypes and training; `AITER_INDUCTOR_TEST_ALL_MODELS=1` runs all of it.
+By default each family is looked at in two of four scenarios that together cover every cache, shape
+mode, dtype and training; `AITER_INDUCTOR_TEST_ALL_MODELS=1` runs their cross product.
 """
 
 from __future__ import annotations
@@ -62,7 +62,6 @@ USUAL = (
     Scenario("train", None, "mark_dynamic", torch.float32),
     Scenario("prefill", "static", "static", torch.float16),
 )
-SCENARIOS = EVERYTHING if os.environ.get("AITER_INDUCTOR_TEST_ALL_MODELS") == "1" else USUAL
 EXPECTED = {
     "llama": (5, 0, 4), "mistral": (5, 0, 4), "qwen2": (5, 0, 4), "qwen3": (9, 0, 4),
     "gemma2": (9, 0, 4), "gemma3": (13, 0, 4), "phi3": (5, 0, 4), "gpt_oss": (5, 0, 4),
@@ -71,6 +70,22 @@ EXPECTED = {
     "minimax_m2": (9, 0, 4), "llama4": (9, 0, 4), "phimoe": (0, 5, 4),
 }  # fmt: skip
 """RMSNorms, LayerNorms and rotated tensors of two layers and the final norm."""
+
+
+BREAKS = {("phimoe", "train")}
+"""Its router differentiates through a function of its own, which Dynamo does not capture."""
+
+
+def cases() -> list[tuple[str, Scenario]]:
+    """Families with scenarios: all of them on request, else two of the four usual ones in turn."""
+    if os.environ.get("AITER_INDUCTOR_TEST_ALL_MODELS") == "1":
+        return list(itertools.product(EXPECTED, EVERYTHING))
+    turns = len(USUAL)
+    return [
+        (name, USUAL[turn % turns])
+        for i, name in enumerate(EXPECTED)
+        for turn in (i, i + 1 + i // turns % (turns - 1))
+    ]
 
 
 def arguments(
@@ -106,8 +121,7 @@ def explain(model: PreTrainedModel, scenario: Scenario) -> aiter_inductor.Report
     return found
 
 
-@pytest.mark.parametrize("scenario", SCENARIOS, ids=str)
-@pytest.mark.parametrize("name", EXPECTED)
+@pytest.mark.parametrize(("name", "scenario"), cases(), ids=str)
 def test_every_norm_and_rope_is_recognised(name, scenario):
     model = build(name, dtype=scenario.dtype)
     report = explain(model, scenario)
