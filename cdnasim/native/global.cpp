@@ -262,8 +262,12 @@ static void scalar_buffer_load(Wave& w, const Ins& I) {
     set_scalar_undefined(w, I, I.args[0].index + i, 0);
   }
 }
-OP(s_memtime, SMEM | LOADS, 1, nullptr) { set_scalar64(w, I.args[0], w.executed * 4); }
-OP(s_memrealtime, SMEM | LOADS, 1, nullptr) { set_scalar64(w, I.args[0], w.executed / 16); }
+static void read_clock(Wave& w, const Ins& I, u64 cycles_per_4_instructions) {
+  set_scalar64(w, I.args[0], w.executed * cycles_per_4_instructions / 4);
+  set_scalar64_undefined(w, I, I.args[0].index, 0);
+}
+OP(s_memtime, SMEM | LOADS, 1, nullptr) { read_clock(w, I, 16); }
+OP(s_memrealtime, SMEM | LOADS, 1, nullptr) { read_clock(w, I, 1); }
 
 static int register_memory() {
   auto kept = [](const Shape& s) { return s.half ? (u64)READS_DST : 0; };

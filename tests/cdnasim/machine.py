@@ -122,7 +122,22 @@ class Case:
     archs: Sequence[str] = ("gfx950",)
 
 
-SPECIAL_F32 = [0.0, -0.0, 1.0, -1.0, np.inf, -np.inf, np.nan, 1e-40, -1e-40, 3e38, 0.5, 2.5, -2.5, 65504.0]
+SPECIAL_F32 = [
+    0.0,
+    -0.0,
+    1.0,
+    -1.0,
+    np.inf,
+    -np.inf,
+    np.nan,
+    1e-40,
+    -1e-40,
+    3e38,
+    0.5,
+    2.5,
+    -2.5,
+    65504.0,
+]
 
 
 def words(kind: str, seed: int = 0) -> Words:
@@ -146,9 +161,11 @@ def words(kind: str, seed: int = 0) -> Words:
         return halves.view(np.uint32)[..., 0]
     if kind == "f64":
         doubles = rng.standard_normal((NUM_INPUTS // 2, LANES)) * 100
-        return np.stack([doubles.view(np.uint64) & 0xFFFFFFFF, doubles.view(np.uint64) >> 32], 1).reshape(
-            NUM_INPUTS, LANES
-        ).astype(np.uint32)
+        return (
+            np.stack([doubles.view(np.uint64) & 0xFFFFFFFF, doubles.view(np.uint64) >> 32], 1)
+            .reshape(NUM_INPUTS, LANES)
+            .astype(np.uint32)
+        )
     raise ValueError(kind)
 
 
@@ -163,7 +180,9 @@ def run_case(case: Case, arch: str) -> None:
         value = np.asarray(value)
         if value.dtype == np.float32:
             actual = row.view(np.float32)
-            same = (actual.view(np.uint32) == value.view(np.uint32)) | (np.isnan(actual) & np.isnan(value))
+            same = (actual.view(np.uint32) == value.view(np.uint32)) | (
+                np.isnan(actual) & np.isnan(value)
+            )
         else:
             value = np.broadcast_to(value, row.shape).astype(np.uint64).astype(np.uint32)
             same = row == value

@@ -83,8 +83,16 @@ DOTS = {
 FLOAT_DOTS = {
     "v_dot2_f32_f16": ("v_dot2_f32_f16 v20, v10, v11, v12", dot2(from_half), "f16"),
     "v_dot2_f32_bf16": ("v_dot2_f32_bf16 v20, v10, v11, v12", dot2(from_bf16), "finite"),
-    "v_dot2c_f32_f16": ("v_mov_b32 v20, v12\nv_dot2c_f32_f16 v20, v10, v11", dot2(from_half), "f16"),
-    "v_dot2c_f32_bf16": ("v_mov_b32 v20, v12\nv_dot2c_f32_bf16 v20, v10, v11", dot2(from_bf16), "finite"),
+    "v_dot2c_f32_f16": (
+        "v_mov_b32 v20, v12\nv_dot2c_f32_f16 v20, v10, v11",
+        dot2(from_half),
+        "f16",
+    ),
+    "v_dot2c_f32_bf16": (
+        "v_mov_b32 v20, v12\nv_dot2c_f32_bf16 v20, v10, v11",
+        dot2(from_bf16),
+        "finite",
+    ),
 }
 MIXED = ("v_fma_mix_f32", "v_fma_mixlo_f16", "v_fma_mixhi_f16")
 COVERED = {*WIDE, *HALVES, *UNSIGNED, *SIGNED, *DOTS, *FLOAT_DOTS, *MIXED, "v_pk_mov_b32"}
@@ -117,7 +125,9 @@ def test_pk_mov():
 def test_half_pairs(name):
     inputs = words("f16")
     got = execute(f"{name} v20, v10, v11{', v12' if name in THREE else ''}", inputs)[0]
-    want = [bits16(HALVES[name](*(half(inputs[k], high) for k in range(3)))) for high in (False, True)]
+    want = [
+        bits16(HALVES[name](*(half(inputs[k], high) for k in range(3)))) for high in (False, True)
+    ]
     np.testing.assert_array_equal(got, want[0] | want[1] << 16)
 
 
@@ -172,5 +182,3 @@ def test_clamped_packed_integers_saturate():
         a, b = ((inputs[k] >> shift & 0xFFFF).astype(np.int64) for k in range(2))
         want |= np.maximum(a - b, 0) << shift
     np.testing.assert_array_equal(got, want)
-
-

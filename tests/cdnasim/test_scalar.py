@@ -8,7 +8,12 @@ from tests.cdnasim.machine import execute, words
 
 M32, M64 = 0xFFFFFFFF, 0xFFFFFFFFFFFFFFFF
 PAIRS = [(0, 0), (1, 2), (M32, 1), (0x80000000, 0x7FFFFFFF), (0x12345678, 0x00050004), (40, 33)]
-WIDE_PAIRS = [(0, 0), (M64, 1), (0x8000000000000000, 0x0123456789ABCDEF), (0xFF00FF00FF00FF00, 0xFFFF)]
+WIDE_PAIRS = [
+    (0, 0),
+    (M64, 1),
+    (0x8000000000000000, 0x0123456789ABCDEF),
+    (0xFF00FF00FF00FF00, 0xFFFF),
+]
 
 
 def s(x, bits=32):
@@ -54,7 +59,10 @@ BINARY = {  # name: (value of a, b), (scc of a, b, value)
     "s_max_u32": (max, lambda a, b, r: a > b),
     "s_min_u32": (min, lambda a, b, r: a < b),
     **{
-        f"s_lshl{n}_add_u32": (lambda a, b, n=n: (a << n) + b, lambda a, b, r, n=n: (a << n) + b > M32)
+        f"s_lshl{n}_add_u32": (
+            lambda a, b, n=n: (a << n) + b,
+            lambda a, b, r, n=n: (a << n) + b > M32,
+        )
         for n in (1, 2, 3, 4)
     },
     "s_and_b32": (lambda a, b: a & b, nonzero),
@@ -140,7 +148,10 @@ COVERED = {
 
 def run(lines, outputs=3):
     """Execute; s20, s21 and SCC come back as three integers."""
-    body = "\n".join(lines) + "\ns_cselect_b32 s22, 1, 0\nv_mov_b32 v20, s20\nv_mov_b32 v21, s21\nv_mov_b32 v22, s22"
+    body = (
+        "\n".join(lines)
+        + "\ns_cselect_b32 s22, 1, 0\nv_mov_b32 v20, s20\nv_mov_b32 v21, s21\nv_mov_b32 v22, s22"
+    )
     got = execute(body, words("u32"), 3)
     return [int(row[0]) for row in got][:outputs]
 
@@ -154,13 +165,22 @@ def check(lines, value, scc, arguments, wide):
     result = value(*arguments) & (M64 if wide else M32)
     low, high, flag = run(["s_cmp_eq_u32 0, 0", "s_mov_b32 s21, 0", *lines])
     assert (high << 32 | low if wide else low) == result
-    assert flag == (1 if scc is KEEP else int(scc(*arguments, result) if scc is not nonzero else nonzero(result)))
+    assert flag == (
+        1
+        if scc is KEEP
+        else int(scc(*arguments, result) if scc is not nonzero else nonzero(result))
+    )
 
 
 @pytest.mark.parametrize("name", BINARY)
 @pytest.mark.parametrize("pair", PAIRS)
 def test_binary(name, pair):
-    check([*load(24, pair[0]), *load(25, pair[1]), "s_cmp_eq_u32 0, 0", f"{name} s20, s24, s25"], *BINARY[name], pair, False)
+    check(
+        [*load(24, pair[0]), *load(25, pair[1]), "s_cmp_eq_u32 0, 0", f"{name} s20, s24, s25"],
+        *BINARY[name],
+        pair,
+        False,
+    )
 
 
 @pytest.mark.parametrize("name", UNARY)
@@ -174,8 +194,18 @@ def test_unary(name, value):
 def test_wide_binary(name, pair):
     value, scc = (WIDE_BINARY | WIDE_SHIFT)[name]
     shift = name in WIDE_SHIFT
-    second = (pair[1] & 0xFFFF | 0x100004) if name == "s_bfe_u64" else pair[1] & M32 if shift else pair[1]
-    lines = [*load(24, pair[0], 64), *load(26, second, 64), f"{name} s[20:21], s[24:25], {'s26' if shift else 's[26:27]'}"]
+    second = (
+        (pair[1] & 0xFFFF | 0x100004)
+        if name == "s_bfe_u64"
+        else pair[1] & M32
+        if shift
+        else pair[1]
+    )
+    lines = [
+        *load(24, pair[0], 64),
+        *load(26, second, 64),
+        f"{name} s[20:21], s[24:25], {'s26' if shift else 's[26:27]'}",
+    ]
     check(lines, value, scc, (pair[0], second), True)
 
 
@@ -184,7 +214,13 @@ def test_wide_binary(name, pair):
 def test_wide_unary(name, value):
     wide = name in WIDE_UNARY
     f, scc = (WIDE_UNARY | COUNTING)[name]
-    check([*load(24, value, 64), f"{name} {'s[20:21]' if wide else 's20'}, s[24:25]"], f, scc, (value,), wide)
+    check(
+        [*load(24, value, 64), f"{name} {'s[20:21]' if wide else 's20'}, s[24:25]"],
+        f,
+        scc,
+        (value,),
+        wide,
+    )
 
 
 @pytest.mark.parametrize("name", COMPARES)
@@ -192,7 +228,9 @@ def test_compare(name):
     _, _, predicate, kind = name.split("_")
     for a, b in PAIRS:
         x, y = (s(a), s(b)) if kind == "i32" else (a, b)
-        assert run([*load(20, a), *load(21, b), f"{name} s20, s21"])[2] == int(PREDICATES[predicate](x, y))
+        assert run([*load(20, a), *load(21, b), f"{name} s20, s21"])[2] == int(
+            PREDICATES[predicate](x, y)
+        )
 
 
 @pytest.mark.parametrize("name", COMPARES_K)
@@ -207,7 +245,12 @@ def test_compare_immediate(name):
 @pytest.mark.parametrize("name", SAVEEXEC)
 def test_saveexec(name):
     mask, exec_mask = 0xF0F0F0F00F0F0F0F, M64
-    lines = [*load(24, mask, 64), f"{name} s[20:21], s[24:25]", "s_mov_b64 s[26:27], exec", "s_mov_b64 exec, s[20:21]"]
+    lines = [
+        *load(24, mask, 64),
+        f"{name} s[20:21], s[24:25]",
+        "s_mov_b64 s[26:27], exec",
+        "s_mov_b64 exec, s[20:21]",
+    ]
     expected = SAVEEXEC[name](mask, exec_mask) & M64
     low, high, flag = run([*lines])
     assert (high << 32 | low, flag) == (exec_mask, int(expected != 0))

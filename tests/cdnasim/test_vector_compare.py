@@ -87,7 +87,12 @@ def test_class(bit):
         np.isinf(x), (magnitude >= 0x800000) & ~np.isinf(x) & ~nan,
         (magnitude > 0) & (magnitude < 0x800000), magnitude == 0,
     ]  # fmt: skip
-    classes = [nan & ~quiet, nan & quiet, *(k & negative for k in kinds), *(k & ~negative for k in kinds[::-1])]
+    classes = [
+        nan & ~quiet,
+        nan & quiet,
+        *(k & negative for k in kinds),
+        *(k & ~negative for k in kinds[::-1]),
+    ]
     body = f"v_mov_b32 v11, {1 << bit}\nv_cmp_class_f32 s[20:21], v10, v11\n{READ_MASK}"
     np.testing.assert_array_equal(mask_of(execute(body, inputs, 2)), classes[bit])
 

@@ -13,18 +13,25 @@ MODE_SATURATE = "s_setreg_imm32_b32 hwreg(HW_REG_MODE, 23, 1), 1\n"
 
 
 def to_int(x, low, high, kind):
-    clipped = np.clip(np.nan_to_num(x.astype(np.float64), nan=0.0, posinf=2**40, neginf=-(2**40)), low, high)
+    clipped = np.clip(
+        np.nan_to_num(x.astype(np.float64), nan=0.0, posinf=2**40, neginf=-(2**40)), low, high
+    )
     return np.trunc(clipped).astype(np.int64).astype(kind)
 
 
 def rtz(x):
     nearest = x.astype(np.float16)
     away = np.abs(nearest.astype(np.float32)) > np.abs(x)
-    return np.where(away & np.isfinite(x), np.nextafter(nearest, np.float16(0)), nearest).astype(np.float16)
+    return np.where(away & np.isfinite(x), np.nextafter(nearest, np.float16(0)), nearest).astype(
+        np.float16
+    )
 
 
 def unorm(x, scale, low):
-    return np.rint(np.clip(np.nan_to_num(x.astype(np.float64)), low, 1) * scale).astype(np.int64) & 0xFFFF
+    return (
+        np.rint(np.clip(np.nan_to_num(x.astype(np.float64)), low, 1) * scale).astype(np.int64)
+        & 0xFFFF
+    )
 
 
 CASES = {
@@ -90,7 +97,9 @@ def spread_inputs():
     inputs = words("f32")
     magnitudes = 2.0 ** rng.uniform(-20, 18, (4, 64)) * rng.choice([-1, 1], (4, 64))
     inputs[1:5] = magnitudes.astype(np.float32).view(np.uint32)
-    inputs[1, :8] = np.array([240, 248, 256, 448, 464, 480, 57344, 61440], np.float32).view(np.uint32)
+    inputs[1, :8] = np.array([240, 248, 256, 448, 464, 480, 57344, 61440], np.float32).view(
+        np.uint32
+    )
     return inputs
 
 
@@ -110,7 +119,9 @@ def test_to_fp8(name, high, saturate, arch):
     shift, rest = (16, 0xFFFF) if high else (0, 0xFFFF0000)
     np.testing.assert_array_equal(got & rest, want & rest)
     for byte in (shift, shift + 8):  # compared as values: the sign of a NaN is not specified
-        np.testing.assert_array_equal(small.decode(got >> byte & 255), small.decode(want >> byte & 255))
+        np.testing.assert_array_equal(
+            small.decode(got >> byte & 255), small.decode(want >> byte & 255)
+        )
 
 
 @pytest.mark.parametrize("arch", BOTH)
@@ -144,12 +155,16 @@ def test_pair_from_fp8(name, form, arch):
 def test_stochastic_rounding_is_between_neighbours(name, arch):
     inputs = words("finite")
     inputs[1] = words("u32")[1]
-    got = execute(f"v_mov_b32 v20, v15\n{name} v20, v10, v11 op_sel:[0,0,1,0]", inputs, arch=arch)[0]
+    got = execute(f"v_mov_b32 v20, v15\n{name} v20, v10, v11 op_sel:[0,0,1,0]", inputs, arch=arch)[
+        0
+    ]
     small = flavour(name, arch)
     value, x = small.decode(got >> 8 & 255), f32(inputs[0])
     np.testing.assert_array_equal(got & 0xFFFF00FF, inputs[5] & 0xFFFF00FF)
     spacing = 2.0 ** (np.floor(np.log2(np.abs(x))) - small.mantissa_bits)
-    assert (np.abs(value - x) <= np.maximum(spacing, 2.0 ** (1 - small.bias - small.mantissa_bits))).all()
+    assert (
+        np.abs(value - x) <= np.maximum(spacing, 2.0 ** (1 - small.bias - small.mantissa_bits))
+    ).all()
     zero = inputs.copy()
     zero[1] = 0
     got = execute(f"v_mov_b32 v20, 0\n{name} v20, v10, v11", zero, arch=arch)[0]
@@ -173,10 +188,16 @@ def test_scaled_to_small(name):
     if name in FROM_F32:
         x, y, sources = f32(inputs[0]), f32(inputs[1]), "v10, v11"
     else:
-        decode = formats.from_bf16 if "bf16" in name else lambda w: w.astype(np.uint16).view(np.float16).astype(np.float32)
+        decode = (
+            formats.from_bf16
+            if "bf16" in name
+            else lambda w: w.astype(np.uint16).view(np.float16).astype(np.float32)
+        )
         x, y, sources = decode(inputs[0] & 0xFFFF), decode(inputs[0] >> 16), "v10"
     body = f"{MODE_SATURATE}v_mov_b32 v20, 0\n{name} v20, {sources}, v12"
-    np.testing.assert_array_equal(execute(body, inputs)[0], packed_pair(small, x / SCALE, y / SCALE))
+    np.testing.assert_array_equal(
+        execute(body, inputs)[0], packed_pair(small, x / SCALE, y / SCALE)
+    )
 
 
 @pytest.mark.parametrize("name", TO_WIDE + SINGLE)
@@ -194,8 +215,14 @@ def test_scaled_from_small(name):
         if wide:
             np.testing.assert_array_equal(f32(got[1]), y)
         return
-    decode = formats.from_bf16 if target == "bf16" else lambda w: w.astype(np.uint16).view(np.float16).astype(np.float32)
+    decode = (
+        formats.from_bf16
+        if target == "bf16"
+        else lambda w: w.astype(np.uint16).view(np.float16).astype(np.float32)
+    )
     with np.errstate(over="ignore"):
-        expected = [v if target == "bf16" else v.astype(np.float16).astype(np.float32) for v in (x, y)]
+        expected = [
+            v if target == "bf16" else v.astype(np.float16).astype(np.float32) for v in (x, y)
+        ]
     np.testing.assert_array_equal(decode(got[0] & 0xFFFF), expected[0])
     np.testing.assert_array_equal(decode(got[0] >> 16), expected[1])

@@ -11,12 +11,16 @@ FLT = np.float32
 
 def maximum(x, y):
     """maxNum: a NaN loses, +0 is above -0."""
-    bigger = np.where((x == y), (x.view(np.uint32) & y.view(np.uint32)).view(FLT), np.where(x > y, x, y))
+    bigger = np.where(
+        (x == y), (x.view(np.uint32) & y.view(np.uint32)).view(FLT), np.where(x > y, x, y)
+    )
     return np.where(np.isnan(x), y, np.where(np.isnan(y), x, bigger)).astype(FLT)
 
 
 def minimum(x, y):
-    smaller = np.where((x == y), (x.view(np.uint32) | y.view(np.uint32)).view(FLT), np.where(x < y, x, y))
+    smaller = np.where(
+        (x == y), (x.view(np.uint32) | y.view(np.uint32)).view(FLT), np.where(x < y, x, y)
+    )
     return np.where(np.isnan(x), y, np.where(np.isnan(y), x, smaller)).astype(FLT)
 
 
@@ -46,7 +50,9 @@ def half1(name, f):
 
 def half2(name, f):
     return Case(
-        f"{name} v20, v10, v11", lambda a, b, *_: bits16(f(half(a).astype(FLT), half(b).astype(FLT))), "f16"
+        f"{name} v20, v10, v11",
+        lambda a, b, *_: bits16(f(half(a).astype(FLT), half(b).astype(FLT))),
+        "f16",
     )
 
 
@@ -54,7 +60,9 @@ def half3(name, f):
     """Three-source forms keep the upper half of the destination."""
     return Case(
         f"v_mov_b32 v20, v13\ns_nop 1\n{name} v20, v10, v11, v12",
-        lambda a, b, c, d, *_: bits16(f(*(half(x).astype(np.float64) for x in (a, b, c)))) | (d & 0xFFFF0000),
+        lambda a, b, c, d, *_: (
+            bits16(f(*(half(x).astype(np.float64) for x in (a, b, c)))) | (d & 0xFFFF0000)
+        ),
         "f16",
     )
 
@@ -65,7 +73,10 @@ def double1(name, f):
 
 def double2(name, f):
     return Case(
-        f"{name} v[20:21], v[10:11], v[12:13]", lambda a, b, c, d, *_: split(f(f64(a, b), f64(c, d))), "f64", 2
+        f"{name} v[20:21], v[10:11], v[12:13]",
+        lambda a, b, c, d, *_: split(f(f64(a, b), f64(c, d))),
+        "f64",
+        2,
     )
 
 
@@ -164,7 +175,9 @@ def test_approximate(name):
     got = execute(f"{name}{'_e64' if '|' in source else ''} v20, {source}", inputs)[0]
     x = half(inputs[0]).astype(np.float64) if is_half else f32(inputs[0]).astype(np.float64)
     actual = half(got).astype(np.float64) if is_half else f32(got)
-    np.testing.assert_allclose(actual, APPROXIMATE[name](x), rtol=1e-3 if is_half else 3e-7, atol=3e-7)
+    np.testing.assert_allclose(
+        actual, APPROXIMATE[name](x), rtol=1e-3 if is_half else 3e-7, atol=3e-7
+    )
 
 
 @pytest.mark.parametrize("magnitude", [1.0, 1e30, 1e-30])
@@ -219,6 +232,10 @@ def test_fused_double(name):
 )
 def test_modifiers(suffix, source, want):
     run_case(
-        Case(f"v_add_f32_e64 v20, {source}{suffix}", lambda a, b, *_: want(f32(a), f32(b)).astype(FLT), "finite"),
+        Case(
+            f"v_add_f32_e64 v20, {source}{suffix}",
+            lambda a, b, *_: want(f32(a), f32(b)).astype(FLT),
+            "finite",
+        ),
         "gfx950",
     )

@@ -60,11 +60,19 @@ def masked(f, with_carry_in):
     carry_in = ", s[22:23]" if with_carry_in else ""
 
     def expected(a, b, *_):
-        carry = np.array([(0x5555555533333333 >> lane) & 1 for lane in range(64)]) if with_carry_in else 0
+        carry = (
+            np.array([(0x5555555533333333 >> lane) & 1 for lane in range(64)])
+            if with_carry_in
+            else 0
+        )
         total = f(a.astype(np.int64), b.astype(np.int64), carry)
         out = (total < 0) | (total > 0xFFFFFFFF)
         bits = sum(int(bit) << lane for lane, bit in enumerate(out))
-        return low(total), np.full(64, bits & 0xFFFFFFFF, np.uint64), np.full(64, bits >> 32, np.uint64)
+        return (
+            low(total),
+            np.full(64, bits & 0xFFFFFFFF, np.uint64),
+            np.full(64, bits >> 32, np.uint64),
+        )
 
     return lambda name: Case(
         f"s_mov_b32 s22, 0x33333333\ns_mov_b32 s23, 0x55555555\n{name} v20, s[20:21], v10, v11{carry_in}\n"
@@ -74,7 +82,9 @@ def masked(f, with_carry_in):
 
 
 def permuted(a, b, c):
-    source = np.stack([(b >> 8 * i) & 255 for i in range(4)] + [(a >> 8 * i) & 255 for i in range(4)])
+    source = np.stack(
+        [(b >> 8 * i) & 255 for i in range(4)] + [(a >> 8 * i) & 255 for i in range(4)]
+    )
     result = np.zeros(64, np.uint64)
     words = [b & 0xFFFF, b >> 16, a & 0xFFFF, a >> 16]
     for i in range(4):
@@ -102,7 +112,9 @@ def leading_signed(x):
 
 
 def trailing(x):
-    return np.array([(int(v) & -int(v)).bit_length() - 1 if v else 0xFFFFFFFF for v in x], np.uint64)
+    return np.array(
+        [(int(v) & -int(v)).bit_length() - 1 if v else 0xFFFFFFFF for v in x], np.uint64
+    )
 
 
 def reversed_bits(x):
@@ -253,7 +265,9 @@ def saturated(name, f, low_limit, high_limit, convert):
         saturated("v_sub_u32_e64", lambda a, b: a - b, 0, 0xFFFFFFFF, lambda x: x.astype(np.int64)),
         saturated("v_add_i32", lambda a, b: a + b, -(1 << 31), (1 << 31) - 1, signed),
         saturated("v_sub_i32", lambda a, b: a - b, -(1 << 31), (1 << 31) - 1, signed),
-        saturated("v_sub_u16_e64", lambda a, b: a - b, 0, 0xFFFF, lambda x: (x & 0xFFFF).astype(np.int64)),
+        saturated(
+            "v_sub_u16_e64", lambda a, b: a - b, 0, 0xFFFF, lambda x: (x & 0xFFFF).astype(np.int64)
+        ),
     ],
     ids=lambda case: case.body.split()[0],
 )
@@ -264,5 +278,6 @@ def test_clamp_saturates(case):
 def test_op_sel_picks_halves_and_keeps_the_other():
     body = "v_mov_b32 v20, v13\ns_nop 1\nv_mad_u16 v20, v10, v11, v12 op_sel:[1,0,0,1]"
     run_case(
-        Case(body, lambda a, b, c, d, *_: (((a >> 16) * b + c) & 0xFFFF) << 16 | d & 0xFFFF), "gfx950"
+        Case(body, lambda a, b, c, d, *_: (((a >> 16) * b + c) & 0xFFFF) << 16 | d & 0xFFFF),
+        "gfx950",
     )
