@@ -58,7 +58,8 @@ static int refuse_value(const char *format, ...) {
 }
 
 /* An int or a tuple of up to three; missing sizes are 1. */
-static int read_sizes(Launcher *self, const char *what, PyObject *given, unsigned long long out[3]) {
+static int read_sizes(Launcher *self, const char *what, PyObject *given,
+                      unsigned long long out[3]) {
   Py_ssize_t count = 1;
   PyObject **items = &given;
   out[0] = out[1] = out[2] = 1;

@@ -40,7 +40,7 @@ class Variant(Protocol):
         """Source and definitions."""
 
     def signature(self) -> KernelSignature:
-        """The kernel's symbol and parameters."""
+        """The kernel's symbol and parameters; a variant is one kernel of its module."""
 
 
 def hip_module(name: str, source: str, **defines: object) -> jit.Module:

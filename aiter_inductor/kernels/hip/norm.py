@@ -204,17 +204,15 @@ def norm_rows(
     key = (layer, round_before_weight, round_norm, quantisation, layout, facts)
     plan = _PLANS.get(key)
     if plan is None:
-        tensors = _Tensors(x, residual, total, out, scale, weight, bias)
+        given = _Tensors(x, residual, total, out, scale, weight, bias)
         rounding = round_before_weight, round_norm
-        plan = _PLANS[key] = _plan(tensors, layer, rounding, quantisation, layout)
+        plan = _PLANS[key] = _plan(given, layer, rounding, quantisation, layout)
     plan.launch(
         plan.grid,
         plan.threads,
         0,
-        *(x, residual, weight, bias, total, out, scale),
-        *plan.sizes,
-        *(eps, weight_offset, amax_min),
-        *plan.strides,
+        *(x, residual, weight, bias, total, out, scale, *plan.sizes),
+        *(eps, weight_offset, amax_min, *plan.strides),
     )
 
 

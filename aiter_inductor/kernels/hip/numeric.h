@@ -26,18 +26,20 @@ template <class A> constexpr bool same<A, A> = true;
 // A piece of memory that one instruction moves.
 template <int BYTES> struct alignas(BYTES) Chunk {
   u32 words[BYTES / 4];
-  template <int SIZE> SIMT_DEVICE u32 get(const Chunk& c, int i) {
-    if constexpr (SIZE == 4) return c.words[i];
-    if constexpr (SIZE == 2) return c.words[i / 2] >> 16 * (i % 2) & 0xffff;
-  }
 };
 template <> struct alignas(2) Chunk<2> {
   u16 half;
-  template <int SIZE> SIMT_DEVICE u32 get(const Chunk& c, int) { return c.half; }
 };
-template <> struct alignas(1) Chunk<1> {
-  u8 byte;
-};
+
+// The bits of element i, of SIZE bytes.
+template <int SIZE, int BYTES> SIMT_DEVICE u32 element(const Chunk<BYTES>& chunk, int i) {
+  if constexpr (BYTES == 2)
+    return chunk.half;
+  else if constexpr (SIZE == 4)
+    return chunk.words[i];
+  else
+    return chunk.words[i / 2] >> 16 * (i % 2) & 0xffff;
+}
 
 template <class T> SIMT_DEVICE float decode(u32 bits) {
   if constexpr (same<T, bf16>) return float_of(bits << 16);
@@ -88,10 +90,9 @@ template <class T, int N> SIMT_DEVICE void load_packed(const T* from, Packed<T, 
 }
 
 template <class T, int N> SIMT_DEVICE void unpack(const Packed<T, N>& from, float (&to)[N]) {
-  typedef Packed<T, N> Vector;
+  constexpr int EACH = Packed<T, N>::EACH;
   UNROLL for (int i = 0; i < N; i++)
-    to[i] = decode<T>(Chunk<Vector::PART>::template get<(int)sizeof(T)>(from.parts[i / Vector::EACH],
-                                                                     i % Vector::EACH));
+    to[i] = decode<T>(element<(int)sizeof(T)>(from.parts[i / EACH], i % EACH));
 }
 
 template <class T, int N> SIMT_DEVICE void load(const T* from, float (&to)[N]) {

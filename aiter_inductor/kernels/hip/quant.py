@@ -29,14 +29,17 @@ from aiter_inductor.kernels.hip.rows import (
     widest_vector,
 )
 
+_SIZES = (i32("num_rows"), i32("num_inner"), i32("N"))
+
 
 @dataclass(frozen=True)
 class QuantVariant:
-    """One compilation of quant.hip, for inputs of `dtype`."""
+    """One kernel of one compilation of quant.hip, for inputs of `dtype`."""
 
     dtype: torch.dtype
     quantisation: Quantisation
     layout: RowLayout
+    kernel: str = "quant_kernel"
 
     def module(self) -> Module:
         """quant.hip with these definitions."""
@@ -49,20 +52,22 @@ class QuantVariant:
         )
 
     def signature(self) -> KernelSignature:
-        """quant_kernel's parameters."""
-        return KernelSignature(
-            "quant_kernel",
-            (
-                pointer("x", self.dtype),
-                pointer("out", self.quantisation.out_dtype),
-                pointer("scale", torch.float32),
-                i32("num_rows"),
-                i32("num_inner"),
-                i32("N"),
-                f32("amax_min"),
+        """The kernel's parameters."""
+        x, out = pointer("x", self.dtype), pointer("out", self.quantisation.out_dtype)
+        scale, amax = pointer("scale", torch.float32), pointer("amax", torch.int32)
+        amax_min = f32("amax_min")
+        parameters = {
+            "quant_kernel": (
+                *(x, out, scale, *_SIZES, amax_min),
                 *stride_parameters("x", "out", "scale"),
             ),
-        )
+            "amax_kernel": (x, amax, *_SIZES, *stride_parameters("x")),
+            "quant_by_amax_kernel": (
+                *(x, out, scale, amax, *_SIZES, amax_min),
+                *stride_parameters("x", "out"),
+            ),
+        }
+        return KernelSignature(self.kernel, parameters[self.kernel])
 
 
 def quant_static(x: Tensor, scale: Tensor, *, dtype: torch.dtype) -> Tensor:
@@ -70,6 +75,33 @@ def quant_static(x: Tensor, scale: Tensor, *, dtype: torch.dtype) -> Tensor:
     out = torch.empty_like(x, dtype=dtype)
     quant_rows(x, out, scale, Quantisation("static", dtype))
     return out
+
+
+def quant_per_tensor(
+    x: Tensor, *, dtype: torch.dtype, amax_min: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """All of `x` [*, N], not empty, by one scale; see the op of this name.
+
+    Raises:
+        ValueError: for an empty `x`, or strides that the kernels do not take.
+    """
+    if x.numel() == 0:
+        raise ValueError(f"x of shape {tuple(x.shape)} has no largest magnitude")
+    out, scale = torch.empty_like(x, dtype=dtype), x.new_empty((), dtype=torch.float32)
+    amax = x.new_zeros((), dtype=torch.int32)
+    key = (dtype, facts_of(x, out))
+    plans = _PLANS_PER_TENSOR.get(key)
+    if plans is None:
+        static = Quantisation("static", dtype)
+        plans = _PLANS_PER_TENSOR[key] = (
+            _plan(x, out, scale, static, None, "amax_kernel"),
+            _plan(x, out, scale, static, None, "quant_by_amax_kernel"),
+        )
+    find, quantise = plans
+    find.launch(find.grid, find.threads, 0, x, amax, *find.sizes, *find.strides[:2])
+    arguments = (x, out, scale, amax, *quantise.sizes, amax_min, *quantise.strides[:4])
+    quantise.launch(quantise.grid, quantise.threads, 0, *arguments)
+    return out, scale
 
 
 def quant_per_token(
@@ -120,10 +152,16 @@ def quant_rows(
 
 
 _PLANS: dict[object, LaunchPlan] = {}
+_PLANS_PER_TENSOR: dict[object, tuple[LaunchPlan, LaunchPlan]] = {}
 
 
 def _plan(
-    x: Tensor, out: Tensor, scale: Tensor, quantisation: Quantisation, layout: RowLayout | None
+    x: Tensor,
+    out: Tensor,
+    scale: Tensor,
+    quantisation: Quantisation,
+    layout: RowLayout | None,
+    kernel: str = "quant_kernel",
 ) -> LaunchPlan:
     N, arch = x.shape[-1], arch_name(x.device)
     static = quantisation.mode == "static"
@@ -134,7 +172,7 @@ def _plan(
         check_row(N, group_size, vec, wave)
         whole, least_lanes = quantisation.mode == "token", max(group_size // vec, 1)
         layout = RowLayout.choose(N, vec, wave, least_lanes=least_lanes, whole=whole)
-    variant = QuantVariant(x.dtype, quantisation, layout)
+    variant = QuantVariant(x.dtype, quantisation, layout, kernel)
     return LaunchPlan(
         load_kernel(variant, arch, x.device.type).launch,
         layout.grid(nest.num_rows, N),

@@ -87,7 +87,8 @@ SIMT_DEVICE void quantize(const Divisor& divisor, const float (&x)[N], float (&q
 template <class Q, int N> SIMT_DEVICE void store_quantized(Q* to, const float (&q)[N]) {
   if constexpr (N >= 4) {
     Chunk<N> chunk;
-    UNROLL for (int i = 0; i < N; i += 4) chunk.words[i / 4] = encode4<Q>(q[i], q[i + 1], q[i + 2], q[i + 3]);
+    UNROLL for (int i = 0; i < N; i += 4)
+      chunk.words[i / 4] = encode4<Q>(q[i], q[i + 1], q[i + 2], q[i + 3]);
     *(Chunk<N>*)to = chunk;
   } else if constexpr (N == 2) {
     ((Chunk<2>*)to)->half = (u16)encode4<Q>(q[0], q[1], 0.0f, 0.0f);

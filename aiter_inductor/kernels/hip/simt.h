@@ -3,6 +3,7 @@
 //
 //   SIMT_DEVICE, SIMT_KERNEL(threads), SIMT_ENTRY(kernel), SIMT_SHARED, UNROLL
 //   WAVE, thread_index(), block_x(), block_y(), barrier()
+//   atomic_max(address, bits)    unsigned
 //   wave_reduce<WIDTH, Op>(bits)    over aligned groups of WIDTH lanes; every lane gets the result
 //   bits_of, float_of, multiply_add, inverse_sqrt, reciprocal, power_of_two, median
 //   encode_bf16x2, encode_fp16x2, decode_fp16   round to nearest even

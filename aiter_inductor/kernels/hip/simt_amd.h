@@ -31,6 +31,10 @@ SIMT_DEVICE void barrier() {
   __builtin_amdgcn_fence(__ATOMIC_ACQUIRE, "workgroup");
 }
 
+SIMT_DEVICE void atomic_max(u32* address, u32 x) {
+  __hip_atomic_fetch_max(address, x, __ATOMIC_RELAXED, __HIP_MEMORY_SCOPE_AGENT);
+}
+
 // Data-parallel primitives: a vector instruction reads another lane of its row of 16 for free.
 enum Dpp { QUAD_SWAP_1 = 0xB1, QUAD_SWAP_2 = 0x4E, ROW_HALF_MIRROR = 0x141, ROW_MIRROR = 0x140 };
 

@@ -126,6 +126,9 @@ SIMT_DEVICE int thread_index() { return simt::block->current; }
 SIMT_DEVICE int block_x() { return (int)simt::block->x; }
 SIMT_DEVICE int block_y() { return (int)simt::block->y; }
 SIMT_DEVICE void barrier() { simt::pause(); }
+SIMT_DEVICE void atomic_max(u32* address, u32 x) {  // the fibers share one thread
+  if (*address < x) *address = x;
+}
 
 template <int WIDTH, class Op> SIMT_DEVICE u32 wave_reduce(u32 x) {
   static_assert(WIDTH <= WAVE && (WIDTH & (WIDTH - 1)) == 0, "a power of two within a wave");

@@ -15,6 +15,7 @@ SIMT_DEVICE int thread_index() { return threadIdx.x; }
 SIMT_DEVICE int block_x() { return blockIdx.x; }
 SIMT_DEVICE int block_y() { return blockIdx.y; }
 SIMT_DEVICE void barrier() { __syncthreads(); }
+SIMT_DEVICE void atomic_max(u32* address, u32 x) { atomicMax(address, x); }
 
 template <int WIDTH, class Op> SIMT_DEVICE u32 wave_reduce(u32 x) {
   static_assert(WIDTH <= WAVE && (WIDTH & (WIDTH - 1)) == 0, "a power of two within a wave");

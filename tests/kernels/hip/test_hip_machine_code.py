@@ -93,6 +93,15 @@ def test_quant_of_special_values(group_size, dtype):
     assert_quantised_alike(*out, *expected)
 
 
+@pytest.mark.parametrize("shape", [(5, 128), (3, 4, 2120)], ids=str)
+def test_quant_per_tensor(shape):
+    x = normal(*shape)
+    q, scale = quant.quant_per_tensor(x, dtype=FN)
+    expected_q, expected_scale = quant_ops.quant_per_tensor.reference(x, dtype=FN)
+    assert torch.equal(scale, expected_scale)
+    assert torch.equal(q.float(), expected_q.float())
+
+
 @pytest.mark.parametrize("name", activation.ACTIVATIONS)
 @pytest.mark.parametrize("shape", [(3, 128), (2, 1164)], ids=str)
 def test_act_and_mul(shape, name):

@@ -164,6 +164,26 @@ def test_quant_static_rounds_every_bf16_as_eager_does(dtype):
     assert torch.equal(out.float().nan_to_num(7777), expected.float().nan_to_num(7777))
 
 
+@pytest.mark.parametrize("shape", [(5, 128), (3, 4, 2120), (3, 77)], ids=str)
+@pytest.mark.parametrize("dtype", [FNUZ, INT8], ids=str)
+def test_quant_per_tensor(shape, dtype):
+    x = rows(*shape, dtype=BF16)
+    q, scale = quant.quant_per_tensor(x, dtype=dtype)
+    expected_q, expected_scale = quant_ops.quant_per_tensor.reference(x, dtype=dtype)
+    assert torch.equal(scale, expected_scale)
+    assert torch.equal(q.float(), expected_q.float())
+
+
+def test_quant_per_tensor_of_nothing_and_of_nan():
+    with pytest.raises(ValueError, match=r"shape \(0, 8\) has no largest magnitude"):
+        quant.quant_per_tensor(rows(0, 8, dtype=BF16), dtype=FN)
+    x = rows(5, 128, dtype=BF16)
+    x[3, 7] = float("nan")
+    q, scale = quant.quant_per_tensor(x, dtype=FNUZ)
+    assert scale.isnan()
+    assert q.float().isnan().all()
+
+
 def test_long_rows_are_cut_into_chunks():
     x = rows(2, 9 * 2048 + 128, dtype=BF16)
     out = quant.quant_per_group(x, group_size=128, dtype=FN)
