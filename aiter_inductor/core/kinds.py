@@ -65,6 +65,7 @@ ARGUMENTS: Mapping[str, tuple[str, ...]] = {
     "linear": ("input", "weight", "bias"),
     "dropout": ("input", "p", "training"),
     "quantize_per_tensor": ("input", "scale", "zero_point", "quant_min", "quant_max", "dtype"),
+    "quantize_per_token": ("input", "scale", "zero_point", "quant_min", "quant_max", "dtype"),
 }
 """Positional argument names, where they are more than `input`."""
 
@@ -77,6 +78,8 @@ _ALIASES = {
     "split_sizes": "sizes",
     "tensor": "input",
     "A": "input",
+    "scales": "scale",
+    "zero_points": "zero_point",
 }
 
 _METHODS: Mapping[str, str] = {
@@ -169,11 +172,14 @@ _FUNCTIONS: Mapping[str, tuple[str, ...]] = {
     "polar": ("torch.polar", "aten.polar.default"),
     "linear": ("F.linear", "torch._C._nn.linear", "aten.linear.default"),
     "dropout": ("F.dropout", "torch.dropout", "aten.dropout.default"),
-    "quantize_per_tensor": (
-        "torch.ops.quantized_decomposed.quantize_per_tensor.default",
-        "torch.ops.quantized_decomposed.quantize_per_tensor.tensor",
-    ),
 }  # fmt: skip
+
+
+_LATE = {
+    "quantized_decomposed::quantize_per_tensor": "quantize_per_tensor",
+    "quantized_decomposed::quantize_per_token": "quantize_per_token",
+}
+"""Operators of libraries that may be imported after this table was first read, by full name."""
 
 
 @lru_cache(maxsize=1)
@@ -193,6 +199,8 @@ def _by_target() -> Mapping[Callable[..., Any], str]:
             target: Any = roots[root]
             for part in path:
                 target = getattr(target, part, None)
+                if isinstance(target, torch._ops.OpOverloadPacket):
+                    found.setdefault(target, kind)
             if target is not None:
                 found[target] = kind
     return found
@@ -201,10 +209,19 @@ def _by_target() -> Mapping[Callable[..., Any], str]:
 def kind_of(op: str, target: Any) -> str | None:
     """The kind of a node with this `op` and `target`, or None if the table has none."""
     if op == "call_function":
-        return _by_target().get(target)
+        return _by_target().get(target) or _LATE.get(_qualified_name(target))
     if op == "call_method":
         return _METHODS.get(target)
     return None
+
+
+def _qualified_name(target: Any) -> str:
+    """`namespace::name` of an operator, without its overload; empty for anything else."""
+    if isinstance(target, torch._ops.OpOverload):
+        return str(target.name()).partition(".")[0]
+    if isinstance(target, torch._ops.OpOverloadPacket):
+        return str(target._qualified_op_name)
+    return ""
 
 
 def named_arguments(kind: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:

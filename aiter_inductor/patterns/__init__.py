@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from aiter_inductor.core.match import Fusion, Recogniser
 from aiter_inductor.patterns.fusion import add_norm, into_quant, rope_pair
-from aiter_inductor.patterns.raising import act_and_mul, layer_norm, quant, rms_norm, rope
+from aiter_inductor.patterns.raising import (
+    act_and_mul,
+    layer_norm,
+    quant,
+    quant_decomposed,
+    rms_norm,
+    rope,
+)
 
 RAISING: tuple[Recogniser, ...] = (
     layer_norm.functional_layer_norm,
@@ -14,6 +21,7 @@ RAISING: tuple[Recogniser, ...] = (
     rms_norm.spelled_rms_norm,
     rms_norm.other_rms_norm,
     quant.spelled_quant,
+    quant_decomposed.decomposed_quant,
     rope.rotary_embedding,
     act_and_mul.gated_activation,
     act_and_mul.clamped_swiglu,

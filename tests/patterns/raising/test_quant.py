@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+
 import pytest
 import torch
 
@@ -564,3 +566,35 @@ def test_two_quantisations_of_one_tensor():
 
     check_rewrite(Program(program, FNUZ, torch.bfloat16), rows(torch.bfloat16),
                   expect={"quant_per_token": 1, "quant_per_group": 1})  # fmt: skip
+
+
+def decomposed(x, scale, zero_point, qdtype):
+    return torch.ops.quantized_decomposed.quantize_per_tensor(
+        x.float(), scale, zero_point, -128, 127, INT8
+    )
+
+
+def decomposed_per_token(x, qdtype):
+    scales, zero_points = torch.ops.quantized_decomposed.choose_qparams_per_token(x, INT8)
+    return torch.ops.quantized_decomposed.quantize_per_token(
+        x, scales, zero_points, -128, 127, INT8
+    )
+
+
+@pytest.mark.parametrize(
+    ("program", "args", "reason"),
+    [
+        (decomposed, (0.05, 0), "the scale is the number 0.05, kernels read it from a tensor"),
+        (decomposed, (0.05, 3), "asymmetric: the zero point 3 is added, kernels have none"),
+        (
+            decomposed_per_token,
+            (),
+            "the zero points zero_points are a tensor, not known to be 0 when compiling",
+        ),
+    ],
+)
+def test_decomposed_operators_say_why(program, args, reason):
+    importlib.import_module("torch.ao.quantization.fx._decomposed")
+    model = Program(program, INT8, torch.float32, *args)
+    found = check_rewrite(model, rows(torch.float32), expect={})
+    assert [m.reason for m in found.misses if m.pattern.startswith("quant")] == [reason]
