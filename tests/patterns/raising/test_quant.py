@@ -66,11 +66,6 @@ def test_a_given_scale_is_recognised(name, shape, dtype, qdtype, mode):
     check_rewrite(program, rows(dtype, mode), expect={"quant_static": 1}, dynamic=dynamic)
 
 
-def test_a_norm_is_no_quantisation():
-    check_rewrite(Program(norm_then_cast, FNUZ, torch.bfloat16), rows(torch.bfloat16),
-                  expect={"rms_norm": 1})  # fmt: skip
-
-
 def test_an_intermediate_that_is_read_elsewhere_stays():
     def program(x, qdtype):
         y = x.float() / (x.float().abs().amax(-1, keepdim=True) / 240.0)

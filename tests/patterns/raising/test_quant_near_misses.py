@@ -207,6 +207,11 @@ def test_other_casts_are_left_alone(program):
     assert [m.reason for m in found.misses if m.pattern.startswith("quant")] == []
 
 
+def test_a_norm_is_no_quantisation():
+    check_rewrite(Program(norm_then_cast, FNUZ, torch.bfloat16), rows(torch.bfloat16),
+                  expect={"rms_norm": 1})  # fmt: skip
+
+
 def decomposed(x, scale, zero_point, qdtype):
     return torch.ops.quantized_decomposed.quantize_per_tensor(
         x.float(), scale, zero_point, -128, 127, INT8
