@@ -6,7 +6,7 @@ when a provider has accepted, so a site that nobody takes stays exactly as the p
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -187,11 +187,26 @@ DUPLICABLE = frozenset(
 """Kinds cheap enough to stay in the graph for another user while a kernel computes them again."""
 
 
+def readers(node: fx.Node, inside: Collection[fx.Node]) -> list[fx.Node]:
+    """Who reads the values of `node` besides `inside`.
+
+    A view or cast that only `inside` reads is no reader, nor is a query of its sizes.
+    """
+    found = []
+    for user in node.users:
+        if user in inside or isinstance(value(user), torch.Size | torch.SymInt | int):
+            continue
+        idle = kind(user) in DUPLICABLE and user.users and not readers(user, inside)
+        if not idle:
+            found.append(user)
+    return found
+
+
 def leak(match: Match) -> str | None:
     """Why the interior cannot disappear: a costly intermediate that something else reads too."""
     ends = {output.node for output in match.outputs if output is not None}
     for node in match.interior - ends:
-        outside = [user for user in node.users if user not in match.interior]
+        outside = readers(node, match.interior)
         if outside and kind(node) not in DUPLICABLE and isinstance(value(node), torch.Tensor):
             return (
                 f"intermediate {node.name} has {len(node.users)} users, "

@@ -9,7 +9,7 @@ import torch
 from torch import fx
 
 from aiter_inductor.core.graph import TRANSPARENT, dtype, kind, ndim, size, source
-from aiter_inductor.core.match import Fusion, Match, Matches, Output, fusion
+from aiter_inductor.core.match import Fusion, Match, Matches, Output, fusion, readers
 from aiter_inductor.core.op import Op
 from aiter_inductor.lowerings.activation import (
     act_and_mul,
@@ -71,9 +71,9 @@ act_into_quant = _into_quant(
 
 def _unfit(producer: Match, quant: Match, rows: fx.Node, views: list[fx.Node]) -> str | None:
     inside = producer.interior | quant.interior | set(views)
-    outside = [user.name for node in (rows, *views) for user in node.users if user not in inside]
+    outside = [user for node in (rows, *views) for user in readers(node, inside)]
     if outside:
-        return f"{rows.name} is read by {outside[0]} too, so it has to be written anyway"
+        return f"{rows.name} is read by {outside[0].name} too, so it has to be written anyway"
     if views and ndim(views[0]) != 2:
         return f"{views[0].name} has {ndim(views[0])} dimensions between the two, not 2"
     widened = dtype(rows) != dtype(producer.argument(_rows_of(producer)))
@@ -125,4 +125,4 @@ def _through_row_views(node: Any) -> tuple[Any, list[fx.Node]]:
 
 
 def _keeps_rows(view: fx.Node) -> bool:
-    return size(view, -1) == size(source(view), -1)
+    return bool(size(view, -1) == size(source(view), -1))

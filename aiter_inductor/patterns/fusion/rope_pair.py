@@ -8,11 +8,11 @@ import torch
 from torch import fx
 
 from aiter_inductor.core.graph import arg, kind, module_path, ndim, source
-from aiter_inductor.core.match import Derived, Match, Matches, fusion
+from aiter_inductor.core.match import Derived, Match, Matches, fusion, readers
 from aiter_inductor.lowerings.norm import rms_norm
 from aiter_inductor.lowerings.rope import qk_norm_rope, rope, rope_qk
 
-_NORM_SETTINGS = ("weight_offset", "round_before_weight", "out_dtype")
+_NORM_SETTINGS = ("weight_offset", "round_before_weight")
 
 
 @fusion("rope_into_pair", rope)
@@ -57,11 +57,13 @@ def qk_norm_into_rope(pair: Match, matches: Matches) -> Match | str | None:
     if q_norm.argument("out_dtype") is not None:
         return f"the heads leave the norm as {q_norm.argument('out_dtype')}"
     views = {view for view in (q_view, k_view) if view is not None}
-    for norm in (q_norm, k_norm):
-        for node in (norm.anchor, *views):
-            outside = [u.name for u in node.users if u not in pair.interior and u not in views]
-            if outside:
-                return f"{node.name} is read by {outside[0]} too"
+    inside = pair.interior | views
+    for node in (q_norm.anchor, k_norm.anchor, *views):
+        if outside := readers(node, inside):
+            return f"{node.name} is read by {outside[0].name} too"
+    if pair.argument("transposed"):
+        return "the rotation is a backward one"
+    rotation = {k: v for k, v in pair.kwargs.items() if k != "transposed"}
     settings = {k: v for k, v in q_norm.kwargs.items() if k in _NORM_SETTINGS}
     weights = q_norm.argument("weight"), k_norm.argument("weight")
     tables = pair.argument("cos"), pair.argument("sin")
@@ -69,7 +71,7 @@ def qk_norm_into_rope(pair: Match, matches: Matches) -> Match | str | None:
         pattern="",
         op=qk_norm_rope,
         args=(q, k, *weights, *tables, q_norm.argument("eps")),
-        kwargs={**pair.kwargs, **settings},
+        kwargs={**rotation, **settings},
         outputs=pair.outputs,
         interior=pair.interior | q_norm.interior | k_norm.interior | views,
         parts=(q_norm, k_norm, pair),

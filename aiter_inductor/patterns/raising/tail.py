@@ -85,6 +85,7 @@ def walk_tail(y: fx.Node, x: fx.Node, *, with_bias: bool = False, as_stored: boo
             break
         tail.end = user
         tail.interior.add(user)
+    _trim(tail, y)
     return tail
 
 
@@ -100,6 +101,17 @@ def strip_widening(node: fx.Node) -> fx.Node:
 def widenings(node: fx.Node) -> set[fx.Node]:
     """The nodes that `strip_widening` removes."""
     return _between(node, strip_widening(node))
+
+
+def _trim(tail: Tail, y: fx.Node) -> None:
+    """Leave casts at the end that change nothing to the reader, who looks through them."""
+    while tail.end is not y and kind(tail.end) == "cast" and _changes_nothing(tail.end):
+        tail.interior.remove(tail.end)
+        tail.end = source(tail.end)
+
+
+def _changes_nothing(cast: fx.Node) -> bool:
+    return dtype(cast) == dtype(source(cast))
 
 
 def _widens(cast: fx.Node) -> bool:
