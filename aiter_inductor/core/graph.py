@@ -14,7 +14,7 @@ from torch import fx
 from aiter_inductor.core import kinds
 from aiter_inductor.core.problem import Dim, dim
 
-TRANSPARENT = frozenset({"contiguous", "clone", "detach"})
+TRANSPARENT = frozenset({"contiguous", "clone"})
 VIEWS = frozenset(
     {"reshape", "flatten", "unsqueeze", "squeeze", "transpose", "permute", "expand", "slice"}
 )
