@@ -208,7 +208,13 @@ def _plan(
         check_row(N, group_size, vec, wave)
         whole, least_lanes = quantisation.mode == "token", max(group_size // vec, 1)
         layout = RowLayout.choose(
-            N, vec, wave, least_lanes=least_lanes, whole=whole, inputs=len(inputs)
+            nest.num_rows,
+            N,
+            vec,
+            wave,
+            least_lanes=least_lanes,
+            whole=whole,
+            inputs=len(inputs),
         )
     variant = ActivationVariant(activation, gate.dtype, interleaved, quantisation, layout)
     return LaunchPlan(

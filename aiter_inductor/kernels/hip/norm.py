@@ -247,7 +247,9 @@ def _plan(
         wave, group_size = wave_size(arch), quantisation.group_size
         check_row(N, group_size, vec, wave)
         inputs, least_lanes = 1 + (given.residual is not None), max(group_size // vec, 1)
-        layout = RowLayout.choose(N, vec, wave, least_lanes=least_lanes, whole=True, inputs=inputs)
+        layout = RowLayout.choose(
+            nest.num_rows, N, vec, wave, least_lanes=least_lanes, whole=True, inputs=inputs
+        )
     round_before_weight, round_norm = rounding
     variant = NormVariant(
         layer=layer,

@@ -171,7 +171,7 @@ def _plan(
         wave, group_size = wave_size(arch), quantisation.group_size
         check_row(N, group_size, vec, wave)
         whole, least_lanes = quantisation.mode == "token", max(group_size // vec, 1)
-        layout = RowLayout.choose(N, vec, wave, least_lanes=least_lanes, whole=whole)
+        layout = RowLayout.choose(nest.num_rows, N, vec, wave, least_lanes=least_lanes, whole=whole)
     variant = QuantVariant(x.dtype, quantisation, layout, kernel)
     return LaunchPlan(
         load_kernel(variant, arch, x.device.type).launch,

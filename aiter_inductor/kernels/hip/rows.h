@@ -2,8 +2,8 @@
 //
 // Defined by the build, see rows.py: OUT (element type of the output), QUANT (0 none, 1 one scale a
 // row, 2 one a group, 3 given), GROUP, THREADS a block, LANES a row, VECTORS a thread, VEC elements
-// a vector, EXACT where LANES * VECTORS * VEC is N and a block holds one row. A row without any
-// reduction over all of it may be cut into chunks, one a block_y.
+// a vector. A row without any reduction over all of it may be cut into chunks, one a block_y. EXACT
+// promises that a block holds one row or chunk and that no vector lies outside it.
 #pragma once
 
 #include "quantize.h"

@@ -10,6 +10,7 @@ import torch
 from aiter_inductor.core.jit import NoCompilerError, default_settings, find_compiler
 from aiter_inductor.kernels.hip import activation, norm, norm_quant, quant, rope
 from aiter_inductor.kernels.hip.loading import simulating
+from aiter_inductor.kernels.hip.rows import Quantisation, RowLayout, scales_for
 from aiter_inductor.lowerings import activation as activation_ops
 from aiter_inductor.lowerings import norm as norm_ops
 from aiter_inductor.lowerings import norm_quant as norm_quant_ops
@@ -100,6 +101,17 @@ def test_quant_per_tensor(shape):
     expected_q, expected_scale = quant_ops.quant_per_tensor.reference(x, dtype=FN)
     assert torch.equal(scale, expected_scale)
     assert torch.equal(q.float(), expected_q.float())
+
+
+@pytest.mark.parametrize(("vectors", "N"), [(4, 4096), (4, 2176), (2, 1152)])
+def test_chunks_of_several_vectors(vectors, N):
+    """The layout of many rows, on few; with nothing to spare, and ragged."""
+    x = normal(3, N)
+    out, scale = torch.empty_like(x, dtype=FNUZ), scales_for(x, 128)
+    layout = RowLayout(64, 64, vectors, 8, exact=N % (64 * vectors * 8) == 0)
+    quant.quant_rows(x, out, scale, Quantisation("group", FNUZ, 128), layout=layout)
+    expected = quant_ops.quant_per_group.reference(x, group_size=128, dtype=FNUZ)
+    assert_quantised_alike(out, scale, *expected)
 
 
 @pytest.mark.parametrize("name", activation.ACTIVATIONS)
