@@ -23,6 +23,7 @@ class Geometry:
 
 
 def is_tensor(value: Any) -> bool:
+    """A torch tensor or numpy array, by duck typing."""
     return hasattr(value, "data_ptr") or hasattr(value, "__array_interface__")
 
 
@@ -49,6 +50,7 @@ def extent(tensor: Any) -> Extent:
 
 
 def address(tensor: Any) -> int:
+    """The address of the first element."""
     if hasattr(tensor, "data_ptr"):
         return int(tensor.data_ptr())
     return int(tensor.__array_interface__["data"][0])
@@ -73,7 +75,8 @@ def pack_value(value: Any, size: int, position: int) -> bytes:
         packed = value.tobytes()
     else:
         raise ValueError(
-            f"argument {position} is a {type(value).__name__}, the kernel expects {size} bytes by value"
+            f"argument {position} is a {type(value).__name__}, "
+            f"the kernel expects {size} bytes by value"
         )
     if len(packed) != size:
         raise ValueError(f"argument {position} has {len(packed)} bytes, the kernel expects {size}")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ast
 import operator
+import posixpath
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ INSTRUCTION = re.compile(r"^(s|v|ds|global|buffer|flat|scratch)_\w+")
 LABEL = re.compile(r"^([.\w$@]+):\s*")
 ENCODING = re.compile(r"_(e64_dpp|e32|e64|sdwa|dpp)$")
 MATRIX_ALIAS = re.compile(r"^(v_mfma_[fi]32_\d+x\d+x\d+)(bf16_1k|f32|f16|i8)$")
-MODIFIER = re.compile(r"\b([a-z]\w*):(\[[^\]]*\]|swizzle\([^)]*\)|[^\s,]+)")
+MODIFIER = re.compile(r"(?<=[\s,])([a-z]\w*):(\[[^\]]*\]|swizzle\([^)]*\)|[^\s,]+)")
 FLAGS = (
     "offen", "idxen", "lds", "sc0", "sc1", "nt", "glc", "slc", "clamp", "row_mirror",
     "row_half_mirror", "gds", "tfe",
@@ -118,10 +119,16 @@ def canonical_mnemonic(word: str) -> tuple[str, str]:
     return word, encoding
 
 
+def first_word(text: str) -> tuple[str, str]:
+    """The first word and the rest, separated by blanks or tabs."""
+    word, *rest = text.split(None, 1)
+    return word, rest[0] if rest else ""
+
+
 def parse_instruction(text: str, line: int, source: str | None) -> Instruction:
     """Split one instruction into mnemonic, operands and modifiers."""
-    word, _, rest = text.partition(" ") if " " in text else text.partition("\t")
-    mnemonic, encoding = canonical_mnemonic(word.strip())
+    word, rest = first_word(text)
+    mnemonic, encoding = canonical_mnemonic(word)
     modifiers: dict[str, str] = {}
 
     def take(match: re.Match[str]) -> str:
@@ -147,7 +154,7 @@ class _Parser:
         self.source: str | None = None
 
     def directive(self, statement: str, line: int) -> None:
-        name, _, rest = statement.partition(" ") if " " in statement else statement.partition("\t")
+        name, rest = first_word(statement)
         if name in UNSUPPORTED_DIRECTIVES:
             raise AssemblyError(
                 f"line {line}: {name} is not expanded here; flatten the text first (README)"
@@ -157,7 +164,7 @@ class _Parser:
             self.define(symbol.strip(), expression)
         elif name == ".file" and (match := re.match(r"\s*(\d+)\s+(.*)", rest)):
             names = re.findall(r'"([^"]*)"', match[2])
-            self.files[match[1]] = "/".join(names[:2]) if names else match[1]
+            self.files[match[1]] = posixpath.join(*names[:2]) if names else match[1]
         elif name == ".loc" and (match := re.match(r"\s*(\d+)\s+(\d+)", rest)):
             self.source = f"{self.files.get(match[1], match[1])}:{match[2]}"
 

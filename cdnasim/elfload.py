@@ -54,6 +54,7 @@ class KernelDescriptor:
 
     @property
     def agprs(self) -> int:
+        """Accumulation registers of a lane."""
         return max(self.vgprs - self.accum_offset, 0)
 
 

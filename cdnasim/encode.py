@@ -113,6 +113,7 @@ class Encoder:
         return records
 
     def encode_one(self, record: Any, instruction: Instruction) -> None:
+        """Fill the record of one instruction."""
         name = instruction.mnemonic
         record["op"] = self.operations.get(name, -1)
         if record["op"] < 0:
@@ -132,6 +133,7 @@ class Encoder:
             self.encode_modifiers(record, instruction)
 
     def encode_operands(self, record: Any, operands: Sequence[str], mnemonic: str) -> None:
+        """Fill the arguments."""
         if len(operands) > MAX_ARGS:
             raise ValueError(f"{len(operands)} operands, at most {MAX_ARGS} are expected")
         record["nargs"] = len(operands)
@@ -171,6 +173,7 @@ class Encoder:
         return (kind, index, flags, count, value, high)
 
     def plain_operand(self, text: str, mnemonic: str) -> tuple[int, int, int, int, int]:
+        """Kind, index, count, value and high word of an operand without flags."""
         if match := REGISTER.match(text):
             return self.register(match[1], int(match[2]), 1)
         if match := REGISTER_RANGE.match(text):
@@ -195,6 +198,7 @@ class Encoder:
         return (LITERAL, 0, 1, *integer_words(evaluate(text, self.assembly.symbols), mnemonic))
 
     def register(self, file: str, index: int, count: int) -> tuple[int, int, int, int, int]:
+        """A register range; accumulation registers follow the vector registers."""
         if file == "s":
             return (SGPR, index, count, 0, 0)
         return (VGPR, index + (FIRST_AGPR if file == "a" else 0), count, 0, 0)
@@ -208,6 +212,7 @@ class Encoder:
     # ---- modifiers
 
     def encode_modifiers(self, record: Any, instruction: Instruction) -> None:
+        """Fill the modifiers."""
         name, modifiers = instruction.mnemonic, instruction.modifiers
         packed = name.startswith(("v_pk_", "v_dot"))
         record["op_sel_hi"] = 7 if packed else 0
@@ -226,6 +231,7 @@ class Encoder:
         return pack_bits(bits)
 
     def encode_modifier(self, record: Any, key: str, text: str) -> None:
+        """Fill the field of one modifier."""
         if key in ("op_sel", "op_sel_hi", "neg_lo", "neg_hi"):
             record[key] = pack_bits(bit_list(text))
         elif key in ("offset", "offset0"):
@@ -238,7 +244,7 @@ class Encoder:
             record[key] = UNUSED[text]
         elif key == "bound_ctrl":
             record[key] = 1
-        elif key in ("bitop3",):
+        elif key == "bitop3":
             record["truth_table"] = self.number(text)
         elif key in ("sc0", "glc"):
             record["returns"] = 1
@@ -250,6 +256,7 @@ class Encoder:
             raise ValueError(f"modifier {key}:{text} is not modelled")
 
     def number(self, text: str) -> int:
+        """An immediate of a modifier."""
         return evaluate(text, self.assembly.symbols)
 
 
@@ -265,10 +272,12 @@ def wait_counts(operands: Sequence[str]) -> tuple[int, int]:
 
 
 def bit_list(text: str) -> list[int]:
+    """The numbers of `[0,1,1]`."""
     return [int(bit) for bit in text.strip("[]").split(",")]
 
 
 def pack_bits(bits: Sequence[int]) -> int:
+    """Bit i of the result is bits[i]."""
     return sum(bit << i for i, bit in enumerate(bits))
 
 
@@ -286,7 +295,7 @@ def dpp_control(key: str, text: str) -> int | None:
 
 
 def swizzle(text: str) -> int:
-    """The offset field of ds_swizzle_b32 that a swizzle(...) expression stands for."""
+    """The offset field of ds_swizzle_b32 for an expression such as `swizzle(SWAP,16)`."""
     mode, *values = [part.strip() for part in text[len("swizzle(") : -1].split(",")]
     if mode == "QUAD_PERM":
         return 0x8000 | sum(int(lane) << 2 * i for i, lane in enumerate(values))

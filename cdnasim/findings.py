@@ -66,6 +66,7 @@ class Finding:
 
     @property
     def line(self) -> int:
+        """Line number in the assembly text."""
         return self.place.line
 
     def __str__(self) -> str:

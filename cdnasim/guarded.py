@@ -57,10 +57,12 @@ class GuardedMemory:
         self.copy_in()
 
     def copy_in(self) -> None:
+        """Copy the caller's bytes into the arena."""
         for block in self.blocks:
             ctypes.memmove(block.copy, block.origin, block.size)
 
     def copy_out(self) -> None:
+        """Copy the arena's bytes back to the caller."""
         for block in self.blocks:
             ctypes.memmove(block.origin, block.copy, block.size)
 
@@ -79,4 +81,5 @@ class GuardedMemory:
             ctypes.memset(self.locate(tensor) + begin - address(tensor), POISON_BYTE, end - begin)
 
     def ranges(self) -> list[Extent]:
+        """The byte ranges that a launch may touch."""
         return [(block.copy, block.copy + block.size) for block in self.blocks]

@@ -97,6 +97,7 @@ class Kernel:
 
     @property
     def instructions(self) -> list[Instruction]:
+        """All instructions of the text, in order."""
         return self.assembly.instructions
 
     @property
@@ -197,6 +198,7 @@ class Kernel:
         num_threads: int | None,
         max_instructions: int,
     ) -> native.Launch:
+        """The native launch description, less the addresses that `execute` adds."""
         descriptor, user = self.descriptor, self.descriptor.user_sgprs
         three_ints = ctypes.c_int32 * 3
         if trace is None:
@@ -229,6 +231,7 @@ class Kernel:
         )
 
     def execute(self, request: native.Launch, kernarg: Any, guarded: GuardedMemory) -> Run:
+        """Run the prepared launch."""
         core = native.library()
         packet = dispatch_packet(request)
         begin, end = self.code.base, self.code.base + self.code.size
@@ -247,6 +250,7 @@ class Kernel:
             core.cdnasim_free_outcome(outcome)
 
     def collect(self, outcome: int, seconds: float) -> Run:
+        """Turn the native outcome into a Run."""
         core = native.library()
         raw = core.cdnasim_findings(outcome)
         count = len(self.instructions)
@@ -264,10 +268,12 @@ class Kernel:
         )
 
     def place(self, pc: int) -> Place:
+        """Where instruction `pc` stands in the text."""
         instruction = self.instructions[pc]
         return Place(line=instruction.line, text=instruction.text, source=instruction.source)
 
     def finding(self, raw: native.RawFinding) -> Finding:
+        """A native finding with its places."""
         return Finding(
             kind=FindingKind(raw.kind),
             message=raw.message.decode(),
@@ -280,6 +286,7 @@ class Kernel:
         )
 
     def trace_entry(self, raw: native.RawTraceEntry) -> TraceEntry:
+        """A native trace entry with its place."""
         return TraceEntry(
             place=self.place(raw.pc),
             exec_mask=raw.exec,
@@ -289,6 +296,7 @@ class Kernel:
 
 
 def three(values: Sequence[int], what: str) -> Axes:
+    """Pad to three axes with ones."""
     numbers = [int(value) for value in values]
     if not 1 <= len(numbers) <= 3:
         raise ValueError(f"{what} {tuple(numbers)} has {len(numbers)} axes, 1 to 3 are possible")

@@ -17,6 +17,7 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 SOURCES = Path(__file__).parent / "native"
 FLAGS = (
@@ -30,28 +31,34 @@ class BuildError(RuntimeError):
     """The native core cannot be built; the message holds the compiler's own lines."""
 
 
+def fields(kind: Any, names: str) -> list[tuple[str, Any]]:
+    """Structure fields of one type, from their names separated by blanks."""
+    return [(name, kind) for name in names.split()]
+
+
 class Launch(ctypes.Structure):
     """struct Launch of native/state.hpp."""
 
     _fields_ = [
-        *((name, ctypes.c_uint64) for name in ("kernarg", "dispatch_packet", "flat_scratch", "max_instructions", "code_base", "trace_capacity")),
-        ("entry", ctypes.c_int32),
-        ("grid", ctypes.c_int32 * 3),
-        ("block", ctypes.c_int32 * 3),
-        *((name, ctypes.c_int32) for name in ("lds_bytes", "scratch_bytes", "is_gfx950", "num_vgprs", "num_agprs")),
-        *((name, ctypes.c_int32) for name in ("kernarg_sgpr", "dispatch_ptr_sgpr", "user_sgprs", "preload_sgpr", "preload_dwords", "preload_offset")),
-        ("group_id_enable", ctypes.c_int32 * 3),
-        *((name, ctypes.c_int32) for name in ("float_mode", "num_threads", "num_ranges", "checks")),
-        ("trace_group", ctypes.c_int32 * 3),
-        *((name, ctypes.c_int32) for name in ("trace_wave", "num_instructions")),
-    ]  # fmt: skip
+        *fields(ctypes.c_uint64, "kernarg dispatch_packet flat_scratch max_instructions"),
+        *fields(ctypes.c_uint64, "code_base trace_capacity"),
+        *fields(ctypes.c_int32, "entry"),
+        *fields(ctypes.c_int32 * 3, "grid block"),
+        *fields(ctypes.c_int32, "lds_bytes scratch_bytes is_gfx950 num_vgprs num_agprs"),
+        *fields(ctypes.c_int32, "kernarg_sgpr dispatch_ptr_sgpr user_sgprs"),
+        *fields(ctypes.c_int32, "preload_sgpr preload_dwords preload_offset"),
+        *fields(ctypes.c_int32 * 3, "group_id_enable"),
+        *fields(ctypes.c_int32, "float_mode num_threads num_ranges checks"),
+        *fields(ctypes.c_int32 * 3, "trace_group"),
+        *fields(ctypes.c_int32, "trace_wave num_instructions"),
+    ]
 
 
 class RawFinding(ctypes.Structure):
     """struct Finding of native/state.hpp."""
 
     _fields_ = [
-        *((name, ctypes.c_int32) for name in ("kind", "pc", "other_pc", "wave", "lane")),
+        *fields(ctypes.c_int32, "kind pc other_pc wave lane"),
         ("group", ctypes.c_int32 * 3),
         ("occurrences", ctypes.c_uint64),
         ("message", ctypes.c_char * MESSAGE_BYTES),
@@ -97,6 +104,7 @@ def cache_directory() -> Path:
 
 
 def run_compiler(command: list[str]) -> None:
+    """Run one compiler command; a failure raises BuildError with what it printed."""
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise BuildError(f"{' '.join(command)} failed:\n{done.stderr.strip()}")
@@ -140,6 +148,7 @@ def build(compiler: str = "g++") -> Path:
 
 
 def check_layout(library: ctypes.CDLL) -> None:
+    """Refuse a core whose structures differ in size from their Python mirrors."""
     from cdnasim.encode import RECORD
 
     sizes = {

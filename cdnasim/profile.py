@@ -63,7 +63,7 @@ def issue_cycles(instruction: Instruction) -> int:
         rate = VMEM_BYTES_PER_CYCLE if flags & VMEM else LDS_BYTES_PER_CYCLE
         moved = LANES * core.cdnasim_op_access_bytes(number)
         pairs = 2 if instruction.mnemonic.startswith(("ds_read2", "ds_write2")) else 1
-        return max(VECTOR_CYCLES, moved * pairs // rate)
+        return max(VECTOR_CYCLES, int(moved) * pairs // rate)
     if flags & VALU:
         slow = (
             flags & TRANS or instruction.mnemonic in QUARTER_RATE or "f64" in instruction.mnemonic
@@ -102,6 +102,7 @@ class Profile:
 
     @property
     def cycles_by_unit(self) -> dict[str, int]:
+        """Estimated cycles of each unit over all waves."""
         totals: dict[str, int] = defaultdict(int)
         for row in self.rows:
             totals[row.unit] += row.cycles
@@ -109,6 +110,7 @@ class Profile:
 
     @property
     def count_by_mnemonic(self) -> dict[str, int]:
+        """Executions of each mnemonic over all waves, most first."""
         totals: dict[str, int] = defaultdict(int)
         for row in self.rows:
             if row.count:

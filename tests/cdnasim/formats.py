@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -37,7 +37,7 @@ class Minifloat:
             return sign * fraction * 2.0 ** (1 - self.bias)
         return sign * (1 + fraction) * 2.0 ** (exponent - self.bias)
 
-    @lru_cache(maxsize=None)  # noqa: B019 - five module constants
+    @cache  # noqa: B019 - five module constants
     def table(self) -> np.ndarray[Any, Any]:
         codes = 1 << (1 + self.exponent_bits + self.mantissa_bits)
         return np.array([self.value(code) for code in range(codes)], np.float32)

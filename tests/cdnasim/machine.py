@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -75,7 +75,7 @@ s_waitcnt lgkmcnt(0)
 """
 
 
-@lru_cache(maxsize=None)
+@cache
 def build(body: str, arch: str, lds: int = LDS_BYTES, scratch: int = 0) -> cdnasim.Kernel:
     """The kernel `probe` with this body; its arguments are three pointers."""
     text = KERNEL.format(arch=arch, body=body, lds=lds, scratch=scratch)

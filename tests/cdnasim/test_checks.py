@@ -190,7 +190,10 @@ def test_wait_states(producer, consumer, gfx942, gfx950, arch):
             for left in ([16, states - 16] if states > 16 else [states])
             if left > 0
         )
-        body = f"{PROLOGUE}{DEFINE}\n{producer}\n{nops}\n{consumer}\n{SETTLE}\ns_waitcnt vmcnt(0) lgkmcnt(0)"
+        body = (
+            f"{PROLOGUE}{DEFINE}\n{producer}\n{nops}\n"
+            f"{consumer}\n{SETTLE}\ns_waitcnt vmcnt(0) lgkmcnt(0)"
+        )
         return findings(body, arch=arch)
 
     assert run(needed) == ()
@@ -199,7 +202,8 @@ def test_wait_states(producer, consumer, gfx942, gfx950, arch):
 
 def test_scalar_written_by_a_vector_instruction_and_read_by_memory():
     body = (
-        f"{PROLOGUE}v_mov_b32 v1, s6\nv_mov_b32 v2, s7\nv_readfirstlane_b32 s10, v1\nv_readfirstlane_b32 s11, v2\n"
+        f"{PROLOGUE}v_mov_b32 v1, s6\nv_mov_b32 v2, s7\n"
+        "v_readfirstlane_b32 s10, v1\nv_readfirstlane_b32 s11, v2\n"
         "s_nop {}\nglobal_store_dword v0, v1, s[10:11]"
     )
     assert findings(replaced(body.format(4), "v_mov_b32 v2, s7", "v_mov_b32 v2, s7\ns_nop 0")) == ()
@@ -225,7 +229,8 @@ def test_a_full_counter_waits_for_the_oldest():
 
 def test_halves_of_one_register_need_no_wait_between_them():
     body = (
-        f"{PROLOGUE}ds_write_b32 v0, v0\nds_read_u8_d16 v10, v0\nds_read_u8_d16_hi v10, v0 offset:1\n"
+        f"{PROLOGUE}ds_write_b32 v0, v0\nds_read_u8_d16 v10, v0\n"
+        "ds_read_u8_d16_hi v10, v0 offset:1\n"
         "s_waitcnt lgkmcnt(0)\nglobal_store_dword v0, v10, s[6:7]"
     )
     assert findings(body) == ()
@@ -235,7 +240,10 @@ def test_halves_of_one_register_need_no_wait_between_them():
 
 
 def test_scalar_loads_need_a_wait_for_zero():
-    body = "s_load_dwordx2 s[6:7], s[0:1], 0x8\ns_load_dword s8, s[0:1], 0x0\n{}\nv_lshlrev_b32 v0, 2, v0\nglobal_store_dword v0, v0, s[6:7]"
+    body = (
+        "s_load_dwordx2 s[6:7], s[0:1], 0x8\ns_load_dword s8, s[0:1], 0x0\n"
+        "{}\nv_lshlrev_b32 v0, 2, v0\nglobal_store_dword v0, v0, s[6:7]"
+    )
     only(findings(body.format("s_waitcnt lgkmcnt(1)")), KINDS.MISSING_WAIT, "global_store_dword")
     assert findings(body.format("s_waitcnt lgkmcnt(0)")) == ()
     assert findings(body.format("s_waitcnt 0")) == ()
@@ -243,7 +251,8 @@ def test_scalar_loads_need_a_wait_for_zero():
 
 def test_direct_to_lds_load_must_be_waited_for():
     body = (
-        f"{PROLOGUE}s_mov_b32 m0, 0\ns_nop 1\nglobal_load_lds_dword v0, s[4:5]\ns_waitcnt vmcnt(0)\nds_read_b32 v10, v0\n"
+        f"{PROLOGUE}s_mov_b32 m0, 0\ns_nop 1\nglobal_load_lds_dword v0, s[4:5]\n"
+        "s_waitcnt vmcnt(0)\nds_read_b32 v10, v0\n"
         "s_waitcnt lgkmcnt(0)\nglobal_store_dword v0, v10, s[6:7]"
     )
     assert findings(body) == ()
@@ -265,7 +274,10 @@ def test_direct_to_lds_load_must_be_waited_for():
             "global_store_dword",
         ),
         (
-            "scratch_load_dword v31, off, off\ns_waitcnt vmcnt(0)\nglobal_store_dword v0, v31, s[6:7]",
+            (
+                "scratch_load_dword v31, off, off\n"
+                "s_waitcnt vmcnt(0)\nglobal_store_dword v0, v31, s[6:7]"
+            ),
             "global_store_dword",
         ),
     ],
@@ -281,7 +293,10 @@ def test_undefined_values_may_not_matter(body, at):
         "v_mov_b32 v31, 1\nv_lshlrev_b32 v30, 16, v30\nv_and_or_b32 v31, 7, v30, v31",
         "s_mov_b64 vcc, -1\nv_cndmask_b32 v31, v30, v0, vcc",
         "v_perm_b32 v31, v30, v0, s10\n",
-        "v_mov_b32 v31, v0\nv_cvt_pk_fp8_f32 v30, v0, v0\ns_nop 0\nv_cvt_pk_fp8_f32 v30, v0, v0 op_sel:[0,0,1]\ns_nop 1\nv_mov_b32 v31, v30",
+        (
+            "v_mov_b32 v31, v0\nv_cvt_pk_fp8_f32 v30, v0, v0\ns_nop 0\n"
+            "v_cvt_pk_fp8_f32 v30, v0, v0 op_sel:[0,0,1]\ns_nop 1\nv_mov_b32 v31, v30"
+        ),
         "v_mov_b32 v12, v0\nv_mad_u64_u32 v[30:31], s[20:21], v0, 4, v[12:13]\nv_mov_b32 v31, v30",
     ],
 )
@@ -299,7 +314,10 @@ def test_a_finding_names_its_origin():
 
 # ---- races, bounds, the rest
 def test_equal_values_written_by_several_waves_do_not_race():
-    body = f"{PROLOGUE}v_and_b32 v1, 0xff, v0\nv_mov_b32 v2, {{}}\nds_write_b32 v1, v2\ns_waitcnt lgkmcnt(0)"
+    body = (
+        f"{PROLOGUE}v_and_b32 v1, 0xff, v0\nv_mov_b32 v2, {{}}\n"
+        "ds_write_b32 v1, v2\ns_waitcnt lgkmcnt(0)"
+    )
     assert findings(body.format("7"), block=128) == ()
     only(findings(body.format("v0"), block=128), KINDS.LDS_RACE, "ds_write_b32")
 
@@ -311,7 +329,10 @@ def test_byte_accesses_race_by_bytes():
 
 
 def test_long_kernels_keep_their_epochs_apart():
-    body = f"{PROLOGUE}s_mov_b32 s10, 3000\n.Lagain:\ns_barrier\ns_sub_u32 s10, s10, 1\ns_cmp_lg_u32 s10, 0\ns_cbranch_scc1 .Lagain\n"
+    body = (
+        f"{PROLOGUE}s_mov_b32 s10, 3000\n.Lagain:\ns_barrier\n"
+        "s_sub_u32 s10, s10, 1\ns_cmp_lg_u32 s10, 0\ns_cbranch_scc1 .Lagain\n"
+    )
     assert findings(EXCHANGE.replace(PROLOGUE, body), block=256) == ()
     assert KINDS.LDS_RACE in {
         f.kind

@@ -17,14 +17,34 @@ from tests.cdnasim import (
 )
 
 MODULES = (
-    test_lanes, test_lds, test_matrix, test_memory, test_packed, test_scalar, test_vector_compare,
-    test_vector_convert, test_vector_float, test_vector_integer,
-)  # fmt: skip
+    test_lanes,
+    test_lds,
+    test_matrix,
+    test_memory,
+    test_packed,
+    test_scalar,
+    test_vector_compare,
+    test_vector_convert,
+    test_vector_float,
+    test_vector_integer,
+)
 # No result to compare: their effect is on timing, caches, waits and other waves (test_checks.py).
 WITHOUT_RESULT = {
-    "s_barrier", "s_waitcnt", "s_nop", "s_sleep", "s_setprio", "s_icache_inv", "s_dcache_inv",
-    "s_dcache_wb", "s_sendmsg", "s_ttracedata", "s_trap", "buffer_inv", "buffer_wbl2", "v_nop",
-}  # fmt: skip
+    "s_barrier",
+    "s_waitcnt",
+    "s_nop",
+    "s_sleep",
+    "s_setprio",
+    "s_icache_inv",
+    "s_dcache_inv",
+    "s_dcache_wb",
+    "s_sendmsg",
+    "s_ttracedata",
+    "s_trap",
+    "buffer_inv",
+    "buffer_wbl2",
+    "v_nop",
+}
 ADDRESS = {"s_getpc_b64"}  # test_kernels.py reads a constant table through it
 
 

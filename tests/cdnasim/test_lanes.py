@@ -17,7 +17,7 @@ def counted(a, low, high):
     """Bits of a below the lane, among lanes low..high."""
     return np.array(
         [
-            bin(int(a[lane]) & ((1 << min(max(lane - low, 0), 32)) - 1)).count("1")
+            (int(a[lane]) & ((1 << min(max(lane - low, 0), 32)) - 1)).bit_count()
             for lane in range(64)
         ],
         np.uint64,
@@ -37,24 +37,41 @@ def permlane_swapped(width):
 
 CASES = {
     "v_cndmask_b32": Case(
-        f"{SET_MASK}v_cndmask_b32_e64 v20, v10, v11, s[20:21]", lambda a, b, *_: np.where(BITS, b, a)
+        f"{SET_MASK}v_cndmask_b32_e64 v20, v10, v11, s[20:21]",
+        lambda a, b, *_: np.where(BITS, b, a),
     ),
-    "v_readfirstlane_b32": Case("v_readfirstlane_b32 s20, v10\ns_nop 4\nv_mov_b32 v20, s20", lambda a, *_: a[0]),
-    "v_readlane_b32": Case("v_readlane_b32 s20, v10, 37\ns_nop 4\nv_mov_b32 v20, s20", lambda a, *_: a[37]),
+    "v_readfirstlane_b32": Case(
+        "v_readfirstlane_b32 s20, v10\ns_nop 4\nv_mov_b32 v20, s20", lambda a, *_: a[0]
+    ),
+    "v_readlane_b32": Case(
+        "v_readlane_b32 s20, v10, 37\ns_nop 4\nv_mov_b32 v20, s20", lambda a, *_: a[37]
+    ),
     "v_writelane_b32": Case(
         "v_mov_b32 v20, v10\ns_mov_b32 s20, 77\nv_writelane_b32 v20, s20, 5",
         lambda a, *_: np.where(LANE == 5, 77, a),
     ),
-    "v_mbcnt_lo_u32_b32": Case("v_mbcnt_lo_u32_b32 v20, v10, v11", lambda a, b, *_: (counted(a, 0, 32) + b) & 0xFFFFFFFF),
-    "v_mbcnt_hi_u32_b32": Case("v_mbcnt_hi_u32_b32 v20, v10, v11", lambda a, b, *_: (counted(a, 32, 64) + b) & 0xFFFFFFFF),
-    "v_swap_b32": Case("v_mov_b32 v20, v10\nv_mov_b32 v21, v11\nv_swap_b32 v20, v21", lambda a, b, *_: (b, a), outputs=2),
+    "v_mbcnt_lo_u32_b32": Case(
+        "v_mbcnt_lo_u32_b32 v20, v10, v11", lambda a, b, *_: (counted(a, 0, 32) + b) & 0xFFFFFFFF
+    ),
+    "v_mbcnt_hi_u32_b32": Case(
+        "v_mbcnt_hi_u32_b32 v20, v10, v11", lambda a, b, *_: (counted(a, 32, 64) + b) & 0xFFFFFFFF
+    ),
+    "v_swap_b32": Case(
+        "v_mov_b32 v20, v10\nv_mov_b32 v21, v11\nv_swap_b32 v20, v21",
+        lambda a, b, *_: (b, a),
+        outputs=2,
+    ),
     "v_permlane32_swap_b32": Case(
-        "v_mov_b32 v20, v10\nv_mov_b32 v21, v11\ns_nop 1\nv_permlane32_swap_b32 v20, v21", permlane_swapped(32), outputs=2
+        "v_mov_b32 v20, v10\nv_mov_b32 v21, v11\ns_nop 1\nv_permlane32_swap_b32 v20, v21",
+        permlane_swapped(32),
+        outputs=2,
     ),
     "v_permlane16_swap_b32": Case(
-        "v_mov_b32 v20, v10\nv_mov_b32 v21, v11\ns_nop 1\nv_permlane16_swap_b32 v20, v21", permlane_swapped(16), outputs=2
+        "v_mov_b32 v20, v10\nv_mov_b32 v21, v11\ns_nop 1\nv_permlane16_swap_b32 v20, v21",
+        permlane_swapped(16),
+        outputs=2,
     ),
-}  # fmt: skip
+}
 COVERED = set(CASES)
 
 
@@ -129,7 +146,10 @@ def part(word, name, sign=False):
 @pytest.mark.parametrize("sign", [False, True])
 def test_sdwa_sources(selected, sign):
     operand = "sext(v10)" if sign else "v10"
-    body = f"v_add_u32_sdwa v20, {operand}, v11 dst_sel:DWORD dst_unused:UNUSED_PAD src0_sel:{selected} src1_sel:WORD_1"
+    body = (
+        f"v_add_u32_sdwa v20, {operand}, v11 dst_sel:DWORD "
+        f"dst_unused:UNUSED_PAD src0_sel:{selected} src1_sel:WORD_1"
+    )
     run_case(
         Case(body, lambda a, b, *_: (part(a, selected, sign) + part(b, "WORD_1")) & 0xFFFFFFFF),
         "gfx950",
@@ -151,14 +171,18 @@ def test_sdwa_destinations(selected, unused):
         return value << shift & 0xFFFFFFFF
 
     body = (
-        f"v_mov_b32 v20, v12\ns_nop 1\nv_and_b32_sdwa v20, v10, v11 dst_sel:{selected} dst_unused:{unused} "
+        "v_mov_b32 v20, v12\ns_nop 1\n"
+        f"v_and_b32_sdwa v20, v10, v11 dst_sel:{selected} dst_unused:{unused} "
         "src0_sel:DWORD src1_sel:DWORD"
     )
     run_case(Case(body, expected), "gfx950")
 
 
 def test_results_are_written_under_exec():
-    body = "v_mov_b32 v20, v11\ns_mov_b64 s[22:23], exec\ns_mov_b32 exec_hi, 0xff00\nv_mov_b32 v20, v10\ns_mov_b64 exec, s[22:23]"
+    body = (
+        "v_mov_b32 v20, v11\ns_mov_b64 s[22:23], exec\n"
+        "s_mov_b32 exec_hi, 0xff00\nv_mov_b32 v20, v10\ns_mov_b64 exec, s[22:23]"
+    )
     active = (LANE < 32) | ((LANE >= 40) & (LANE < 48))
     run_case(Case(body, lambda a, b, *_: np.where(active, a, b)), "gfx950")
 

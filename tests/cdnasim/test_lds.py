@@ -9,21 +9,42 @@ from tests.cdnasim.machine import Case, execute, f32, run_case, words
 
 LANE = np.arange(64)
 READS = {
-    "b32": (4, False, None), "b64": (8, False, None), "b96": (12, False, None), "b128": (16, False, None),
-    "u8": (1, False, None), "i8": (1, True, None), "u16": (2, False, None), "i16": (2, True, None),
-    "u8_d16": (1, False, 0), "u8_d16_hi": (1, False, 1), "i8_d16": (1, True, 0), "i8_d16_hi": (1, True, 1),
-    "u16_d16": (2, False, 0), "u16_d16_hi": (2, False, 1),
-}  # fmt: skip
+    "b32": (4, False, None),
+    "b64": (8, False, None),
+    "b96": (12, False, None),
+    "b128": (16, False, None),
+    "u8": (1, False, None),
+    "i8": (1, True, None),
+    "u16": (2, False, None),
+    "i16": (2, True, None),
+    "u8_d16": (1, False, 0),
+    "u8_d16_hi": (1, False, 1),
+    "i8_d16": (1, True, 0),
+    "i8_d16_hi": (1, True, 1),
+    "u16_d16": (2, False, 0),
+    "u16_d16_hi": (2, False, 1),
+}
 WRITES = {
-    "b32": (4, 0), "b64": (8, 0), "b96": (12, 0), "b128": (16, 0), "b8": (1, 0), "b8_d16_hi": (1, 16),
-    "b16": (2, 0), "b16_d16_hi": (2, 16),
-}  # fmt: skip
+    "b32": (4, 0),
+    "b64": (8, 0),
+    "b96": (12, 0),
+    "b128": (16, 0),
+    "b8": (1, 0),
+    "b8_d16_hi": (1, 16),
+    "b16": (2, 0),
+    "b16_d16_hi": (2, 16),
+}
 ATOMICS = {
-    "add_u32": lambda m, x: m + x, "sub_u32": lambda m, x: m - x, "min_u32": min, "max_u32": max,
+    "add_u32": lambda m, x: m + x,
+    "sub_u32": lambda m, x: m - x,
+    "min_u32": min,
+    "max_u32": max,
     "min_i32": lambda m, x: min((m, x), key=lambda v: v - (v >> 31 << 32)),
     "max_i32": lambda m, x: max((m, x), key=lambda v: v - (v >> 31 << 32)),
-    "and_b32": lambda m, x: m & x, "or_b32": lambda m, x: m | x, "xor_b32": lambda m, x: m ^ x,
-}  # fmt: skip
+    "and_b32": lambda m, x: m & x,
+    "or_b32": lambda m, x: m | x,
+    "xor_b32": lambda m, x: m ^ x,
+}
 FLOAT_ATOMICS = {"add_f32": np.add, "min_f32": np.minimum, "max_f32": np.maximum}
 PAIRS = ("2_b32", "2_b64", "2st64_b32", "2st64_b64")
 TRANSPOSED = {"b16": 16, "b8": 8, "b4": 4}
@@ -35,13 +56,16 @@ def returning(name):
 
 
 COVERED = {
-    *(f"ds_read_{s}" for s in READS), *(f"ds_write_{s}" for s in WRITES),
+    *(f"ds_read_{s}" for s in READS),
+    *(f"ds_write_{s}" for s in WRITES),
     *(f"ds_{verb}{pair}" for verb in ("read", "write") for pair in PAIRS),
     *(f"ds_{a}" for a in [*ATOMICS, *FLOAT_ATOMICS]),
     *(returning(a) for a in [*ATOMICS, *FLOAT_ATOMICS, "wrxchg_b32"]),
     *(f"ds_read_b64_tr_{s}" for s in TRANSPOSED),
-    "ds_bpermute_b32", "ds_permute_b32", "ds_swizzle_b32",
-}  # fmt: skip
+    "ds_bpermute_b32",
+    "ds_permute_b32",
+    "ds_swizzle_b32",
+}
 OFFSETS = "v_lshlrev_b32 v4, 2, v0\n"  # 16 * lane
 FILL = OFFSETS + "ds_write_b128 v4, v[10:13]\ns_waitcnt lgkmcnt(0)\n"
 
@@ -78,7 +102,10 @@ def test_write(suffix):
     size, shift = WRITES[suffix]
     count = max(1, size // 4)
     inputs = words("u32")
-    body = f"{FILL}ds_write_{suffix} v4, {register(14, count)}\nds_read_b128 v[20:23], v4\ns_waitcnt lgkmcnt(0)"
+    body = (
+        f"{FILL}ds_write_{suffix} v4, {register(14, count)}\n"
+        "ds_read_b128 v[20:23], v4\ns_waitcnt lgkmcnt(0)"
+    )
     got = execute(body, inputs, 4)
     for lane in range(64):
         data = (
@@ -89,20 +116,19 @@ def test_write(suffix):
 
 @pytest.mark.parametrize("pair", PAIRS)
 def test_pairs(pair):
-    """Write two elements at offsets 1 and 3 (or 64 times that), read them back crosswise."""
+    """Write two elements at two offsets, read them back crosswise."""
     count = 2 if pair.endswith("b64") else 1
-    stride = "3" if "st64" not in pair else "2"
     inputs = words("u32")
-    address = (
-        f"v_lshlrev_b32 v4, {3 if 'st64' not in pair else 0}, v0\n"
-        if count == 2
-        else f"v_lshlrev_b32 v4, {2 if 'st64' not in pair else 0}, v0\n"
-    )
-    if "st64" in pair and count == 2:
-        address = "v_lshlrev_b32 v4, 1, v0\n"
+    # Lanes are four elements apart, so that element offsets 1 and 3 do not meet; with offsets in
+    # units of 64 elements, lanes are neighbours.
+    shift, second = (0, 2) if "st64" in pair else (2, 3)
+    low, high = register(10, count), register(12, count)
     body = (
-        f"{address}ds_write{pair} v4, {register(10, count)}, {register(12, count)} offset0:1 offset1:{stride}\n"
-        f"s_waitcnt lgkmcnt(0)\nds_read{pair} {register(20, 2 * count)}, v4 offset0:{stride} offset1:1\ns_waitcnt lgkmcnt(0)"
+        f"v_lshlrev_b32 v4, {shift + count - 1}, v0\n"
+        f"ds_write{pair} v4, {low}, {high} offset0:1 offset1:{second}\n"
+        "s_waitcnt lgkmcnt(0)\n"
+        f"ds_read{pair} {register(20, 2 * count)}, v4 offset0:{second} offset1:1\n"
+        "s_waitcnt lgkmcnt(0)"
     )
     got = execute(body, inputs, 2 * count)
     np.testing.assert_array_equal(got[:count], inputs[2 : 2 + count])
@@ -116,7 +142,10 @@ def test_atomic(name, returns):
     operation = (
         f"{returning(name)} v21, v0, v11" if returns else f"ds_{name} v0, v11\nv_mov_b32 v21, v10"
     )
-    body = f"ds_write_b32 v0, v10\ns_waitcnt lgkmcnt(0)\n{operation}\ns_waitcnt lgkmcnt(0)\nds_read_b32 v20, v0\ns_waitcnt lgkmcnt(0)"
+    body = (
+        f"ds_write_b32 v0, v10\ns_waitcnt lgkmcnt(0)\n{operation}\n"
+        "s_waitcnt lgkmcnt(0)\nds_read_b32 v20, v0\ns_waitcnt lgkmcnt(0)"
+    )
     got = execute(body, inputs, 2)
     want = [
         ATOMICS[name](int(m), int(x)) & 0xFFFFFFFF
@@ -133,20 +162,29 @@ def test_float_atomic(name, returns):
     operation = (
         f"{returning(name)} v21, v0, v11" if returns else f"ds_{name} v0, v11\nv_mov_b32 v21, v10"
     )
-    body = f"ds_write_b32 v0, v10\ns_waitcnt lgkmcnt(0)\n{operation}\ns_waitcnt lgkmcnt(0)\nds_read_b32 v20, v0\ns_waitcnt lgkmcnt(0)"
+    body = (
+        f"ds_write_b32 v0, v10\ns_waitcnt lgkmcnt(0)\n{operation}\n"
+        "s_waitcnt lgkmcnt(0)\nds_read_b32 v20, v0\ns_waitcnt lgkmcnt(0)"
+    )
     got = execute(body, inputs, 2)
     np.testing.assert_array_equal(f32(got[0]), FLOAT_ATOMICS[name](f32(inputs[0]), f32(inputs[1])))
     np.testing.assert_array_equal(got[1], inputs[0])
 
 
 def test_exchange():
-    body = "ds_write_b32 v0, v10\ns_waitcnt lgkmcnt(0)\nds_wrxchg_rtn_b32 v20, v0, v11\ns_waitcnt lgkmcnt(0)\nds_read_b32 v21, v0\ns_waitcnt lgkmcnt(0)"
+    body = (
+        "ds_write_b32 v0, v10\ns_waitcnt lgkmcnt(0)\nds_wrxchg_rtn_b32 v20, v0, v11\n"
+        "s_waitcnt lgkmcnt(0)\nds_read_b32 v21, v0\ns_waitcnt lgkmcnt(0)"
+    )
     run_case(Case(body, lambda a, b, *_: (a, b), outputs=2), "gfx950")
 
 
 def test_bpermute_pulls_and_permute_pushes():
     where = "v_xor_b32 v4, 20, v0\n"  # lane ^ 5
-    pull = f"{where}ds_bpermute_b32 v20, v4, v10\nv_add_u32 v4, 4, v0\nds_permute_b32 v21, v4, v10\ns_waitcnt lgkmcnt(0)"
+    pull = (
+        f"{where}ds_bpermute_b32 v20, v4, v10\nv_add_u32 v4, 4, v0\n"
+        "ds_permute_b32 v21, v4, v10\ns_waitcnt lgkmcnt(0)"
+    )
     run_case(Case(pull, lambda a, *_: (a[LANE ^ 5], a[(LANE - 1) % 64]), outputs=2), "gfx950")
 
 

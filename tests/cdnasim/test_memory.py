@@ -10,25 +10,47 @@ from tests.cdnasim.machine import execute, f32, words
 
 LANE = np.arange(64)
 LOADS = {  # suffix: (bytes, signed, half)
-    "dword": (4, False, None), "dwordx2": (8, False, None), "dwordx3": (12, False, None),
-    "dwordx4": (16, False, None), "ubyte": (1, False, None), "sbyte": (1, True, None),
-    "ushort": (2, False, None), "sshort": (2, True, None),
-    "ubyte_d16": (1, False, 0), "ubyte_d16_hi": (1, False, 1), "sbyte_d16": (1, True, 0),
-    "sbyte_d16_hi": (1, True, 1), "short_d16": (2, False, 0), "short_d16_hi": (2, False, 1),
-}  # fmt: skip
+    "dword": (4, False, None),
+    "dwordx2": (8, False, None),
+    "dwordx3": (12, False, None),
+    "dwordx4": (16, False, None),
+    "ubyte": (1, False, None),
+    "sbyte": (1, True, None),
+    "ushort": (2, False, None),
+    "sshort": (2, True, None),
+    "ubyte_d16": (1, False, 0),
+    "ubyte_d16_hi": (1, False, 1),
+    "sbyte_d16": (1, True, 0),
+    "sbyte_d16_hi": (1, True, 1),
+    "short_d16": (2, False, 0),
+    "short_d16_hi": (2, False, 1),
+}
 STORES = {
-    "dword": (4, 0), "dwordx2": (8, 0), "dwordx3": (12, 0), "dwordx4": (16, 0), "byte": (1, 0),
-    "byte_d16_hi": (1, 16), "short": (2, 0), "short_d16_hi": (2, 16),
-}  # fmt: skip
+    "dword": (4, 0),
+    "dwordx2": (8, 0),
+    "dwordx3": (12, 0),
+    "dwordx4": (16, 0),
+    "byte": (1, 0),
+    "byte_d16_hi": (1, 16),
+    "short": (2, 0),
+    "short_d16_hi": (2, 16),
+}
 DIRECT = ("dword", "dwordx3", "dwordx4", "ubyte", "sbyte", "ushort", "sshort")
 SPACES = ("global", "flat", "buffer", "scratch")
 ATOMICS = {
-    "add": lambda m, x: m + x, "sub": lambda m, x: m - x, "and": lambda m, x: m & x,
-    "or": lambda m, x: m | x, "xor": lambda m, x: m ^ x, "swap": lambda m, x: x,
-    "umin": min, "umax": max,
-    "smin": min, "smax": max,  # on the positive numbers of this test; the next one has negatives
-    "inc": lambda m, x: 0 if m >= x else m + 1, "dec": lambda m, x: x if m == 0 or m > x else m - 1,
-}  # fmt: skip
+    "add": lambda m, x: m + x,
+    "sub": lambda m, x: m - x,
+    "and": lambda m, x: m & x,
+    "or": lambda m, x: m | x,
+    "xor": lambda m, x: m ^ x,
+    "swap": lambda m, x: x,
+    "umin": min,
+    "umax": max,
+    "smin": min,
+    "smax": max,  # on the positive numbers of this test; the next one has negatives
+    "inc": lambda m, x: 0 if m >= x else m + 1,
+    "dec": lambda m, x: x if m == 0 or m > x else m - 1,
+}
 WIDE_ATOMICS = ("add", "sub", "and", "or", "xor", "swap", "umin", "umax", "smin", "smax")
 FLOAT_ATOMICS = ("add_f32", "pk_add_f16", "pk_add_bf16", "add_f64", "min_f64", "max_f64")
 SCALAR = {"dword": 1, "dwordx2": 2, "dwordx4": 4, "dwordx8": 8, "dwordx16": 16}
@@ -44,9 +66,11 @@ COVERED = {
     *(f"{space}_store_{s}" for space in SPACES for s in STORES),
     *(f"global_load_lds_{s}" for s in DIRECT),
     *(f"{space}_atomic_{a}" for space in ("global", "flat", "buffer") for a in ATOMIC_NAMES),
-    *(f"s_load_{s}" for s in SCALAR), *(f"s_buffer_load_{s}" for s in SCALAR),
-    "s_memtime", "s_memrealtime",
-}  # fmt: skip
+    *(f"s_load_{s}" for s in SCALAR),
+    *(f"s_buffer_load_{s}" for s in SCALAR),
+    "s_memtime",
+    "s_memrealtime",
+}
 # s[12:15]: a buffer resource over the 16 KiB of memory, of which 8 KiB are in range.
 RESOURCE = (
     "s_mov_b32 s12, s8\ns_and_b32 s13, s9, 0xffff\ns_mov_b32 s14, 0x2000\ns_mov_b32 s15, 0x27000\n"
@@ -83,7 +107,11 @@ def test_load(space, suffix):
     count = max(1, size // 4)
     memory, inputs = words("u32").repeat(8).astype(np.uint32), words("u32", 1)
     old = "\n".join(f"v_mov_b32 v{20 + i}, v10" for i in range(count))
-    body = f"{OFFSETS}{old}\n{access(space, f'{space}_load_{suffix}', register(20, count), True)}\ns_waitcnt vmcnt(0) lgkmcnt(0)"
+    body = (
+        f"{OFFSETS}{old}\n"
+        f"{access(space, f'{space}_load_{suffix}', register(20, count), True)}\n"
+        "s_waitcnt vmcnt(0) lgkmcnt(0)"
+    )
     got = execute(body, inputs, count, memory=memory)
     for lane in range(64):
         raw = memory.tobytes()[16 * lane + 4 : 16 * lane + 4 + size]
@@ -130,7 +158,8 @@ def test_scratch(suffix):
     inputs = words("u32", 1)
     old = "\n".join(f"v_mov_b32 v{20 + i}, v15" for i in range(count))
     body = (
-        f"scratch_store_dwordx4 off, v[10:13], off offset:4\n{old}\nscratch_load_{suffix} {register(20, count)}, off, off "
+        f"scratch_store_dwordx4 off, v[10:13], off offset:4\n{old}\n"
+        f"scratch_load_{suffix} {register(20, count)}, off, off "
         "offset:4\ns_waitcnt vmcnt(0)"
     )
     got = execute(body, inputs, count, scratch=64)
@@ -153,8 +182,10 @@ def test_scratch_store(suffix):
     count = max(1, size // 4)
     inputs = words("u32", 1)
     body = (
-        "v_mov_b32 v2, 0\nv_mov_b32 v3, 0\nv_mov_b32 v4, 0\nv_mov_b32 v5, 0\nscratch_store_dwordx4 off, v[2:5], off\n"
-        f"scratch_store_{suffix} off, {register(10, count)}, off\nscratch_load_dwordx4 v[20:23], off, off\ns_waitcnt vmcnt(0)"
+        "v_mov_b32 v2, 0\nv_mov_b32 v3, 0\nv_mov_b32 v4, 0\n"
+        "v_mov_b32 v5, 0\nscratch_store_dwordx4 off, v[2:5], off\n"
+        f"scratch_store_{suffix} off, {register(10, count)}, off\n"
+        "scratch_load_dwordx4 v[20:23], off, off\ns_waitcnt vmcnt(0)"
     )
     got = execute(body, inputs, 4, scratch=64)
     for lane in range(64):
@@ -183,7 +214,8 @@ def test_direct_to_lds(suffix):
     memory = words("u32").repeat(8).astype(np.uint32)
     unit = max(size, 4)
     body = (
-        f"{OFFSETS}s_mov_b32 m0, 256\ns_nop 1\nglobal_load_lds_{suffix} v4, s[8:9]\ns_waitcnt vmcnt(0)\n"
+        f"{OFFSETS}s_mov_b32 m0, 256\ns_nop 1\n"
+        f"global_load_lds_{suffix} v4, s[8:9]\ns_waitcnt vmcnt(0)\n"
         f"v_mul_u32_u24 v1, {unit // 4}, v0\nds_read_b32 v20, v1 offset:256\ns_waitcnt lgkmcnt(0)"
     )
     got = execute(body, words("u32"), memory=memory)[0]
@@ -202,7 +234,11 @@ def test_atomic_returns_the_old_value(space, name):
     before = memory.copy()
     data = register(10, count)
     if space == "buffer":
-        body = f"v_mov_b32 v20, v10\nv_mov_b32 v21, v11\n{RESOURCE}buffer_atomic_{name} {register(20, count)}, v4, s[12:15], 0 offen offset:8 sc0"
+        body = (
+            "v_mov_b32 v20, v10\nv_mov_b32 v21, v11\n"
+            f"{RESOURCE}buffer_atomic_{name} {register(20, count)}, "
+            "v4, s[12:15], 0 offen offset:8 sc0"
+        )
     elif space == "flat":
         body = f"{FULL}flat_atomic_{name} {register(20, count)}, v[6:7], {data} offset:8 sc0"
     else:
@@ -274,7 +310,10 @@ def test_float_atomics_accumulate_over_lanes(space, name):
         "flat": f"{FULL}flat_atomic_{name} v[6:7], {data}",
         "buffer": f"{RESOURCE}buffer_atomic_{name} {data}, v4, s[12:15], 0 offen",
     }[space]
-    body = f"v_lshrrev_b32 v4, 6, v0\nv_lshlrev_b32 v4, 3, v4\nv_mov_b32 v5, 0\n{where}\nv_mov_b32 v20, 0"
+    body = (
+        "v_lshrrev_b32 v4, 6, v0\nv_lshlrev_b32 v4, 3, v4\n"
+        f"v_mov_b32 v5, 0\n{where}\nv_mov_b32 v20, 0"
+    )
     execute(body, inputs, memory=memory)
     rows = np.arange(64).reshape(4, 16)
     if wide:

@@ -90,8 +90,8 @@ UNARY = {
     "s_brev_b32": (lambda a: int(f"{a:032b}"[::-1], 2), KEEP),
     "s_sext_i32_i8": (lambda a: s(a & 255, 8), KEEP),
     "s_sext_i32_i16": (lambda a: s(a & 0xFFFF, 16), KEEP),
-    "s_bcnt1_i32_b32": (lambda a: bin(a).count("1"), nonzero),
-    "s_bcnt0_i32_b32": (lambda a: 32 - bin(a).count("1"), nonzero),
+    "s_bcnt1_i32_b32": (lambda a: (a).bit_count(), nonzero),
+    "s_bcnt0_i32_b32": (lambda a: 32 - (a).bit_count(), nonzero),
     "s_ff1_i32_b32": (trailing, KEEP),
     "s_ff0_i32_b32": (lambda a: trailing(~a & M32), KEEP),
     "s_flbit_i32_b32": (lambda a: count_leading(a, 32), KEEP),
@@ -117,33 +117,71 @@ WIDE_UNARY = {
     "s_not_b64": (lambda a: ~a, nonzero),
 }
 COUNTING = {
-    "s_bcnt1_i32_b64": (lambda a: bin(a).count("1"), nonzero),
+    "s_bcnt1_i32_b64": (lambda a: (a).bit_count(), nonzero),
     "s_ff1_i32_b64": (trailing, KEEP),
     "s_ff0_i32_b64": (lambda a: trailing(~a & M64), KEEP),
     "s_flbit_i32_b64": (lambda a: count_leading(a, 64), KEEP),
 }
 PREDICATES = {
-    "eq": lambda a, b: a == b, "lg": lambda a, b: a != b, "gt": lambda a, b: a > b,
-    "ge": lambda a, b: a >= b, "lt": lambda a, b: a < b, "le": lambda a, b: a <= b,
-}  # fmt: skip
+    "eq": lambda a, b: a == b,
+    "lg": lambda a, b: a != b,
+    "gt": lambda a, b: a > b,
+    "ge": lambda a, b: a >= b,
+    "lt": lambda a, b: a < b,
+    "le": lambda a, b: a <= b,
+}
 COMPARES = [f"s_cmp_{p}_{t}" for p in PREDICATES for t in ("i32", "u32")]
 COMPARES_K = [f"s_cmpk_{p}_{t}" for p in PREDICATES for t in ("i32", "u32")]
 SAVEEXEC = {
-    "s_and_saveexec_b64": lambda a, e: a & e, "s_or_saveexec_b64": lambda a, e: a | e,
-    "s_xor_saveexec_b64": lambda a, e: a ^ e, "s_andn2_saveexec_b64": lambda a, e: a & ~e,
+    "s_and_saveexec_b64": lambda a, e: a & e,
+    "s_or_saveexec_b64": lambda a, e: a | e,
+    "s_xor_saveexec_b64": lambda a, e: a ^ e,
+    "s_andn2_saveexec_b64": lambda a, e: a & ~e,
     "s_orn2_saveexec_b64": lambda a, e: a | ~e,
-}  # fmt: skip
+}
 OTHERS = (
-    "s_movk_i32", "s_addk_i32", "s_mulk_i32", "s_addc_u32", "s_subb_u32", "s_cselect_b32",
-    "s_cselect_b64", "s_cmov_b32", "s_cmov_b64", "s_bfm_b64", "s_bitset0_b32", "s_bitset1_b32",
-    "s_bitcmp0_b32", "s_bitcmp1_b32", "s_bitcmp0_b64", "s_bitcmp1_b64", "s_cmp_eq_u64", "s_cmp_lg_u64",
-    "s_setreg_imm32_b32", "s_setreg_b32", "s_getreg_b32", "s_branch", "s_cbranch_scc0",
-    "s_cbranch_scc1", "s_cbranch_vccz", "s_cbranch_vccnz", "s_cbranch_execz", "s_cbranch_execnz",
-)  # fmt: skip
+    "s_movk_i32",
+    "s_addk_i32",
+    "s_mulk_i32",
+    "s_addc_u32",
+    "s_subb_u32",
+    "s_cselect_b32",
+    "s_cselect_b64",
+    "s_cmov_b32",
+    "s_cmov_b64",
+    "s_bfm_b64",
+    "s_bitset0_b32",
+    "s_bitset1_b32",
+    "s_bitcmp0_b32",
+    "s_bitcmp1_b32",
+    "s_bitcmp0_b64",
+    "s_bitcmp1_b64",
+    "s_cmp_eq_u64",
+    "s_cmp_lg_u64",
+    "s_setreg_imm32_b32",
+    "s_setreg_b32",
+    "s_getreg_b32",
+    "s_branch",
+    "s_cbranch_scc0",
+    "s_cbranch_scc1",
+    "s_cbranch_vccz",
+    "s_cbranch_vccnz",
+    "s_cbranch_execz",
+    "s_cbranch_execnz",
+)
 COVERED = {
-    *BINARY, *UNARY, *WIDE_BINARY, *WIDE_SHIFT, *WIDE_UNARY, *COUNTING, *COMPARES, *COMPARES_K,
-    *SAVEEXEC, *OTHERS, "s_endpgm",
-}  # fmt: skip
+    *BINARY,
+    *UNARY,
+    *WIDE_BINARY,
+    *WIDE_SHIFT,
+    *WIDE_UNARY,
+    *COUNTING,
+    *COMPARES,
+    *COMPARES_K,
+    *SAVEEXEC,
+    *OTHERS,
+    "s_endpgm",
+}
 
 
 def run(lines, outputs=3):
@@ -280,11 +318,30 @@ def test_saveexec(name):
         (["s_mov_b64 s[20:21], -1", "s_bitcmp1_b64 s[20:21], 40"], M32, M32, 1),
         (["s_mov_b64 s[20:21], -1", "s_cmp_eq_u64 s[20:21], -1"], M32, M32, 1),
         (["s_mov_b64 s[20:21], -1", "s_cmp_lg_u64 s[20:21], -1"], M32, M32, 0),
-        (["s_setreg_imm32_b32 hwreg(HW_REG_MODE, 23, 1), 1", "s_nop 1", "s_getreg_b32 s20, hwreg(HW_REG_MODE, 22, 2)"], 2, 0, 1),
-        (["s_mov_b32 s24, 1", "s_setreg_b32 hwreg(HW_REG_MODE, 23, 1), s24", "s_nop 1", "s_getreg_b32 s20, hwreg(HW_REG_MODE, 23, 1)"], 1, 0, 1),
+        (
+            [
+                "s_setreg_imm32_b32 hwreg(HW_REG_MODE, 23, 1), 1",
+                "s_nop 1",
+                "s_getreg_b32 s20, hwreg(HW_REG_MODE, 22, 2)",
+            ],
+            2,
+            0,
+            1,
+        ),
+        (
+            [
+                "s_mov_b32 s24, 1",
+                "s_setreg_b32 hwreg(HW_REG_MODE, 23, 1), s24",
+                "s_nop 1",
+                "s_getreg_b32 s20, hwreg(HW_REG_MODE, 23, 1)",
+            ],
+            1,
+            0,
+            1,
+        ),
     ],
     ids=lambda value: value[-1].split()[0] if isinstance(value, list) else None,
-)  # fmt: skip
+)
 def test_others(lines, low, high, scc):
     assert run(["s_cmp_eq_u32 0, 0", "s_mov_b64 s[20:21], 0", *lines]) == [low, high, scc]
 

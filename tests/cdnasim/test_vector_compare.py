@@ -84,9 +84,11 @@ def test_class(bit):
     quiet = (magnitude & 0x400000) != 0
     nan = magnitude > 0x7F800000
     kinds = [
-        np.isinf(x), (magnitude >= 0x800000) & ~np.isinf(x) & ~nan,
-        (magnitude > 0) & (magnitude < 0x800000), magnitude == 0,
-    ]  # fmt: skip
+        np.isinf(x),
+        (magnitude >= 0x800000) & ~np.isinf(x) & ~nan,
+        (magnitude > 0) & (magnitude < 0x800000),
+        magnitude == 0,
+    ]
     classes = [
         nan & ~quiet,
         nan & quiet,

@@ -37,37 +37,122 @@ def unorm(x, scale, low):
 CASES = {
     "v_cvt_f32_i32": Case("v_cvt_f32_i32 v20, v10", lambda a, *_: i32(a).astype(np.float32)),
     "v_cvt_f32_u32": Case("v_cvt_f32_u32 v20, v10", lambda a, *_: a.astype(np.float32)),
-    "v_cvt_u32_f32": Case("v_cvt_u32_f32 v20, v10", lambda a, *_: to_int(f32(a), 0, 2**32 - 1, np.uint32), "f32"),
-    "v_cvt_i32_f32": Case("v_cvt_i32_f32 v20, v10", lambda a, *_: to_int(f32(a), -(2**31), 2**31 - 1, np.int32).view(np.uint32), "f32"),
-    "v_cvt_flr_i32_f32": Case("v_cvt_flr_i32_f32 v20, v10", lambda a, *_: to_int(np.floor(f32(a)), -(2**31), 2**31 - 1, np.int32).view(np.uint32), "f32"),
-    "v_cvt_rpi_i32_f32": Case("v_cvt_rpi_i32_f32 v20, v10", lambda a, *_: to_int(np.floor(f32(a) + np.float32(0.5)), -(2**31), 2**31 - 1, np.int32).view(np.uint32), "f32"),
+    "v_cvt_u32_f32": Case(
+        "v_cvt_u32_f32 v20, v10", lambda a, *_: to_int(f32(a), 0, 2**32 - 1, np.uint32), "f32"
+    ),
+    "v_cvt_i32_f32": Case(
+        "v_cvt_i32_f32 v20, v10",
+        lambda a, *_: to_int(f32(a), -(2**31), 2**31 - 1, np.int32).view(np.uint32),
+        "f32",
+    ),
+    "v_cvt_flr_i32_f32": Case(
+        "v_cvt_flr_i32_f32 v20, v10",
+        lambda a, *_: to_int(np.floor(f32(a)), -(2**31), 2**31 - 1, np.int32).view(np.uint32),
+        "f32",
+    ),
+    "v_cvt_rpi_i32_f32": Case(
+        "v_cvt_rpi_i32_f32 v20, v10",
+        lambda a, *_: to_int(
+            np.floor(f32(a) + np.float32(0.5)), -(2**31), 2**31 - 1, np.int32
+        ).view(np.uint32),
+        "f32",
+    ),
     **{
-        f"v_cvt_f32_ubyte{i}": Case(f"v_cvt_f32_ubyte{i} v20, v10", lambda a, *_, i=i: (a >> 8 * i & 255).astype(np.float32))
+        f"v_cvt_f32_ubyte{i}": Case(
+            f"v_cvt_f32_ubyte{i} v20, v10", lambda a, *_, i=i: (a >> 8 * i & 255).astype(np.float32)
+        )
         for i in range(4)
     },
-    "v_cvt_off_f32_i4": Case("v_cvt_off_f32_i4 v20, v10", lambda a, *_: ((((a & 15).astype(np.int64) ^ 8) - 8) / 16).astype(np.float32)),
+    "v_cvt_off_f32_i4": Case(
+        "v_cvt_off_f32_i4 v20, v10",
+        lambda a, *_: ((((a & 15).astype(np.int64) ^ 8) - 8) / 16).astype(np.float32),
+    ),
     "v_cvt_f16_f32": Case("v_cvt_f16_f32 v20, v10", lambda a, *_: bits16(f32(a)), "finite"),
-    "v_cvt_f32_f16": Case("v_cvt_f32_f16 v20, v10", lambda a, *_: half(a).astype(np.float32), "f16"),
-    "v_cvt_f32_bf16": Case("v_cvt_f32_bf16 v20, v10", lambda a, *_: formats.from_bf16(a & 0xFFFF), "f32"),
-    "v_cvt_f16_u16": Case("v_cvt_f16_u16 v20, v10", lambda a, *_: bits16((a & 0xFFFF).astype(np.float32))),
-    "v_cvt_f16_i16": Case("v_cvt_f16_i16 v20, v10", lambda a, *_: bits16((a & 0xFFFF).astype(np.uint16).view(np.int16).astype(np.float32))),
-    "v_cvt_u16_f16": Case("v_cvt_u16_f16 v20, v10", lambda a, *_: to_int(half(a), 0, 65535, np.uint32), "f16"),
-    "v_cvt_i16_f16": Case("v_cvt_i16_f16 v20, v10", lambda a, *_: to_int(half(a), -32768, 32767, np.int32).view(np.uint32) & 0xFFFF, "f16"),
-    "v_cvt_pk_bf16_f32": Case("v_cvt_pk_bf16_f32 v20, v10, v11", lambda a, b, *_: formats.bf16(f32(a)) | formats.bf16(f32(b)) << 16, "f32"),
-    "v_cvt_pk_f16_f32": Case("v_cvt_pk_f16_f32 v20, v10, v11", lambda a, b, *_: bits16(f32(a)) | bits16(f32(b)) << 16, "finite"),
-    "v_cvt_pkrtz_f16_f32": Case("v_cvt_pkrtz_f16_f32 v20, v10, v11", lambda a, b, *_: bits16(rtz(f32(a))) | bits16(rtz(f32(b))) << 16, "finite"),
-    "v_cvt_pk_i16_i32": Case("v_cvt_pk_i16_i32 v20, v10, v11", lambda a, b, *_: (np.clip(i32(a), -32768, 32767) & 0xFFFF).astype(np.uint32) | (np.clip(i32(b), -32768, 32767) & 0xFFFF).astype(np.uint32) << 16),
-    "v_cvt_pk_u16_u32": Case("v_cvt_pk_u16_u32 v20, v10, v11", lambda a, b, *_: np.minimum(a, 65535) | np.minimum(b, 65535) << 16),
-    "v_cvt_pknorm_i16_f32": Case("v_cvt_pknorm_i16_f32 v20, v10, v11", lambda a, b, *_: unorm(f32(a), 32767, -1) | unorm(f32(b), 32767, -1) << 16, "finite"),
-    "v_cvt_pknorm_u16_f32": Case("v_cvt_pknorm_u16_f32 v20, v10, v11", lambda a, b, *_: unorm(f32(a), 65535, 0) | unorm(f32(b), 65535, 0) << 16, "finite"),
-    "v_cvt_pk_u8_f32": Case("v_cvt_pk_u8_f32 v20, v10, 2, v12", lambda a, b, c, *_: c & 0xFF00FFFF | to_int(f32(a), 0, 255, np.uint32) << 16, "finite"),
-    "v_cvt_f32_f64": Case("v_cvt_f32_f64 v20, v[10:11]", lambda a, b, *_: f64(a, b).astype(np.float32), "f64"),
-    "v_cvt_i32_f64": Case("v_cvt_i32_f64 v20, v[10:11]", lambda a, b, *_: to_int(f64(a, b), -(2**31), 2**31 - 1, np.int32).view(np.uint32), "f64"),
-    "v_cvt_u32_f64": Case("v_cvt_u32_f64 v20, v[10:11]", lambda a, b, *_: to_int(f64(a, b), 0, 2**32 - 1, np.uint32), "f64"),
-    "v_cvt_f64_f32": Case("v_cvt_f64_f32 v[20:21], v10", lambda a, *_: split(f32(a).astype(np.float64)), "finite", 2),
-    "v_cvt_f64_i32": Case("v_cvt_f64_i32 v[20:21], v10", lambda a, *_: split(i32(a).astype(np.float64)), outputs=2),
-    "v_cvt_f64_u32": Case("v_cvt_f64_u32 v[20:21], v10", lambda a, *_: split(a.astype(np.float64)), outputs=2),
-}  # fmt: skip
+    "v_cvt_f32_f16": Case(
+        "v_cvt_f32_f16 v20, v10", lambda a, *_: half(a).astype(np.float32), "f16"
+    ),
+    "v_cvt_f32_bf16": Case(
+        "v_cvt_f32_bf16 v20, v10", lambda a, *_: formats.from_bf16(a & 0xFFFF), "f32"
+    ),
+    "v_cvt_f16_u16": Case(
+        "v_cvt_f16_u16 v20, v10", lambda a, *_: bits16((a & 0xFFFF).astype(np.float32))
+    ),
+    "v_cvt_f16_i16": Case(
+        "v_cvt_f16_i16 v20, v10",
+        lambda a, *_: bits16((a & 0xFFFF).astype(np.uint16).view(np.int16).astype(np.float32)),
+    ),
+    "v_cvt_u16_f16": Case(
+        "v_cvt_u16_f16 v20, v10", lambda a, *_: to_int(half(a), 0, 65535, np.uint32), "f16"
+    ),
+    "v_cvt_i16_f16": Case(
+        "v_cvt_i16_f16 v20, v10",
+        lambda a, *_: to_int(half(a), -32768, 32767, np.int32).view(np.uint32) & 0xFFFF,
+        "f16",
+    ),
+    "v_cvt_pk_bf16_f32": Case(
+        "v_cvt_pk_bf16_f32 v20, v10, v11",
+        lambda a, b, *_: formats.bf16(f32(a)) | formats.bf16(f32(b)) << 16,
+        "f32",
+    ),
+    "v_cvt_pk_f16_f32": Case(
+        "v_cvt_pk_f16_f32 v20, v10, v11",
+        lambda a, b, *_: bits16(f32(a)) | bits16(f32(b)) << 16,
+        "finite",
+    ),
+    "v_cvt_pkrtz_f16_f32": Case(
+        "v_cvt_pkrtz_f16_f32 v20, v10, v11",
+        lambda a, b, *_: bits16(rtz(f32(a))) | bits16(rtz(f32(b))) << 16,
+        "finite",
+    ),
+    "v_cvt_pk_i16_i32": Case(
+        "v_cvt_pk_i16_i32 v20, v10, v11",
+        lambda a, b, *_: (
+            (np.clip(i32(a), -32768, 32767) & 0xFFFF).astype(np.uint32)
+            | (np.clip(i32(b), -32768, 32767) & 0xFFFF).astype(np.uint32) << 16
+        ),
+    ),
+    "v_cvt_pk_u16_u32": Case(
+        "v_cvt_pk_u16_u32 v20, v10, v11",
+        lambda a, b, *_: np.minimum(a, 65535) | np.minimum(b, 65535) << 16,
+    ),
+    "v_cvt_pknorm_i16_f32": Case(
+        "v_cvt_pknorm_i16_f32 v20, v10, v11",
+        lambda a, b, *_: unorm(f32(a), 32767, -1) | unorm(f32(b), 32767, -1) << 16,
+        "finite",
+    ),
+    "v_cvt_pknorm_u16_f32": Case(
+        "v_cvt_pknorm_u16_f32 v20, v10, v11",
+        lambda a, b, *_: unorm(f32(a), 65535, 0) | unorm(f32(b), 65535, 0) << 16,
+        "finite",
+    ),
+    "v_cvt_pk_u8_f32": Case(
+        "v_cvt_pk_u8_f32 v20, v10, 2, v12",
+        lambda a, b, c, *_: c & 0xFF00FFFF | to_int(f32(a), 0, 255, np.uint32) << 16,
+        "finite",
+    ),
+    "v_cvt_f32_f64": Case(
+        "v_cvt_f32_f64 v20, v[10:11]", lambda a, b, *_: f64(a, b).astype(np.float32), "f64"
+    ),
+    "v_cvt_i32_f64": Case(
+        "v_cvt_i32_f64 v20, v[10:11]",
+        lambda a, b, *_: to_int(f64(a, b), -(2**31), 2**31 - 1, np.int32).view(np.uint32),
+        "f64",
+    ),
+    "v_cvt_u32_f64": Case(
+        "v_cvt_u32_f64 v20, v[10:11]",
+        lambda a, b, *_: to_int(f64(a, b), 0, 2**32 - 1, np.uint32),
+        "f64",
+    ),
+    "v_cvt_f64_f32": Case(
+        "v_cvt_f64_f32 v[20:21], v10", lambda a, *_: split(f32(a).astype(np.float64)), "finite", 2
+    ),
+    "v_cvt_f64_i32": Case(
+        "v_cvt_f64_i32 v[20:21], v10", lambda a, *_: split(i32(a).astype(np.float64)), outputs=2
+    ),
+    "v_cvt_f64_u32": Case(
+        "v_cvt_f64_u32 v[20:21], v10", lambda a, *_: split(a.astype(np.float64)), outputs=2
+    ),
+}
 
 SMALL = {"fp8": formats.E4M3FN, "bf8": formats.E5M2, "fp4": formats.E2M1}
 SCALE = np.float32(4.0)
@@ -76,9 +161,15 @@ FROM_HALVES = [f"v_cvt_scalef32_pk_{s}_{h}" for s in SMALL for h in ("bf16", "f1
 TO_WIDE = [f"v_cvt_scalef32_pk_{t}_{s}" for s in SMALL for t in ("f32", "bf16", "f16")]
 SINGLE = ["v_cvt_scalef32_f32_fp8", "v_cvt_scalef32_f32_bf8"]
 FP8 = [
-    "v_cvt_pk_fp8_f32", "v_cvt_pk_bf8_f32", "v_cvt_f32_fp8", "v_cvt_f32_bf8", "v_cvt_pk_f32_fp8",
-    "v_cvt_pk_f32_bf8", "v_cvt_sr_fp8_f32", "v_cvt_sr_bf8_f32",
-]  # fmt: skip
+    "v_cvt_pk_fp8_f32",
+    "v_cvt_pk_bf8_f32",
+    "v_cvt_f32_fp8",
+    "v_cvt_f32_bf8",
+    "v_cvt_pk_f32_fp8",
+    "v_cvt_pk_f32_bf8",
+    "v_cvt_sr_fp8_f32",
+    "v_cvt_sr_bf8_f32",
+]
 COVERED = {*CASES, *FROM_F32, *FROM_HALVES, *TO_WIDE, *SINGLE, *FP8}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from tests.cdnasim.machine import Case, bits16, f32, f64, half, run_case, split
 
 FLT = np.float32
@@ -85,28 +86,51 @@ CASES = {
     "v_sub_f32": binary("v_sub_f32", lambda x, y: x - y),
     "v_subrev_f32": binary("v_subrev_f32", lambda x, y: y - x),
     "v_mul_f32": binary("v_mul_f32", lambda x, y: x * y),
-    "v_mul_legacy_f32": binary("v_mul_legacy_f32", lambda x, y: np.where((x == 0) | (y == 0), FLT(0), x * y)),
+    "v_mul_legacy_f32": binary(
+        "v_mul_legacy_f32", lambda x, y: np.where((x == 0) | (y == 0), FLT(0), x * y)
+    ),
     "v_max_f32": binary("v_max_f32", maximum),
     "v_min_f32": binary("v_min_f32", minimum),
     "v_fma_f32": ternary("v_fma_f32", fma, "finite"),
-    "v_fmamk_f32": Case("v_fmamk_f32 v20, v10, 0x40600000, v11", lambda a, b, *_: fma(f32(a), FLT(3.5), f32(b)), "finite"),
-    "v_fmaak_f32": Case("v_fmaak_f32 v20, v10, v11, 0x40600000", lambda a, b, *_: fma(f32(a), f32(b), FLT(3.5)), "finite"),
+    "v_fmamk_f32": Case(
+        "v_fmamk_f32 v20, v10, 0x40600000, v11",
+        lambda a, b, *_: fma(f32(a), FLT(3.5), f32(b)),
+        "finite",
+    ),
+    "v_fmaak_f32": Case(
+        "v_fmaak_f32 v20, v10, v11, 0x40600000",
+        lambda a, b, *_: fma(f32(a), f32(b), FLT(3.5)),
+        "finite",
+    ),
     "v_fmac_f32": Case(
-        "v_mov_b32 v20, v12\nv_fmac_f32 v20, v10, v11", lambda a, b, c, *_: fma(f32(a), f32(b), f32(c)), "finite"
+        "v_mov_b32 v20, v12\nv_fmac_f32 v20, v10, v11",
+        lambda a, b, c, *_: fma(f32(a), f32(b), f32(c)),
+        "finite",
     ),
     "v_max3_f32": ternary("v_max3_f32", lambda x, y, z: maximum(maximum(x, y), z)),
     "v_min3_f32": ternary("v_min3_f32", lambda x, y, z: minimum(minimum(x, y), z)),
     "v_med3_f32": ternary("v_med3_f32", median, "finite"),
-    "v_minimum3_f32": ternary("v_minimum3_f32", lambda x, y, z: np.minimum(np.minimum(x, y), z), "finite"),
-    "v_maximum3_f32": ternary("v_maximum3_f32", lambda x, y, z: np.maximum(np.maximum(x, y), z), "finite"),
+    "v_minimum3_f32": ternary(
+        "v_minimum3_f32", lambda x, y, z: np.minimum(np.minimum(x, y), z), "finite"
+    ),
+    "v_maximum3_f32": ternary(
+        "v_maximum3_f32", lambda x, y, z: np.maximum(np.maximum(x, y), z), "finite"
+    ),
     "v_floor_f32": unary("v_floor_f32", np.floor),
     "v_ceil_f32": unary("v_ceil_f32", np.ceil),
     "v_trunc_f32": unary("v_trunc_f32", np.trunc),
     "v_rndne_f32": unary("v_rndne_f32", np.rint),
     "v_fract_f32": unary("v_fract_f32", lambda x: x - np.floor(x), "finite"),
     "v_frexp_mant_f32": unary("v_frexp_mant_f32", lambda x: np.frexp(x)[0]),
-    "v_frexp_exp_i32_f32": unary("v_frexp_exp_i32_f32", lambda x: np.where(np.isfinite(x), np.frexp(x)[1], 0).astype(np.int32).view(np.uint32)),
-    "v_ldexp_f32": Case("v_and_b32 v11, 15, v11\nv_ldexp_f32 v20, v10, v11", lambda a, b, *_: np.ldexp(f32(a), (b & 15).astype(np.int32)), "f32"),
+    "v_frexp_exp_i32_f32": unary(
+        "v_frexp_exp_i32_f32",
+        lambda x: np.where(np.isfinite(x), np.frexp(x)[1], 0).astype(np.int32).view(np.uint32),
+    ),
+    "v_ldexp_f32": Case(
+        "v_and_b32 v11, 15, v11\nv_ldexp_f32 v20, v10, v11",
+        lambda a, b, *_: np.ldexp(f32(a), (b & 15).astype(np.int32)),
+        "f32",
+    ),
     "v_rcp_f32": unary("v_rcp_f32", lambda x: FLT(1) / x),
     "v_rcp_iflag_f32": unary("v_rcp_iflag_f32", lambda x: FLT(1) / x),
     "v_sqrt_f32": unary("v_sqrt_f32", np.sqrt),
@@ -120,7 +144,9 @@ CASES = {
     "v_fma_f16": half3("v_fma_f16", lambda x, y, z: x * y + z),
     "v_max3_f16": half3("v_max3_f16", lambda x, y, z: np.maximum(np.maximum(x, y), z)),
     "v_min3_f16": half3("v_min3_f16", lambda x, y, z: np.minimum(np.minimum(x, y), z)),
-    "v_med3_f16": half3("v_med3_f16", lambda x, y, z: np.maximum(np.minimum(x, y), np.minimum(np.maximum(x, y), z))),
+    "v_med3_f16": half3(
+        "v_med3_f16", lambda x, y, z: np.maximum(np.minimum(x, y), np.minimum(np.maximum(x, y), z))
+    ),
     "v_floor_f16": half1("v_floor_f16", np.floor),
     "v_ceil_f16": half1("v_ceil_f16", np.ceil),
     "v_trunc_f16": half1("v_trunc_f16", np.trunc),
@@ -139,9 +165,11 @@ CASES = {
     "v_rsq_f64": double1("v_rsq_f64", lambda x: 1 / np.sqrt(x)),
     "v_ldexp_f64": Case(
         "v_and_b32 v12, 15, v12\nv_ldexp_f64 v[20:21], v[10:11], v12",
-        lambda a, b, c, *_: split(np.ldexp(f64(a, b), (c & 15).astype(np.int32))), "f64", 2,
+        lambda a, b, c, *_: split(np.ldexp(f64(a, b), (c & 15).astype(np.int32))),
+        "f64",
+        2,
     ),
-}  # fmt: skip
+}
 
 # Results that the hardware gives to within an ulp: compared with a tolerance.
 APPROXIMATE = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from tests.cdnasim.machine import Case, i32, run_case, split, u64
 
 M32 = np.uint64(0xFFFFFFFF)
@@ -51,8 +52,9 @@ def keeps_high(f):
 def shifted64(f):
     return lambda name: Case(
         f"{name} v[20:21], v10, v[12:13]",
-        lambda a, b, c, d, *_: split(f(wide(a & 63), u64(c, d))), outputs=2,
-    )  # fmt: skip
+        lambda a, b, c, d, *_: split(f(wide(a & 63), u64(c, d))),
+        outputs=2,
+    )
 
 
 def masked(f, with_carry_in):
@@ -75,10 +77,12 @@ def masked(f, with_carry_in):
         )
 
     return lambda name: Case(
-        f"s_mov_b32 s22, 0x33333333\ns_mov_b32 s23, 0x55555555\n{name} v20, s[20:21], v10, v11{carry_in}\n"
+        "s_mov_b32 s22, 0x33333333\ns_mov_b32 s23, 0x55555555\n"
+        f"{name} v20, s[20:21], v10, v11{carry_in}\n"
         "s_nop 4\nv_mov_b32 v21, s20\nv_mov_b32 v22, s21",
-        expected, outputs=3,
-    )  # fmt: skip
+        expected,
+        outputs=3,
+    )
 
 
 def permuted(a, b, c):
@@ -122,7 +126,7 @@ def reversed_bits(x):
 
 
 def population(x):
-    return np.array([bin(int(v)).count("1") for v in x], np.uint64)
+    return np.array([int(v).bit_count() for v in x], np.uint64)
 
 
 def field(a, b, c):
@@ -159,13 +163,18 @@ FORMS = {
     "v_alignbyte_b32": ternary(lambda a, b, c: low((u64(b, a) >> wide((c & 3) * 8)) & M32)),
     "v_bfe_u32": ternary(field),
     "v_bfe_i32": ternary(signed_field),
-    "v_bfm_b32": binary(lambda a, b: low(((np.uint64(1) << wide(a & 31)) - np.uint64(1)) << wide(b & 31))),
+    "v_bfm_b32": binary(
+        lambda a, b: low(((np.uint64(1) << wide(a & 31)) - np.uint64(1)) << wide(b & 31))
+    ),
     "v_perm_b32": lambda name: Case(
-        f"v_and_b32 v12, 0x0f0f0f0f, v12\n{name} v20, v10, v11, v12", lambda a, b, c, *_: permuted(a, b, c & 0x0F0F0F0F)
+        f"v_and_b32 v12, 0x0f0f0f0f, v12\n{name} v20, v10, v11, v12",
+        lambda a, b, c, *_: permuted(a, b, c & 0x0F0F0F0F),
     ),
     "v_lshlrev_b64": shifted64(lambda n, x: x << n),
     "v_lshrrev_b64": shifted64(lambda n, x: x >> n),
-    "v_ashrrev_i64": shifted64(lambda n, x: (x.view(np.int64) >> n.astype(np.int64)).view(np.uint64)),
+    "v_ashrrev_i64": shifted64(
+        lambda n, x: (x.view(np.int64) >> n.astype(np.int64)).view(np.uint64)
+    ),
     "v_add_u32": binary(lambda a, b: a + b),
     "v_sub_u32": binary(lambda a, b: a - b),
     "v_subrev_u32": binary(lambda a, b: b - a),
@@ -178,21 +187,33 @@ FORMS = {
     "v_mul_hi_i32": binary(lambda a, b: low((signed(a) * signed(b)) >> 32)),
     "v_mul_u32_u24": binary(lambda a, b: low(wide(a & 0xFFFFFF) * wide(b & 0xFFFFFF))),
     "v_mul_i32_i24": binary(lambda a, b: low(s24(a) * s24(b))),
-    "v_mul_hi_u32_u24": binary(lambda a, b: (wide(a & 0xFFFFFF) * wide(b & 0xFFFFFF)) >> np.uint64(32)),
+    "v_mul_hi_u32_u24": binary(
+        lambda a, b: (wide(a & 0xFFFFFF) * wide(b & 0xFFFFFF)) >> np.uint64(32)
+    ),
     "v_mul_hi_i32_i24": binary(lambda a, b: low((s24(a) * s24(b)) >> 32)),
-    "v_mad_u32_u24": ternary(lambda a, b, c: low(wide(a & 0xFFFFFF) * wide(b & 0xFFFFFF) + wide(c))),
+    "v_mad_u32_u24": ternary(
+        lambda a, b, c: low(wide(a & 0xFFFFFF) * wide(b & 0xFFFFFF) + wide(c))
+    ),
     "v_mad_i32_i24": ternary(lambda a, b, c: low(s24(a) * s24(b) + signed(c))),
     "v_max_i32": binary(lambda a, b: low(np.maximum(signed(a), signed(b)))),
     "v_min_i32": binary(lambda a, b: low(np.minimum(signed(a), signed(b)))),
     "v_max_u32": binary(np.maximum),
     "v_min_u32": binary(np.minimum),
-    "v_max3_i32": ternary(lambda a, b, c: low(np.maximum(np.maximum(signed(a), signed(b)), signed(c)))),
-    "v_min3_i32": ternary(lambda a, b, c: low(np.minimum(np.minimum(signed(a), signed(b)), signed(c)))),
+    "v_max3_i32": ternary(
+        lambda a, b, c: low(np.maximum(np.maximum(signed(a), signed(b)), signed(c)))
+    ),
+    "v_min3_i32": ternary(
+        lambda a, b, c: low(np.minimum(np.minimum(signed(a), signed(b)), signed(c)))
+    ),
     "v_med3_i32": ternary(lambda a, b, c: low(np.sort([signed(a), signed(b), signed(c)], 0)[1])),
     "v_max3_u32": ternary(lambda a, b, c: np.maximum(np.maximum(a, b), c)),
     "v_min3_u32": ternary(lambda a, b, c: np.minimum(np.minimum(a, b), c)),
     "v_med3_u32": ternary(lambda a, b, c: np.sort([a, b, c], 0)[1]),
-    "v_sad_u32": ternary(lambda a, b, c: low(np.abs(wide(a).astype(np.int64) - wide(b).astype(np.int64)) + wide(c).astype(np.int64))),
+    "v_sad_u32": ternary(
+        lambda a, b, c: low(
+            np.abs(wide(a).astype(np.int64) - wide(b).astype(np.int64)) + wide(c).astype(np.int64)
+        )
+    ),
     "v_bcnt_u32_b32": binary(lambda a, b: low(population(a) + wide(b))),
     "v_add_co_u32": masked(lambda a, b, c: a + b, False),
     "v_sub_co_u32": masked(lambda a, b, c: a - b, False),
@@ -219,30 +240,41 @@ FORMS = {
     "v_mad_u32_u16": ternary(lambda a, b, c: low(wide(a & 0xFFFF) * wide(b & 0xFFFF) + wide(c))),
     "v_mad_i32_i16": ternary(lambda a, b, c: low(s16(a) * s16(b) + signed(c))),
     "v_pack_b32_f16": binary(lambda a, b: a & 0xFFFF | b << 16),
-}  # fmt: skip
+}
 CASES = {name: form(name) for name, form in FORMS.items()} | {
     "v_mov_b64": Case("v_mov_b64 v[20:21], v[10:11]", lambda a, b, *_: (a, b), outputs=2),
-    "v_accvgpr_write_b32": Case("v_accvgpr_write_b32 a3, v10\ns_nop 1\nv_accvgpr_read_b32 v20, a3", lambda a, *_: a),
-    "v_accvgpr_mov_b32": Case(
-        "v_accvgpr_write_b32 a3, v10\ns_nop 1\nv_accvgpr_mov_b32 a9, a3\ns_nop 1\nv_accvgpr_read_b32 v20, a9", lambda a, *_: a
+    "v_accvgpr_write_b32": Case(
+        "v_accvgpr_write_b32 a3, v10\ns_nop 1\nv_accvgpr_read_b32 v20, a3", lambda a, *_: a
     ),
-    "v_bitop3_b32": Case("v_bitop3_b32 v20, v10, v11, v12 bitop3:0xca", lambda a, b, c, *_: a & b | ~a & c),
+    "v_accvgpr_mov_b32": Case(
+        (
+            "v_accvgpr_write_b32 a3, v10\ns_nop 1\n"
+            "v_accvgpr_mov_b32 a9, a3\ns_nop 1\nv_accvgpr_read_b32 v20, a9"
+        ),
+        lambda a, *_: a,
+    ),
+    "v_bitop3_b32": Case(
+        "v_bitop3_b32 v20, v10, v11, v12 bitop3:0xca", lambda a, b, c, *_: a & b | ~a & c
+    ),
     "v_bitop3_b16": Case(
         "v_bitop3_b16 v20, v10, v11, v12 bitop3:0x96", lambda a, b, c, *_: (a ^ b ^ c) & 0xFFFF
     ),
     "v_lshl_add_u64": Case(
         "v_lshl_add_u64 v[20:21], v[10:11], 3, v[12:13]",
-        lambda a, b, c, d, *_: split((u64(a, b) << np.uint64(3)) + u64(c, d)), outputs=2,
+        lambda a, b, c, d, *_: split((u64(a, b) << np.uint64(3)) + u64(c, d)),
+        outputs=2,
     ),
     "v_mad_u64_u32": Case(
         "v_mad_u64_u32 v[20:21], s[20:21], v10, v11, v[12:13]",
-        lambda a, b, c, d, *_: split(wide(a) * wide(b) + u64(c, d)), outputs=2,
+        lambda a, b, c, d, *_: split(wide(a) * wide(b) + u64(c, d)),
+        outputs=2,
     ),
     "v_mad_i64_i32": Case(
         "v_mad_i64_i32 v[20:21], s[20:21], v10, v11, v[12:13]",
-        lambda a, b, c, d, *_: split((signed(a) * signed(b)).view(np.uint64) + u64(c, d)), outputs=2,
+        lambda a, b, c, d, *_: split((signed(a) * signed(b)).view(np.uint64) + u64(c, d)),
+        outputs=2,
     ),
-}  # fmt: skip
+}
 COVERED = {*CASES, "v_accvgpr_read_b32"}
 
 
