@@ -146,13 +146,15 @@ class Rtc:
 
     def edges(self, module: Module, arch: str) -> tuple[Edge, ...]:
         """Source to binary in one command, run in a process of its own."""
-        source, output = str(_only_source(module, arch)), artifact_name(module, arch)
+        source, output = _only_source(module, arch), artifact_name(module, arch)
         script = str(_HERE / "rtc.py")
         offload = "--offload-arch" if self.prefix == "hiprtc" else "--gpu-architecture"
-        flags = (f"{offload}={arch}", "-std=c++17", *module.arguments())
+        # The library gets text, not a file, so it does not know the directory of the source.
+        beside = f"-I{source.parent}"
+        flags = (f"{offload}={arch}", "-std=c++17", beside, *module.arguments())
         options = ("--library", self.library, "--prefix", self.prefix, "--", *flags)
-        command = (sys.executable, script, source, output, *options)
-        return (Edge(output, (source, script), command),)
+        command = (sys.executable, script, str(source), output, *options)
+        return (Edge(output, (str(source), script), command),)
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from aiter_inductor.core.jit.compilers import Rtc, artifact_name
 from aiter_inductor.core.jit.discovery import _rtc
 
 SOURCE = """
+#include "twice.h"
 #if defined(__CUDACC__)
 #define KERNEL extern "C" __global__ void
 #define INDEX threadIdx.x
@@ -30,7 +31,7 @@ SOURCE = """
 #define KERNEL extern "C" __attribute__((global)) void
 #define INDEX __builtin_amdgcn_workitem_id_x()
 #endif
-KERNEL twice(const float *x, float *out) { out[INDEX] = FACTOR * x[INDEX]; }
+KERNEL twice(const number *x, number *out) { out[INDEX] = FACTOR * x[INDEX]; }
 """
 
 
@@ -38,6 +39,7 @@ KERNEL twice(const float *x, float *out) { out[INDEX] = FACTOR * x[INDEX]; }
 def twice(tmp_path: Path) -> Module:
     source = tmp_path / "twice.hip"
     source.write_text(SOURCE)
+    (tmp_path / "twice.h").write_text("typedef float number;\n")
     return Module("twice", (source,), defines=(("FACTOR", "2.0f"),))
 
 
@@ -161,7 +163,7 @@ def test_nvrtc_reports_the_line(twice, settings, tmp_path):
     (edge,) = nvrtc(settings).edges(broken, "sm_90")
     run = subprocess.run(edge.command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert run.returncode == 1
-    assert 'twice.hip(9): error: identifier "no_such_name" is undefined' in run.stderr
+    assert 'twice.hip(10): error: identifier "no_such_name" is undefined' in run.stderr
 
 
 FAKE_RTC = r"""
@@ -169,7 +171,7 @@ FAKE_RTC = r"""
 int hiprtcCreateProgram(void **p, const char *s, const char *n, int c, char **h, char **i)
 { *p = (void *)s; return 0; }
 int hiprtcCompileProgram(void *p, int n, const char **o)
-{ return n != 3 || strcmp(o[0], "--offload-arch=gfx942"); }
+{ return n != 4 || strcmp(o[0], "--offload-arch=gfx942"); }
 int hiprtcGetProgramLogSize(void *p, size_t *n) { *n = 3; return 0; }
 int hiprtcGetProgramLog(void *p, char *log) { memcpy(log, "ok", 3); return 0; }
 int hiprtcGetCodeSize(void *p, size_t *n) { *n = 4; return 0; }
