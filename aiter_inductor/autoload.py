@@ -7,17 +7,25 @@ This file imports nothing that `import torch` has not imported yet, and must sta
 from __future__ import annotations
 
 import functools
+import warnings
 from typing import Any
 
 
 def autoload() -> None:
     """Give plain `torch.compile(...)` this backend if the environment asks for it.
 
-    A program that names a backend itself, `backend="inductor"` included, keeps it.
+    A program that names a backend itself, `backend="inductor"` included, keeps it. A value that is
+    neither 0 nor 1 is a warning: an error here would make `import torch` fail.
     """
     from aiter_inductor.core import config
+    from aiter_inductor.core.errors import OptionValueError
 
-    if config.autoload_requested():
+    try:
+        requested = config.autoload_requested()
+    except OptionValueError as error:
+        warnings.warn(f"{error}; torch.compile keeps its own default backend", stacklevel=2)
+        return
+    if requested:
         _replace_default_backend()
 
 
