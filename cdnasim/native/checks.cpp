@@ -19,8 +19,8 @@ void require_defined(Wave& w, const Ins& I, int arg, int words, u64 lanes, const
     if (a.kind == ARG_SGPR) bad = w.s_undefined[a.index + d] ? lanes : 0;
     else FOR_LANES bad |= (u64)(w.undefined[a.index + d][lane] != 0) << lane;
     if (!(bad &= lanes)) continue;
-    report(w, I, UNDEFINED_VALUE, __builtin_ctzll(bad), origin_pc(w, bit), "the %s depends on %s%s", role,
-           register_name(bit).c_str(), origin_text(w, bit).c_str());
+    report(w, I, UNDEFINED_VALUE, __builtin_ctzll(bad), origin_pc(w, bit), "the %s depends on %s%s",
+           role, register_name(bit).c_str(), origin_text(w, bit).c_str());
     return;
   }
 }
@@ -33,8 +33,8 @@ static void clear_scalar(Wave& w, int sgpr) {
 // A conditional branch: SCC itself, VCC unless a known bit decides, EXEC (checked when written).
 void taint_condition(Wave& w, const Ins& I) {
   if (I.flags & READS_SCC && w.s_undefined[SCC]) {
-    report(w, I, UNDEFINED_VALUE, -1, origin_pc(w, scalar_bit(SCC)), "branches on an undefined scc%s",
-           origin_text(w, scalar_bit(SCC)).c_str());
+    report(w, I, UNDEFINED_VALUE, -1, origin_pc(w, scalar_bit(SCC)),
+           "branches on an undefined scc%s", origin_text(w, scalar_bit(SCC)).c_str());
     clear_scalar(w, SCC);
   }
   if (I.flags & READS_VCC) {
@@ -51,8 +51,8 @@ static void check_exec(Wave& w, const Ins& I) {
   u64 undefined = join(w.s_undefined[EXEC], w.s_undefined[EXEC + 1]);
   if (!undefined) return;
   int bit = scalar_bit(w.s_undefined[EXEC] ? EXEC : EXEC + 1);
-  report(w, I, UNDEFINED_VALUE, __builtin_ctzll(undefined), origin_pc(w, bit), "exec depends on an undefined value%s",
-         origin_text(w, bit).c_str());
+  report(w, I, UNDEFINED_VALUE, __builtin_ctzll(undefined), origin_pc(w, bit),
+         "exec depends on an undefined value%s", origin_text(w, bit).c_str());
   clear_scalar(w, EXEC);
   clear_scalar(w, EXEC + 1);
 }

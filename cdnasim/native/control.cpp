@@ -29,7 +29,8 @@ OP(s_nop, CONTROL, 0, nullptr) { w.clock += (u32)I.mods.offset; }
 // Another wave may be what this one waits for: let the others run.
 OP(s_sleep, CONTROL, 0, nullptr) { w.yielded = true; }
 
-#define NO_EFFECT(name) OP(name, CONTROL, 0, nullptr) {}
+#define NO_EFFECT(name) \
+  OP(name, CONTROL, 0, nullptr) {}
 NO_EFFECT(s_setprio)
 NO_EFFECT(s_icache_inv)
 NO_EFFECT(s_dcache_inv)

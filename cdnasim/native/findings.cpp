@@ -5,7 +5,8 @@
 
 namespace cdnasim {
 
-void report(Wave& w, const Ins& I, FindingKind kind, int lane, int other_pc, const char* format, ...) {
+void report(Wave& w, const Ins& I, FindingKind kind, int lane, int other_pc, const char* format,
+            ...) {
   std::vector<Finding>& all = *w.group->findings;
   for (Finding& f : all)
     if (f.kind == kind && f.pc == I.pc) {
@@ -32,8 +33,10 @@ std::string register_name(int bit) {
   if (bit < NUM_VGPR) return "a" + std::to_string(bit - 256);
   int s = bit - NUM_VGPR;
   switch (s) {
-    case VCC: case VCC + 1: return "vcc";
-    case EXEC: case EXEC + 1: return "exec";
+    case VCC:
+    case VCC + 1: return "vcc";
+    case EXEC:
+    case EXEC + 1: return "exec";
     case M0: return "m0";
     case SCC: return "scc";
   }

@@ -5,8 +5,8 @@
 namespace cdnasim {
 
 // `other_pc` names a second instruction (the load, the MFMA), -1 without.
-void report(Wave& w, const Ins& I, FindingKind kind, int lane, int other_pc, const char* format, ...)
-    __attribute__((format(printf, 6, 7)));
+void report(Wave& w, const Ins& I, FindingKind kind, int lane, int other_pc, const char* format,
+            ...) __attribute__((format(printf, 6, 7)));
 
 std::string register_name(int bit);
 std::string origin_text(Wave& w, int bit);

@@ -13,8 +13,9 @@ static void store_defined(Wave& w, const Ins& I, const Arg& data, const Addresse
   int reg = data.index;
   for (int d = data.count - 1; d >= 0; d--)
     if (w.tainted.has(data.index + d)) reg = data.index + d;
-  report(w, I, UNDEFINED_VALUE, __builtin_ctzll(bad), origin_pc(w, reg), "stores an undefined value from %s%s",
-         register_name(reg).c_str(), origin_text(w, reg).c_str());
+  report(w, I, UNDEFINED_VALUE, __builtin_ctzll(bad), origin_pc(w, reg),
+         "stores an undefined value from %s%s", register_name(reg).c_str(),
+         origin_text(w, reg).c_str());
 }
 
 // ---- global and flat
@@ -57,8 +58,8 @@ static void to_lds(Wave& w, const Ins& I, const Addresses& a, u32 base) {
     int lane = __builtin_ctzll(left);
     u32 to = base + lane * unit;
     if ((u64)to + unit > (u64)w.group->launch->lds_bytes) {
-      report(w, I, OUT_OF_BOUNDS, lane, -1, "direct-to-LDS load writes lds[%u..%u) of %d bytes", to, to + unit,
-             w.group->launch->lds_bytes);
+      report(w, I, OUT_OF_BOUNDS, lane, -1, "direct-to-LDS load writes lds[%u..%u) of %d bytes", to,
+             to + unit, w.group->launch->lds_bytes);
       continue;
     }
     memset(w.group->lds + to, 0, unit);
@@ -99,9 +100,11 @@ static bool scratch_addresses(Wave& w, const Ins& I, int first, Addresses& a, u8
   a.active = a.present = w.exec();
   FOR_LANES {
     if (!(a.active >> lane & 1)) continue;
-    i64 at = (i64)I.mods.offset + (vaddr ? w.v[vaddr->index][lane] : 0) + (saddr ? (i32)w.s[saddr->index] : 0);
+    i64 at = (i64)I.mods.offset + (vaddr ? w.v[vaddr->index][lane] : 0) +
+             (saddr ? (i32)w.s[saddr->index] : 0);
     if (at < 0 || at + bytes > size) {
-      report(w, I, OUT_OF_BOUNDS, lane, -1, "scratch access at byte %lld of %lld", (long long)at, (long long)size);
+      report(w, I, OUT_OF_BOUNDS, lane, -1, "scratch access at byte %lld of %lld", (long long)at,
+             (long long)size);
       a.present &= ~(1ull << lane);
       continue;
     }
@@ -128,7 +131,8 @@ static void scratch_store(Wave& w, const Ins& I) {
   u64 undefined = w.tainted.meets(I.reads) ? undefined_data(w, data, I.op->shape, a.present) : 0;
   for (u64 left = a.present; left; left &= left - 1) {
     int lane = __builtin_ctzll(left);
-    memset(w.scratch_undefined + (a.at[lane] - (u64)w.scratch), undefined >> lane & 1, access_bytes(I.op->shape));
+    memset(w.scratch_undefined + (a.at[lane] - (u64)w.scratch), undefined >> lane & 1,
+           access_bytes(I.op->shape));
   }
   store_lanes(w, data, I.op->shape, a);
 }
@@ -140,11 +144,31 @@ static T update(void* address, F f) {
   __atomic_load((T*)address, &old, __ATOMIC_RELAXED);
   do {
     desired = f(old);
-  } while (!__atomic_compare_exchange((T*)address, &old, &desired, true, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED));
+  } while (!__atomic_compare_exchange((T*)address, &old, &desired, true, __ATOMIC_ACQ_REL,
+                                      __ATOMIC_RELAXED));
   return old;
 }
-enum Atomic { ADD, SUB, SMIN, UMIN, SMAX, UMAX, AND, OR, XOR, SWAP, CMPSWAP, INC, DEC,
-              ADD_F32, PK_ADD_F16, PK_ADD_BF16, ADD_F64, MIN_F64, MAX_F64 };
+enum Atomic {
+  ADD,
+  SUB,
+  SMIN,
+  UMIN,
+  SMAX,
+  UMAX,
+  AND,
+  OR,
+  XOR,
+  SWAP,
+  CMPSWAP,
+  INC,
+  DEC,
+  ADD_F32,
+  PK_ADD_F16,
+  PK_ADD_BF16,
+  ADD_F64,
+  MIN_F64,
+  MAX_F64
+};
 template <class T, class S>
 static T combine(Atomic kind, T old, T x, T compare) {
   switch (kind) {
@@ -169,7 +193,8 @@ static u32 packed_add(u32 a, u32 b, bool bf16) {
   for (int shift = 0; shift < 32; shift += 16) {
     u32 x = a >> shift & 0xffff, y = b >> shift & 0xffff;
     r |= (bf16 ? float_to_bf16(bf16_to_float(x) + bf16_to_float(y))
-               : float_to_half(half_to_float(x) + half_to_float(y))) << shift;
+               : float_to_half(half_to_float(x) + half_to_float(y)))
+         << shift;
   }
   return r;
 }
@@ -191,11 +216,14 @@ static void atomic(Wave& w, const Ins& I, int data, Addresses& a) {
   bool wide = I.op->shape.dwords == 2, returns = I.mods.returns;
   int reg = I.args[data].index, width = wide ? 2 : 1;
   check_bounds(w, I, a, 4 * width);
-  if (w.tainted.meets(I.reads)) require_defined(w, I, data, I.args[data].count, a.present, "operand");
+  if (w.tainted.meets(I.reads))
+    require_defined(w, I, data, I.args[data].count, a.present, "operand");
   for (u64 left = a.present; left; left &= left - 1) {
     int lane = __builtin_ctzll(left);
     void* p = (void*)a.at[lane];
-    auto word = [&](int i) { return wide ? join(w.v[reg + 2 * i][lane], w.v[reg + 2 * i + 1][lane]) : w.v[reg + i][lane]; };
+    auto word = [&](int i) {
+      return wide ? join(w.v[reg + 2 * i][lane], w.v[reg + 2 * i + 1][lane]) : w.v[reg + i][lane];
+    };
     u64 x = word(0), compare = kind == CMPSWAP ? word(1) : 0, old;
     if (wide) old = update<u64>(p, [&](u64 v) { return combine64(kind, v, x, compare); });
     else old = update<u32>(p, [&](u32 v) { return combine32(kind, v, (u32)x, (u32)compare); });
@@ -223,12 +251,35 @@ struct NamedAtomic {
   i8 dwords;
 };
 static const NamedAtomic ATOMICS[] = {
-    {"add", ADD, 1}, {"sub", SUB, 1}, {"smin", SMIN, 1}, {"umin", UMIN, 1}, {"smax", SMAX, 1}, {"umax", UMAX, 1},
-    {"and", AND, 1}, {"or", OR, 1}, {"xor", XOR, 1}, {"swap", SWAP, 1}, {"cmpswap", CMPSWAP, 1},
-    {"inc", INC, 1}, {"dec", DEC, 1}, {"add_f32", ADD_F32, 1}, {"pk_add_f16", PK_ADD_F16, 1},
-    {"pk_add_bf16", PK_ADD_BF16, 1}, {"add_f64", ADD_F64, 2}, {"min_f64", MIN_F64, 2}, {"max_f64", MAX_F64, 2},
-    {"add_x2", ADD, 2}, {"sub_x2", SUB, 2}, {"umin_x2", UMIN, 2}, {"umax_x2", UMAX, 2}, {"smin_x2", SMIN, 2},
-    {"smax_x2", SMAX, 2}, {"and_x2", AND, 2}, {"or_x2", OR, 2}, {"xor_x2", XOR, 2}, {"swap_x2", SWAP, 2},
+    {"add", ADD, 1},
+    {"sub", SUB, 1},
+    {"smin", SMIN, 1},
+    {"umin", UMIN, 1},
+    {"smax", SMAX, 1},
+    {"umax", UMAX, 1},
+    {"and", AND, 1},
+    {"or", OR, 1},
+    {"xor", XOR, 1},
+    {"swap", SWAP, 1},
+    {"cmpswap", CMPSWAP, 1},
+    {"inc", INC, 1},
+    {"dec", DEC, 1},
+    {"add_f32", ADD_F32, 1},
+    {"pk_add_f16", PK_ADD_F16, 1},
+    {"pk_add_bf16", PK_ADD_BF16, 1},
+    {"add_f64", ADD_F64, 2},
+    {"min_f64", MIN_F64, 2},
+    {"max_f64", MAX_F64, 2},
+    {"add_x2", ADD, 2},
+    {"sub_x2", SUB, 2},
+    {"umin_x2", UMIN, 2},
+    {"umax_x2", UMAX, 2},
+    {"smin_x2", SMIN, 2},
+    {"smax_x2", SMAX, 2},
+    {"and_x2", AND, 2},
+    {"or_x2", OR, 2},
+    {"xor_x2", XOR, 2},
+    {"swap_x2", SWAP, 2},
     {"cmpswap_x2", CMPSWAP, 2},
 };
 
@@ -242,21 +293,27 @@ static void scalar_load(Wave& w, const Ins& I) {
   address &= ~3ull;
   if (w.tainted.meets(I.reads)) require_defined(w, I, 1, 2, 1, "address");
   for (int d = 0; d < dwords; d++) set_scalar_undefined(w, I, I.args[0].index + d, 0);
-  if (in_bounds(w, address, 4 * dwords)) memcpy(&w.s[I.args[0].index], (const void*)address, 4 * dwords);
-  else report(w, I, OUT_OF_BOUNDS, -1, -1, "scalar read of %d bytes at %#llx, outside every buffer", 4 * dwords,
-              (unsigned long long)address);
+  if (in_bounds(w, address, 4 * dwords))
+    memcpy(&w.s[I.args[0].index], (const void*)address, 4 * dwords);
+  else
+    report(w, I, OUT_OF_BOUNDS, -1, -1, "scalar read of %d bytes at %#llx, outside every buffer",
+           4 * dwords, (unsigned long long)address);
 }
 static void scalar_buffer_load(Wave& w, const Ins& I) {
   const Arg& offset = I.args[2];
   const u32* d = &w.s[I.args[1].index];
   u64 base = d[0] | (u64)(d[1] & 0xffff) << 32;
-  u64 at = ((offset.kind == ARG_SGPR ? w.s[offset.index] : (u32)offset.value) + (u64)(i64)I.mods.offset) & ~3ull;
+  u64 at = ((offset.kind == ARG_SGPR ? w.s[offset.index] : (u32)offset.value) +
+            (u64)(i64)I.mods.offset) &
+           ~3ull;
   for (int i = 0; i < I.op->shape.dwords; i++) {
     u64 address = base + at + 4 * i;
     u32 value = 0;
     if (at + 4 * i + 4 <= d[2]) {
       if (in_bounds(w, address, 4)) memcpy(&value, (const void*)address, 4);
-      else report(w, I, OUT_OF_BOUNDS, -1, -1, "scalar buffer read at %#llx, outside every buffer", (unsigned long long)address);
+      else
+        report(w, I, OUT_OF_BOUNDS, -1, -1, "scalar buffer read at %#llx, outside every buffer",
+               (unsigned long long)address);
     }
     w.s[I.args[0].index + i] = value;
     set_scalar_undefined(w, I, I.args[0].index + i, 0);
@@ -279,7 +336,9 @@ static int register_memory() {
     add_op({"buffer_load_" + s, flags, buffer_load_any, nullptr, 1, n.shape, 0});
     add_op({"scratch_load_" + s, flags, scratch_load, nullptr, 1, n.shape, 0});
     bool direct = n.shape.half == 0 && n.shape.dwords != 2;
-    if (direct) add_op({"global_load_lds_" + s, VMEM | LOADS | READS_M0 | LDS_DMA_ONLY, global_load_lds, nullptr, 0, n.shape, 0});
+    if (direct)
+      add_op({"global_load_lds_" + s, VMEM | LOADS | READS_M0 | LDS_DMA_ONLY, global_load_lds,
+              nullptr, 0, n.shape, 0});
   }
   for (const NamedShape& n : STORE_SHAPES) {
     std::string s = n.suffix;
@@ -300,7 +359,8 @@ static int register_memory() {
   for (int i = 0; i < 5; i++) {
     Shape shape = {widths[i], (i8)(4 * widths[i]), false, 0};
     add_op({std::string("s_load_") + names[i], SMEM | LOADS, scalar_load, nullptr, 1, shape, 0});
-    add_op({std::string("s_buffer_load_") + names[i], SMEM | LOADS, scalar_buffer_load, nullptr, 1, shape, 0});
+    add_op({std::string("s_buffer_load_") + names[i], SMEM | LOADS, scalar_buffer_load, nullptr, 1,
+            shape, 0});
   }
   return 0;
 }

@@ -7,12 +7,19 @@ namespace cdnasim {
 
 constexpr int LONGEST_MFMA = 20, LONGEST_OTHER = 5;
 
-static bool reads_scalar(const Ins& I, const Ins& producer) { return producer.writes.meets_scalar(I.reads); }
-static bool reads_vector(const Ins& I, const Ins& producer) { return producer.writes.meets_vector(I.reads); }
-static bool writes_vector(const Ins& I, const Ins& producer) { return producer.writes.meets_vector(I.writes); }
+static bool reads_scalar(const Ins& I, const Ins& producer) {
+  return producer.writes.meets_scalar(I.reads);
+}
+static bool reads_vector(const Ins& I, const Ins& producer) {
+  return producer.writes.meets_vector(I.reads);
+}
+static bool writes_vector(const Ins& I, const Ins& producer) {
+  return producer.writes.meets_vector(I.writes);
+}
 
 static bool overlaps(const Arg& a, const Arg& b) {
-  return a.kind == ARG_VGPR && b.kind == ARG_VGPR && a.index < b.index + b.count && b.index < a.index + a.count;
+  return a.kind == ARG_VGPR && b.kind == ARG_VGPR && a.index < b.index + b.count &&
+         b.index < a.index + a.count;
 }
 static bool is_memory(const Ins& I) { return I.flags & (VMEM | LDS); }
 
@@ -41,14 +48,16 @@ static void after_matrix(const Wave& w, const Ins& mfma, const Ins& I, Need& nee
       } else if (result.index == I.args[3].index && result.count == I.args[3].count) {
         raise(need, mfma.passes == 2 ? 2 : 0, "a matrix result is accumulated into");
       } else if (!((I.flags & XDL) && !(mfma.flags & XDL))) {
-        raise(need, matrix_latency(w, mfma, 1), "a matrix result overlaps the accumulator without being it");
+        raise(need, matrix_latency(w, mfma, 1),
+              "a matrix result overlaps the accumulator without being it");
       }
     }
     return;
   }
   if (!(I.flags & VALU) && !is_memory(I)) return;
   if (reads_vector(I, mfma)) raise(need, matrix_latency(w, mfma, 3), "a matrix result is read");
-  if (writes_vector(I, mfma)) raise(need, matrix_latency(w, mfma, 3), "a matrix result is overwritten");
+  if (writes_vector(I, mfma))
+    raise(need, matrix_latency(w, mfma, 3), "a matrix result is overwritten");
   if (!(mfma.flags & XDL) || mfma.args[3].kind != ARG_VGPR) return;
   const Arg& c = mfma.args[3];
   for (int d = 0; d < c.count; d++)
@@ -70,24 +79,33 @@ static void after_vector(const Ins& valu, const Ins& I, Need& need) {
   if ((I.flags & MFMA) && !(valu.flags & DOT) && reads_vector(I, valu))
     raise(need, 2, "a vector result is read by a matrix operation");
   bool wrote_exec = valu.writes.has(scalar_bit(EXEC));
-  if ((I.flags & MFMA) && wrote_exec) raise(need, 4, "a matrix operation follows a vector write of exec");
+  if ((I.flags & MFMA) && wrote_exec)
+    raise(need, 4, "a matrix operation follows a vector write of exec");
   if (vector && (valu.flags & TRANS) && !(I.flags & TRANS) && reads_vector(I, valu))
     raise(need, 1, "the result of a transcendental is read by a vector instruction");
   if (vector && writes_part_of_register(valu) && (reads_vector(I, valu) || writes_vector(I, valu)))
     raise(need, 1, "a partly written register is used");
-  if ((valu.flags & DOT) && valu.op != I.op && (vector || is_memory(I)) && (reads_vector(I, valu) || writes_vector(I, valu)))
+  if ((valu.flags & DOT) && valu.op != I.op && (vector || is_memory(I)) &&
+      (reads_vector(I, valu) || writes_vector(I, valu)))
     raise(need, 3, "the result of a dot product is used by another instruction");
-  if ((valu.flags & DOT) && valu.op == I.op && (overlaps(valu.args[0], I.args[1]) || overlaps(valu.args[0], I.args[2])))
+  if ((valu.flags & DOT) && valu.op == I.op &&
+      (overlaps(valu.args[0], I.args[1]) || overlaps(valu.args[0], I.args[2])))
     raise(need, 3, "the result of a dot product is a multiplicand of the next");
   if (reads_scalar(I, valu)) {
-    if (vector) raise(need, 2, "a scalar register written by a vector instruction is read by another");
-    if (I.flags & VMEM) raise(need, 5, "a scalar register written by a vector instruction is read by a memory instruction");
+    if (vector)
+      raise(need, 2, "a scalar register written by a vector instruction is read by another");
+    if (I.flags & VMEM)
+      raise(need, 5,
+            "a scalar register written by a vector instruction is read by a memory instruction");
     const Arg& lane = I.args[2];
-    if ((I.flags & LANE_ACCESS) && I.nargs > 2 && lane.kind == ARG_SGPR && valu.writes.has(scalar_bit(lane.index)))
+    if ((I.flags & LANE_ACCESS) && I.nargs > 2 && lane.kind == ARG_SGPR &&
+        valu.writes.has(scalar_bit(lane.index)))
       raise(need, 4, "the lane select was written by a vector instruction");
-    if ((I.flags & DIV_FMAS) && valu.writes.has(scalar_bit(VCC))) raise(need, 4, "v_div_fmas follows a vector write of vcc");
+    if ((I.flags & DIV_FMAS) && valu.writes.has(scalar_bit(VCC)))
+      raise(need, 4, "v_div_fmas follows a vector write of vcc");
   }
-  if ((I.flags & LANE_ACCESS) && wrote_exec) raise(need, 4, "a lane access follows a vector write of exec");
+  if ((I.flags & LANE_ACCESS) && wrote_exec)
+    raise(need, 4, "a lane access follows a vector write of exec");
   if ((I.flags & LANE_ACCESS) && (I.flags & SCALAR_DST) && reads_vector(I, valu))
     raise(need, 1, "a lane is read from a vector result");
   if (I.dpp && wrote_exec) raise(need, 5, "DPP follows a vector write of exec");
@@ -96,13 +114,16 @@ static void after_vector(const Ins& valu, const Ins& I, Need& need) {
 }
 
 // The data of a store of more than 8 bytes is read late.
-static bool is_wide_store(const Ins& I) { return (I.flags & VMEM) && (I.flags & STORES) && !(I.flags & ATOMIC) && I.op->shape.dwords > 2; }
+static bool is_wide_store(const Ins& I) {
+  return (I.flags & VMEM) && (I.flags & STORES) && !(I.flags & ATOMIC) && I.op->shape.dwords > 2;
+}
 static void after_wide_store(const Ins& store, const Ins& I, Need& need) {
   bool buffer = store.op->name.compare(0, 7, "buffer_") == 0;
   const Arg& data = store.args[buffer ? 0 : 1];
   int states = buffer && store.args[3].kind == ARG_SGPR ? 1 : 2;
   for (int d = 0; d < data.count; d++)
-    if (I.writes.has(data.index + d)) raise(need, states, "the data of a wide store is overwritten");
+    if (I.writes.has(data.index + d))
+      raise(need, states, "the data of a wide store is overwritten");
 }
 
 static Need required(const Wave& w, const Ins& before, const Ins& I) {
@@ -114,8 +135,10 @@ static Need required(const Wave& w, const Ins& before, const Ins& I) {
   bool uses_m0 = (I.flags & READS_M0) || I.mods.lds;
   if (uses_m0 && (before.flags & SALU) && before.writes.has(scalar_bit(M0)))
     raise(need, 1, "m0 was written by the instruction before");
-  if ((I.flags & READS_MODE) && (before.flags & WRITES_MODE)) raise(need, 2, "s_getreg follows s_setreg");
-  if ((I.flags & WRITES_MODE) && (before.flags & WRITES_MODE)) raise(need, 2, "s_setreg follows s_setreg");
+  if ((I.flags & READS_MODE) && (before.flags & WRITES_MODE))
+    raise(need, 2, "s_getreg follows s_setreg");
+  if ((I.flags & WRITES_MODE) && (before.flags & WRITES_MODE))
+    raise(need, 2, "s_setreg follows s_setreg");
   return need;
 }
 
@@ -126,7 +149,8 @@ static bool relevant(const Ins& before, u32 states) {
 
 // Instructions whose own class brings requirements, whatever registers need attention.
 bool always_checks_wait_states(u64 flags, const Ins& I) {
-  if (flags & (MFMA | LANE_ACCESS | DIV_FMAS | PERMLANE | READS_M0 | READS_MODE | WRITES_MODE)) return true;
+  if (flags & (MFMA | LANE_ACCESS | DIV_FMAS | PERMLANE | READS_M0 | READS_MODE | WRITES_MODE))
+    return true;
   if (I.dpp || I.mods.lds) return true;
   return (flags & VMEM) && (I.reads.word[8] | I.reads.word[9]);
 }
@@ -141,8 +165,8 @@ void check_wait_states(Wave& w, const Ins& I) {
     if (!relevant(*e.ins, states)) continue;
     Need need = required(w, *e.ins, I);
     if (need.states <= (int)states) continue;
-    report(w, I, WAIT_STATES, -1, e.ins->pc, "%s after %u wait state%s, %d needed (add s_nop %d)", need.why, states,
-           states == 1 ? "" : "s", need.states, need.states - (int)states - 1);
+    report(w, I, WAIT_STATES, -1, e.ins->pc, "%s after %u wait state%s, %d needed (add s_nop %d)",
+           need.why, states, states == 1 ? "" : "s", need.states, need.states - (int)states - 1);
     break;
   }
   if (!matrices) w.hazardous = {};

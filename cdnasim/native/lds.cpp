@@ -14,8 +14,8 @@ void report_race(Wave& w, const Ins& I, int lane, u32 offset, int bytes, bool wr
     char name[24];
     if (other == SHADOW_SEVERAL) snprintf(name, sizeof name, "several waves");
     else snprintf(name, sizeof name, "wave %u", other);
-    report(w, I, LDS_RACE, lane, -1, "wave %u %s lds[%u] that %s %s since the last barrier", w.index,
-           writing ? "writes" : "reads", at, name, written ? "wrote" : "read");
+    report(w, I, LDS_RACE, lane, -1, "wave %u %s lds[%u] that %s %s since the last barrier",
+           w.index, writing ? "writes" : "reads", at, name, written ? "wrote" : "read");
     return;
   }
 }
@@ -25,7 +25,7 @@ bool stores_what_is_there(Wave& w, const StoredData& data, int lane, u32 offset,
   u32 words[4];
   for (int d = 0; d < (data.shape->dwords ? data.shape->dwords : 1); d++)
     words[d] = w.v[data.from->index + d][lane] >> (data.shape->half == 2 ? 16 : 0);
-  return !memcmp(w.group->lds + offset, words, bytes);
+  return !memcmp(w.group->lds + offset, (const u8*)words + data.skip, bytes);
 }
 
 void check_dma(Wave& w, const Ins& I, int lane, u32 offset, int bytes) {
@@ -41,8 +41,9 @@ void check_dma(Wave& w, const Ins& I, int lane, u32 offset, int bytes) {
     }
     if (I.mods.lds || (I.flags & LDS_DMA_ONLY)) continue;
     report(w, I, MISSING_WAIT, lane, -1,
-           "lds[%u] is used while wave %u's direct-to-LDS load into it is outstanding (s_waitcnt vmcnt%s)", 4 * i,
-           from.index, mine ? "" : " before the barrier");
+           "lds[%u] is used while wave %u's direct-to-LDS load into it is outstanding (s_waitcnt "
+           "vmcnt%s)",
+           4 * i, from.index, mine ? "" : " before the barrier");
     owner = 0;
   }
 }
@@ -60,19 +61,30 @@ static void lds_addresses(Wave& w, const Ins& I, int k, u32 immediate, int bytes
     if (offset + bytes <= size) continue;
     a.present &= ~(1ull << lane);
     report(w, I, OUT_OF_BOUNDS, lane, -1, "LDS %s of lds[%llu..%llu), the workgroup has %llu bytes",
-           I.flags & STORES ? "write" : "read", (unsigned long long)offset, (unsigned long long)offset + bytes,
-           (unsigned long long)size);
+           I.flags & STORES ? "write" : "read", (unsigned long long)offset,
+           (unsigned long long)offset + bytes, (unsigned long long)size);
   }
 }
 // Pass every lane's access through the shadow; returns the lanes that read undefined bytes.
 template <bool WRITES, int BYTES>
-static u64 note_lanes(Wave& w, const Ins& I, const Addresses& a, u64 undefined, const StoredData& data) {
+static u64 note_lanes(Wave& w, const Ins& I, const Addresses& a, u64 undefined,
+                      const StoredData& data) {
   u64 result = 0;
   for (u64 left = a.present; left; left &= left - 1) {
     int lane = __builtin_ctzll(left);
     u32 offset = (u32)(a.at[lane] - (u64)w.group->lds);
-    if (WRITES) shadow_write<BYTES>(w, I, lane, offset, undefined >> lane & 1, data);
-    else result |= (u64)shadow_read<BYTES>(w, I, lane, offset) << lane;
+    bool spoilt = undefined >> lane & 1;
+    if constexpr (BYTES == 12) {  // the vectors below hold powers of two
+      if (WRITES)
+        shadow_write<8>(w, I, lane, offset, spoilt, data),
+            shadow_write<4>(w, I, lane, offset + 8, spoilt, {data.from, data.shape, 8});
+      else
+        result |= (u64)(shadow_read<8>(w, I, lane, offset) | shadow_read<4>(w, I, lane, offset + 8))
+                  << lane;
+    } else {
+      if (WRITES) shadow_write<BYTES>(w, I, lane, offset, spoilt, data);
+      else result |= (u64)shadow_read<BYTES>(w, I, lane, offset) << lane;
+    }
   }
   return result;
 }
@@ -101,11 +113,15 @@ static void write_part(Wave& w, const Ins& I, const Arg& from, u32 immediate, co
   Addresses a;
   lds_addresses(w, I, 0, immediate, access_bytes(s), a);
   u64 undefined = w.tainted.meets(I.reads) ? undefined_data(w, from, s, a.present) : 0;
-  note_access<true>(w, I, a, access_bytes(s), undefined, {&from, &s});
+  note_access<true>(w, I, a, access_bytes(s), undefined, {&from, &s, 0});
   store_lanes(w, from, s, a);
 }
-static void ds_read(Wave& w, const Ins& I) { read_part(w, I, I.args[0], I.mods.offset, I.op->shape); }
-static void ds_write(Wave& w, const Ins& I) { write_part(w, I, I.args[1], I.mods.offset, I.op->shape); }
+static void ds_read(Wave& w, const Ins& I) {
+  read_part(w, I, I.args[0], I.mods.offset, I.op->shape);
+}
+static void ds_write(Wave& w, const Ins& I) {
+  write_part(w, I, I.args[1], I.mods.offset, I.op->shape);
+}
 
 // ds_read2 / ds_write2: two accesses with offsets in elements, or in 64 elements (st64). The
 // address is read first: the destination may overlap it.
@@ -133,8 +149,21 @@ static void ds_write2(Wave& w, const Ins& I) {
 }
 
 // ---- atomics. Other waves may touch the same dword: that is their purpose, so no race check.
-enum LdsAtomic { ADD_U32, SUB_U32, MIN_I32, MAX_I32, MIN_U32, MAX_U32, AND_B32, OR_B32, XOR_B32, ADD_F32, MIN_F32, MAX_F32,
-                 EXCHANGE };
+enum LdsAtomic {
+  ADD_U32,
+  SUB_U32,
+  MIN_I32,
+  MAX_I32,
+  MIN_U32,
+  MAX_U32,
+  AND_B32,
+  OR_B32,
+  XOR_B32,
+  ADD_F32,
+  MIN_F32,
+  MAX_F32,
+  EXCHANGE
+};
 static u32 combine(int kind, u32 old, u32 x) {
   switch (kind) {
     case ADD_U32: return old + x;
@@ -173,7 +202,8 @@ static void ds_atomic(Wave& w, const Ins& I) { lds_atomic(w, I, false); }
 static void ds_atomic_return(Wave& w, const Ins& I) { lds_atomic(w, I, true); }
 
 // ---- lane permutations through the LDS crossbar; inactive source lanes give zero
-static void permute(Wave& w, const Ins& I, const u32* from, const u32* undefined, const int* source_lane) {
+static void permute(Wave& w, const Ins& I, const u32* from, const u32* undefined,
+                    const int* source_lane) {
   Lanes r, t;
   u64 exec = w.exec();
   FOR_LANES {
@@ -193,7 +223,8 @@ OP(ds_bpermute_b32, LDS | LOADS, 1, nullptr) {
 OP(ds_permute_b32, LDS | LOADS, 1, nullptr) {
   int from[LANES];
   FOR_LANES from[lane] = -1;
-  FOR_LANES if (w.exec() >> lane & 1) from[(w.v[I.args[1].index][lane] + I.mods.offset) / 4 & 63] = lane;
+  FOR_LANES if (w.exec() >> lane & 1) from[(w.v[I.args[1].index][lane] + I.mods.offset) / 4 & 63] =
+      lane;
   permute(w, I, w.v[I.args[2].index], w.undefined[I.args[2].index], from);
 }
 OP(ds_swizzle_b32, LDS | LOADS, 1, nullptr) {
@@ -234,19 +265,20 @@ static int register_lds() {
     const char* suffix;
     Shape shape;
   };
-  const Named reads[] = {{"b32", {1, 4, false, 0}},         {"b64", {2, 8, false, 0}},
-                         {"b96", {3, 12, false, 0}},        {"b128", {4, 16, false, 0}},
-                         {"u8", {0, 1, false, 0}},          {"i8", {0, 1, true, 0}},
-                         {"u16", {0, 2, false, 0}},         {"i16", {0, 2, true, 0}},
-                         {"u8_d16", {0, 1, false, 1}},      {"u8_d16_hi", {0, 1, false, 2}},
-                         {"i8_d16", {0, 1, true, 1}},       {"i8_d16_hi", {0, 1, true, 2}},
-                         {"u16_d16", {0, 2, false, 1}},     {"u16_d16_hi", {0, 2, false, 2}}};
-  const Named writes[] = {{"b32", {1, 4, false, 0}},        {"b64", {2, 8, false, 0}},
-                          {"b96", {3, 12, false, 0}},       {"b128", {4, 16, false, 0}},
-                          {"b8", {0, 1, false, 0}},         {"b8_d16_hi", {0, 1, false, 2}},
-                          {"b16", {0, 2, false, 0}},        {"b16_d16_hi", {0, 2, false, 2}}};
+  const Named reads[] = {{"b32", {1, 4, false, 0}},     {"b64", {2, 8, false, 0}},
+                         {"b96", {3, 12, false, 0}},    {"b128", {4, 16, false, 0}},
+                         {"u8", {0, 1, false, 0}},      {"i8", {0, 1, true, 0}},
+                         {"u16", {0, 2, false, 0}},     {"i16", {0, 2, true, 0}},
+                         {"u8_d16", {0, 1, false, 1}},  {"u8_d16_hi", {0, 1, false, 2}},
+                         {"i8_d16", {0, 1, true, 1}},   {"i8_d16_hi", {0, 1, true, 2}},
+                         {"u16_d16", {0, 2, false, 1}}, {"u16_d16_hi", {0, 2, false, 2}}};
+  const Named writes[] = {{"b32", {1, 4, false, 0}},  {"b64", {2, 8, false, 0}},
+                          {"b96", {3, 12, false, 0}}, {"b128", {4, 16, false, 0}},
+                          {"b8", {0, 1, false, 0}},   {"b8_d16_hi", {0, 1, false, 2}},
+                          {"b16", {0, 2, false, 0}},  {"b16_d16_hi", {0, 2, false, 2}}};
   for (const Named& n : reads)
-    add_op({std::string("ds_read_") + n.suffix, LDS | LOADS | (n.shape.half ? (u64)READS_DST : 0), ds_read, nullptr, 1, n.shape, 0});
+    add_op({std::string("ds_read_") + n.suffix, LDS | LOADS | (n.shape.half ? (u64)READS_DST : 0),
+            ds_read, nullptr, 1, n.shape, 0});
   for (const Named& n : writes)
     add_op({std::string("ds_write_") + n.suffix, LDS | STORES, ds_write, nullptr, 0, n.shape, 0});
   for (int i = 0; i < 2; i++) {
@@ -257,11 +289,15 @@ static int register_lds() {
     add_op({"ds_write2_" + bits, LDS | STORES, ds_write2<1>, nullptr, 0, s, 0});
     add_op({"ds_write2st64_" + bits, LDS | STORES, ds_write2<64>, nullptr, 0, s, 0});
   }
-  add_op({"ds_read_b64_tr_b16", LDS | LOADS, ds_read_transposed<16>, nullptr, 1, {2, 8, false, 0}, 0});
-  add_op({"ds_read_b64_tr_b8", LDS | LOADS, ds_read_transposed<8>, nullptr, 1, {2, 8, false, 0}, 0});
-  add_op({"ds_read_b64_tr_b4", LDS | LOADS, ds_read_transposed<4>, nullptr, 1, {2, 8, false, 0}, 0});
-  const char* atomics[] = {"add_%su32", "sub_%su32", "min_%si32", "max_%si32", "min_%su32", "max_%su32", "and_%sb32",
-                           "or_%sb32", "xor_%sb32", "add_%sf32", "min_%sf32", "max_%sf32", "wrxchg_%sb32"};
+  add_op(
+      {"ds_read_b64_tr_b16", LDS | LOADS, ds_read_transposed<16>, nullptr, 1, {2, 8, false, 0}, 0});
+  add_op(
+      {"ds_read_b64_tr_b8", LDS | LOADS, ds_read_transposed<8>, nullptr, 1, {2, 8, false, 0}, 0});
+  add_op(
+      {"ds_read_b64_tr_b4", LDS | LOADS, ds_read_transposed<4>, nullptr, 1, {2, 8, false, 0}, 0});
+  const char* atomics[] = {"add_%su32", "sub_%su32", "min_%si32",   "max_%si32", "min_%su32",
+                           "max_%su32", "and_%sb32", "or_%sb32",    "xor_%sb32", "add_%sf32",
+                           "min_%sf32", "max_%sf32", "wrxchg_%sb32"};
   for (int kind = 0; kind < 13; kind++) {
     char name[40] = "ds_";
     Shape s = {1, 4, false, (i8)kind};

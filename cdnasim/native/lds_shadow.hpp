@@ -20,7 +20,10 @@ struct LdsShadow {
   bool any_dma = false;
 
   explicit LdsShadow(size_t bytes)
-      : written(bytes + 16), read(bytes + 16), dma_sequence(bytes / 4 + 4), dma_wave(bytes / 4 + 4) {}
+      : written(bytes + 16),
+        read(bytes + 16),
+        dma_sequence(bytes / 4 + 4),
+        dma_wave(bytes / 4 + 4) {}
   // At the start of each workgroup.
   void reset() {
     std::fill(written.begin(), written.end(), 0);
@@ -40,58 +43,69 @@ struct LdsShadow {
 
 inline u32 shadow_tag(const Wave& w) { return w.group->epoch << EPOCH_SHIFT | w.index; }
 // True when `entry` was made between the same barriers by another wave.
-inline u32 foreign(u32 entry, u32 tag) {
+inline bool foreign(u32 entry, u32 tag) {
   u32 difference = (entry ^ tag) & ~SHADOW_UNDEFINED;
   return difference - 1 < SHADOW_WAVE;
 }
+// The same for the entries of N bytes at once.
+template <int N>
+struct Entries {
+  typedef Entry Vec __attribute__((vector_size(2 * N)));
+  typedef i16 Mask __attribute__((vector_size(2 * N)));
+  Vec at;
+  explicit Entries(const Entry* from) { memcpy(&at, from, sizeof at); }
+  Mask foreign(u32 tag) const {
+    return (Mask)((((at ^ (Entry)tag) & (Entry)~SHADOW_UNDEFINED) - (Entry)1) < (Entry)SHADOW_WAVE);
+  }
+  Mask undefined() const { return (Mask)(at == (Entry)0) | (Mask)(at & (Entry)SHADOW_UNDEFINED); }
+  static bool any(Mask mask) {
+    u64 words[2 * N > 8 ? N / 4 : 1] = {}, all = 0;
+    memcpy(words, &mask, sizeof mask);
+    for (u64 word : words) all |= word;
+    return all != 0;
+  }
+};
 
 void report_race(Wave& w, const Ins& I, int lane, u32 offset, int bytes, bool writing);
 void check_dma(Wave& w, const Ins& I, int lane, u32 offset, int bytes);
 
-// What a lane is about to store; null for direct-to-LDS loads.
+// What a lane is about to store, from byte `skip` of it on; null for direct-to-LDS loads.
 struct StoredData {
   const Arg* from;
   const Shape* shape;
+  int skip;
 };
 // Several waves may store the same value to the same place: replicated layouts do.
 bool stores_what_is_there(Wave& w, const StoredData& data, int lane, u32 offset, int bytes);
 
-// Note a read; returns whether any byte is undefined. Entries are copied to and from local arrays,
-// which lets the compiler use one vector register for all of them.
+// Note a read of a power of two bytes; returns whether any of them is undefined.
 template <int BYTES>
 inline bool shadow_read(Wave& w, const Ins& I, int lane, u32 offset) {
   LdsShadow& shadow = *w.group->shadow;
-  u32 tag = shadow_tag(w), race = 0, undefined = 0;
-  Entry written[BYTES], read[BYTES];
-  memcpy(written, &shadow.written[offset], sizeof written);
-  memcpy(read, &shadow.read[offset], sizeof read);
-  for (int i = 0; i < BYTES; i++) {
-    race |= foreign(written[i], tag);
-    undefined |= (written[i] == 0) | (written[i] & SHADOW_UNDEFINED);
-    read[i] = (Entry)(foreign(read[i], tag) ? tag | SHADOW_SEVERAL : tag);
-  }
-  memcpy(&shadow.read[offset], read, sizeof read);
-  if (race) report_race(w, I, lane, offset, BYTES, false);
+  u32 tag = shadow_tag(w);
+  Entries<BYTES> written(&shadow.written[offset]), read(&shadow.read[offset]);
+  auto shared = read.foreign(tag) & (i16)SHADOW_SEVERAL;
+  read.at = (typename Entries<BYTES>::Vec)shared | (Entry)tag;
+  memcpy(&shadow.read[offset], &read.at, sizeof read.at);
+  if (Entries<BYTES>::any(written.foreign(tag))) report_race(w, I, lane, offset, BYTES, false);
   if (shadow.any_dma) check_dma(w, I, lane, offset, BYTES);
-  return undefined;
+  return Entries<BYTES>::any(written.undefined());
 }
 
 template <int BYTES>
-inline void shadow_write(Wave& w, const Ins& I, int lane, u32 offset, bool undefined, const StoredData& data) {
+inline void shadow_write(Wave& w, const Ins& I, int lane, u32 offset, bool undefined,
+                         const StoredData& data) {
   LdsShadow& shadow = *w.group->shadow;
   u32 tag = shadow_tag(w), entry = tag | (undefined ? SHADOW_UNDEFINED : 0);
-  u32 rewritten = 0, was_read = 0;
-  Entry written[BYTES], read[BYTES];
-  memcpy(written, &shadow.written[offset], sizeof written);
-  memcpy(read, &shadow.read[offset], sizeof read);
-  for (int i = 0; i < BYTES; i++) rewritten |= foreign(written[i], tag), was_read |= foreign(read[i], tag);
-  if (rewritten | was_read) {
-    bool harmless = !was_read && stores_what_is_there(w, data, lane, offset, BYTES);
-    if (harmless) entry |= SHADOW_SEVERAL;
+  Entries<BYTES> written(&shadow.written[offset]), read(&shadow.read[offset]);
+  auto rewritten = written.foreign(tag), was_read = read.foreign(tag);
+  if (Entries<BYTES>::any(rewritten | was_read)) {
+    bool unread = !Entries<BYTES>::any(was_read);
+    if (unread && stores_what_is_there(w, data, lane, offset, BYTES)) entry |= SHADOW_SEVERAL;
     else report_race(w, I, lane, offset, BYTES, true);
   }
-  for (int i = 0; i < BYTES; i++) written[i] = (Entry)entry;
-  memcpy(&shadow.written[offset], written, sizeof written);
+  written.at = (written.at ^ written.at) | (Entry)entry;
+  memcpy(&shadow.written[offset], &written.at, sizeof written.at);
   if (shadow.any_dma) check_dma(w, I, lane, offset, BYTES);
 }
 

@@ -40,12 +40,12 @@ void check_bounds(Wave& w, const Ins& I, Addresses& a, int bytes) {
     const char* verb = I.flags & STORES ? "write" : "read";
     if (r)
       report(w, I, OUT_OF_BOUNDS, lane, -1,
-             "%s of %d bytes at %#llx, %lld bytes past the end of the nearest buffer (%llu bytes)", verb,
-             bytes, (unsigned long long)address, (long long)(address + bytes - r->end),
+             "%s of %d bytes at %#llx, %lld bytes past the end of the nearest buffer (%llu bytes)",
+             verb, bytes, (unsigned long long)address, (long long)(address + bytes - r->end),
              (unsigned long long)(r->end - r->begin));
     else
-      report(w, I, OUT_OF_BOUNDS, lane, -1, "%s of %d bytes at %#llx, below every buffer", verb, bytes,
-             (unsigned long long)address);
+      report(w, I, OUT_OF_BOUNDS, lane, -1, "%s of %d bytes at %#llx, below every buffer", verb,
+             bytes, (unsigned long long)address);
     r = nullptr;
   }
   if (r) w.last_range = r - ranges.data();

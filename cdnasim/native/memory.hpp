@@ -19,7 +19,8 @@ inline int access_bytes(const Shape& s) { return s.dwords ? 4 * s.dwords : s.byt
 void load_lanes(Wave& w, const Arg& to, const Shape& shape, const Addresses& a);
 void store_lanes(Wave& w, const Arg& from, const Shape& shape, const Addresses& a);
 // A load leaves defined values behind; `undefined` are lanes that got an undefined one.
-void settle_load(Wave& w, const Ins& I, const Arg& to, const Shape& shape, u64 active, u64 undefined);
+void settle_load(Wave& w, const Ins& I, const Arg& to, const Shape& shape, u64 active,
+                 u64 undefined);
 u64 undefined_data(Wave& w, const Arg& from, const Shape& shape, u64 lanes);
 
 // The lane addresses of global_* (vaddr, saddr), with `first` the index of vaddr.
@@ -32,19 +33,19 @@ struct NamedShape {
   Shape shape;
 };
 constexpr NamedShape LOAD_SHAPES[] = {
-    {"dword", {1, 4, false, 0}},          {"dwordx2", {2, 8, false, 0}},
-    {"dwordx3", {3, 12, false, 0}},       {"dwordx4", {4, 16, false, 0}},
-    {"ubyte", {0, 1, false, 0}},          {"sbyte", {0, 1, true, 0}},
-    {"ushort", {0, 2, false, 0}},         {"sshort", {0, 2, true, 0}},
-    {"ubyte_d16", {0, 1, false, 1}},      {"ubyte_d16_hi", {0, 1, false, 2}},
-    {"sbyte_d16", {0, 1, true, 1}},       {"sbyte_d16_hi", {0, 1, true, 2}},
-    {"short_d16", {0, 2, false, 1}},      {"short_d16_hi", {0, 2, false, 2}},
+    {"dword", {1, 4, false, 0}},     {"dwordx2", {2, 8, false, 0}},
+    {"dwordx3", {3, 12, false, 0}},  {"dwordx4", {4, 16, false, 0}},
+    {"ubyte", {0, 1, false, 0}},     {"sbyte", {0, 1, true, 0}},
+    {"ushort", {0, 2, false, 0}},    {"sshort", {0, 2, true, 0}},
+    {"ubyte_d16", {0, 1, false, 1}}, {"ubyte_d16_hi", {0, 1, false, 2}},
+    {"sbyte_d16", {0, 1, true, 1}},  {"sbyte_d16_hi", {0, 1, true, 2}},
+    {"short_d16", {0, 2, false, 1}}, {"short_d16_hi", {0, 2, false, 2}},
 };
 constexpr NamedShape STORE_SHAPES[] = {
-    {"dword", {1, 4, false, 0}},          {"dwordx2", {2, 8, false, 0}},
-    {"dwordx3", {3, 12, false, 0}},       {"dwordx4", {4, 16, false, 0}},
-    {"byte", {0, 1, false, 0}},           {"byte_d16_hi", {0, 1, false, 2}},
-    {"short", {0, 2, false, 0}},          {"short_d16_hi", {0, 2, false, 2}},
+    {"dword", {1, 4, false, 0}},    {"dwordx2", {2, 8, false, 0}},
+    {"dwordx3", {3, 12, false, 0}}, {"dwordx4", {4, 16, false, 0}},
+    {"byte", {0, 1, false, 0}},     {"byte_d16_hi", {0, 1, false, 2}},
+    {"short", {0, 2, false, 0}},    {"short_d16_hi", {0, 2, false, 2}},
 };
 
 }  // namespace cdnasim

@@ -70,15 +70,21 @@ static const Matrix SCALED_MATRICES[] = {
 struct FullPrecision {
 #ifdef __SSE__
   u32 saved = _mm_getcsr();
-  FullPrecision() { if (saved & 0x8040) _mm_setcsr(saved & ~0x8040u); }
-  ~FullPrecision() { if (saved & 0x8040) _mm_setcsr(saved); }
+  FullPrecision() {
+    if (saved & 0x8040) _mm_setcsr(saved & ~0x8040u);
+  }
+  ~FullPrecision() {
+    if (saved & 0x8040) _mm_setcsr(saved);
+  }
 #endif
 };
 
 alignas(64) static thread_local float A_TILE[16 * 64 * 4], B_TILE[16 * 64 * 4];  // [k][row]
 
 static int row_of(int M, int reg, int lane) {
-  return M == 32 ? 8 * (reg / 4) + 4 * (lane / 32) + reg % 4 : M == 16 ? 4 * (lane / 16) + reg : reg;
+  return M == 32   ? 8 * (reg / 4) + 4 * (lane / 32) + reg % 4
+         : M == 16 ? 4 * (lane / 16) + reg
+                   : reg;
 }
 
 // ---- unpacking: one register's worth of 64 lanes at a time, element by element
@@ -105,8 +111,12 @@ static void decode_element(Wave& w, Element type, const u32* const* regs, int j,
         out[lane] = as_float((x + 0xfff + (x >> 13 & 1)) & 0xffffe000);
       }
       return;
-    case EL_F16: FOR_LANES out[lane] = half_to_float(regs[j / 2][lane] >> 16 * (j & 1) & 0xffff); return;
-    case EL_BF16: FOR_LANES out[lane] = bf16_to_float(regs[j / 2][lane] >> 16 * (j & 1) & 0xffff); return;
+    case EL_F16:
+      FOR_LANES out[lane] = half_to_float(regs[j / 2][lane] >> 16 * (j & 1) & 0xffff);
+      return;
+    case EL_BF16:
+      FOR_LANES out[lane] = bf16_to_float(regs[j / 2][lane] >> 16 * (j & 1) & 0xffff);
+      return;
     case EL_FP8: decode_fp8(regs[j / 4], 8 * (j & 3), w.fp8_flavour(false), out); return;
     case EL_BF8: decode_fp8(regs[j / 4], 8 * (j & 3), w.fp8_flavour(true), out); return;
     case EL_I8: FOR_LANES out[lane] = (float)(i8)(regs[j / 4][lane] >> 8 * (j & 3)); return;
@@ -167,11 +177,15 @@ static void each_run(int M, int block, F f) {
 static void load_accumulator(Wave& w, const Arg& c, int M, int first, int block, float* d) {
   each_run(M, block, [&](int r, int lane, int at) {
     if (c.kind == ARG_VGPR) memcpy(d + at, &w.v[c.index + first + r][lane], 4 * M);
-    else for (int i = 0; i < M; i++) d[at + i] = as_float((u32)c.value);
+    else
+      for (int i = 0; i < M; i++) d[at + i] = as_float((u32)c.value);
   });
 }
-static void store_accumulator(Wave& w, const Arg& out, int M, int first, int block, const float* d) {
-  each_run(M, block, [&](int r, int lane, int at) { memcpy(&w.v[out.index + first + r][lane], d + at, 4 * M); });
+static void store_accumulator(Wave& w, const Arg& out, int M, int first, int block,
+                              const float* d) {
+  each_run(M, block, [&](int r, int lane, int at) {
+    memcpy(&w.v[out.index + first + r][lane], d + at, 4 * M);
+  });
 }
 static void multiply_blocks(Wave& w, const Ins& I, const Matrix& m) {
   alignas(64) float d[32 * 32];
@@ -194,8 +208,7 @@ static void multiply_integers(Wave& w, const Ins& I, const Matrix& m) {
   const Arg &c = I.args[3], &out = I.args[0];
   int count = m.M * m.M / LANES;
   alignas(64) u32 sums[16][LANES];
-  for (int r = 0; r < count; r++)
-    FOR_LANES {
+  for (int r = 0; r < count; r++) FOR_LANES {
       i64 sum = c.kind == ARG_VGPR ? (i32)w.v[c.index + r][lane] : c.value;
       int i = row_of(m.M, r, lane), j = lane % m.M;
       for (int k = 0; k < m.K; k++) sum += (i64)A_TILE[k * m.M + i] * (i64)B_TILE[k * m.M + j];
@@ -217,16 +230,19 @@ static void run_matrix(Wave& w, const Ins& I) {
 // apart; fp6 and fp4 lanes hold 32 consecutive k. Scales are one e8m0 byte per 32 k.
 enum { F8_E4M3 = 0, F8_E5M2 = 1, F6_E2M3 = 2, F6_E3M2 = 3, F4_E2M1 = 4 };
 static void decode_small(Wave& w, const Arg& arg, int format, int j, float* out) {
-  if (format <= F8_E5M2) return decode_fp8(w.v[arg.index + j / 4], 8 * (j % 4), E4M3_OCP + format, out);
+  if (format <= F8_E5M2)
+    return decode_fp8(w.v[arg.index + j / 4], 8 * (j % 4), E4M3_OCP + format, out);
   if (format == F4_E2M1) {
     FOR_LANES out[lane] = tables().fp4[w.v[arg.index + j / 8][lane] >> 4 * (j % 8) & 15];
     return;
   }
   int word = 6 * j / 32, shift = 6 * j % 32, next = shift > 26 ? word + 1 : word;
   const float* table = format == F6_E2M3 ? tables().fp6_e2m3 : tables().fp6_e3m2;
-  FOR_LANES out[lane] = table[join(w.v[arg.index + word][lane], w.v[arg.index + next][lane]) >> shift & 63];
+  FOR_LANES out[lane] =
+      table[join(w.v[arg.index + word][lane], w.v[arg.index + next][lane]) >> shift & 63];
 }
-static void unpack_small(Wave& w, const Ins& I, int k_arg, int format, const Matrix& m, float* tile) {
+static void unpack_small(Wave& w, const Ins& I, int k_arg, int format, const Matrix& m,
+                         float* tile) {
   int groups = LANES / m.M, position = k_arg - 1;
   int byte = (I.mods.op_sel >> position & 1) | (I.mods.op_sel_hi >> position & 1) << 1;
   bool scaled = I.nargs > 5;
@@ -284,7 +300,10 @@ static void taint_matrix(Wave& w, const Ins& I) {
       u32 t = c.kind == ARG_VGPR ? spread(w.undefined[c.index + r][lane]) : 0;
       any |= w.undefined[reg][lane] = spread(bad) | t;
     }
-    if (!any) { w.tainted.remove(reg); continue; }
+    if (!any) {
+      w.tainted.remove(reg);
+      continue;
+    }
     w.tainted.add(reg);
     w.attention.add(reg);
     for (int from = 0; from < NUM_VGPR; from++)
@@ -300,11 +319,23 @@ static int register_matrices() {
   i8 index = 0;
   for (const Matrix& m : MATRICES) {
     u64 unit = m.a == EL_F32 ? 0 : (u64)XDL;
-    add_op({m.name, VALU | MFMA | unit, run_matrix, taint_matrix, 1, {0, index++, false, 0}, m.passes});
+    add_op({m.name,
+            VALU | MFMA | unit,
+            run_matrix,
+            taint_matrix,
+            1,
+            {0, index++, false, 0},
+            m.passes});
   }
   index = 0;
   for (const Matrix& m : SCALED_MATRICES)
-    add_op({m.name, VALU | MFMA | XDL, run_scaled_matrix, taint_matrix, 1, {0, index++, false, 1}, m.passes});
+    add_op({m.name,
+            VALU | MFMA | XDL,
+            run_scaled_matrix,
+            taint_matrix,
+            1,
+            {0, index++, false, 1},
+            m.passes});
   return 0;
 }
 static int registered_matrices = register_matrices();

@@ -70,8 +70,8 @@ inline float decode_minifloat(u32 bits, int mantissa_bits, int exponent_bits, in
   u32 mantissa = bits & ((1 << mantissa_bits) - 1);
   int exponent = bits >> mantissa_bits & ((1 << exponent_bits) - 1);
   float unit = 1.f / (1 << mantissa_bits);
-  float magnitude = exponent ? ldexpf(1 + mantissa * unit, exponent - bias)
-                             : ldexpf(mantissa * unit, 1 - bias);
+  float magnitude =
+      exponent ? ldexpf(1 + mantissa * unit, exponent - bias) : ldexpf(mantissa * unit, 1 - bias);
   return bits >> (mantissa_bits + exponent_bits) & 1 ? -magnitude : magnitude;
 }
 
@@ -104,7 +104,7 @@ inline const MinifloatTables& tables() {
 }
 inline float fp8_to_float(u32 bits, int flavour) { return tables().fp8[flavour][bits & 255]; }
 
-// Round to nearest even. Without saturation an overflow becomes NaN (FNUZ, e4m3) or infinity (e5m2).
+// Round to nearest even. Without saturation an overflow becomes NaN (FNUZ, e4m3) or infinity.
 inline u32 float_to_fp8(float value, int flavour, bool saturate) {
   Fp8Format f = fp8_format(flavour);
   u32 bits = as_bits(value), sign = bits >> 24 & 128, magnitude = bits & 0x7fffffff;
@@ -127,7 +127,8 @@ inline u32 float_to_fp4(float value) {
   if (!(magnitude < 6)) best = 7;
   else
     for (u32 code = 1; code < 8; code++) {
-      float gap = fabsf(tables().fp4[code] - magnitude), old = fabsf(tables().fp4[best] - magnitude);
+      float gap = fabsf(tables().fp4[code] - magnitude),
+            old = fabsf(tables().fp4[best] - magnitude);
       if (gap < old || (gap == old && !(code & 1))) best = code;
     }
   return best | (std::signbit(value) ? 8 : 0);
@@ -155,8 +156,13 @@ inline float med3_f32(float a, float b, float c) {
 inline float exp2_f32(float x) {
   float clamped = x < -160.f ? -160.f : x > 160.f ? 160.f : x;
   double whole = __builtin_rint((double)clamped), y = (clamped - whole) * 0.6931471805599453;
-  double p = 1 + y * (1 + y * (1. / 2 + y * (1. / 6 + y * (1. / 24 + y * (1. / 120 + y * (1. / 720 +
-             y * (1. / 5040 + y * (1. / 40320))))))));
+  double p =
+      1 +
+      y * (1 +
+           y * (1. / 2 +
+                y * (1. / 6 +
+                     y * (1. / 24 +
+                          y * (1. / 120 + y * (1. / 720 + y * (1. / 5040 + y * (1. / 40320))))))));
   double scale = as_double((u64)((i64)whole + 1023) << 52);
   return x != x ? x : (float)(p * scale);
 }

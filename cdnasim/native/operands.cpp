@@ -166,7 +166,8 @@ static Lanes undefined_lanes(Wave& w, const Ins& I) {
   if (I.flags & READS_DST)
     for (int d = 0; d < I.args[0].count; d++)
       FOR_LANES all.at[lane] |= w.undefined[I.args[0].index + d][lane];
-  if (I.flags & READS_VCC) FOR_LANES all.at[lane] |= join(w.s_undefined[VCC], w.s_undefined[VCC + 1]) >> lane & 1;
+  if (I.flags & READS_VCC)
+    FOR_LANES all.at[lane] |= join(w.s_undefined[VCC], w.s_undefined[VCC + 1]) >> lane & 1;
   FOR_LANES all.at[lane] = spread(all.at[lane]);
   return all;
 }

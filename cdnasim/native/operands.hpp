@@ -118,7 +118,9 @@ inline void taint3(Wave& w, const Ins& I, F f) {
 inline u32 spread(u32 undefined) { return undefined ? ~0u : 0; }
 // Sums and products: an undefined bit can change itself and every bit above it.
 template <class T>
-inline T upward(T undefined) { return undefined | (T)(0 - undefined); }
+inline T upward(T undefined) {
+  return undefined | (T)(0 - undefined);
+}
 
 // ---- 64-bit operands
 struct alignas(64) Lanes64 {
@@ -149,19 +151,19 @@ inline void finish64(Wave& w, const Ins& I, const Lanes64& value) {
 
 // VALU1(name, expression of a), VALU2(.. a, b), VALU3(.. a, b, c): unsigned 32-bit words.
 // The _T forms add an expression for the undefined bits, of a, b, c and ta, tb, tc.
-#define VALU_F(arity, name, flags, params, expression)                                       \
-  static void run_##name(Wave& w, const Ins& I) {                                            \
-    map##arity(w, I, [] params -> u32 { return (expression); });                             \
-  }                                                                                          \
+#define VALU_F(arity, name, flags, params, expression)           \
+  static void run_##name(Wave& w, const Ins& I) {                \
+    map##arity(w, I, [] params -> u32 { return (expression); }); \
+  }                                                              \
   static int registered_##name = add_op({#name, VALU | (flags), run_##name, taint_any, 1, {}, 0});
-#define VALU_TF(arity, name, flags, params, tparams, expression, undefined)                  \
-  static void run_##name(Wave& w, const Ins& I) {                                            \
-    map##arity(w, I, [] params -> u32 { return (expression); });                             \
-  }                                                                                          \
-  static void taint_##name(Wave& w, const Ins& I) {                                          \
-    taint##arity(w, I, [] tparams -> u32 { return (undefined); });                           \
-  }                                                                                          \
-  static int registered_##name =                                                             \
+#define VALU_TF(arity, name, flags, params, tparams, expression, undefined) \
+  static void run_##name(Wave& w, const Ins& I) {                           \
+    map##arity(w, I, [] params -> u32 { return (expression); });            \
+  }                                                                         \
+  static void taint_##name(Wave& w, const Ins& I) {                         \
+    taint##arity(w, I, [] tparams -> u32 { return (undefined); });          \
+  }                                                                         \
+  static int registered_##name =                                            \
       add_op({#name, VALU | (flags), run_##name, taint_##name, 1, {}, 0});
 #define U [[maybe_unused]] u32
 #define VALU1(name, e) VALU_F(1, name, 0, (u32 a), e)

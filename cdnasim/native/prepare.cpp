@@ -35,19 +35,19 @@ static void plan_dpp(const Modifiers& m, DppPlan& plan) {
   FOR_LANES {
     int row = lane & ~15, q = lane & 15, from = lane;
     bool valid = true;
-    if (control < 0x100) from = (lane & ~3) | (control >> 2 * (lane & 3) & 3);         // quad_perm
-    else if (control < 0x110) from = lane + n, valid = q + n < 16;                     // row_shl
-    else if (control < 0x120) from = lane - n, valid = q >= n;                         // row_shr
-    else if (control < 0x130) from = row | ((q - n) & 15);                             // row_ror
-    else if (control == 0x130) from = lane + 1, valid = lane < 63;                     // wave_shl
-    else if (control == 0x134) from = (lane + 1) & 63;                                 // wave_rol
-    else if (control == 0x138) from = lane - 1, valid = lane > 0;                      // wave_shr
-    else if (control == 0x13c) from = (lane - 1) & 63;                                 // wave_ror
-    else if (control == 0x140) from = row | (15 - q);                                  // row_mirror
-    else if (control == 0x141) from = lane ^ 7;                                        // row_half_mirror
-    else if (control == 0x142) from = row - 1, valid = row > 0;                        // row_bcast:15
-    else if (control == 0x143) from = 31, valid = lane >= 32;                          // row_bcast:31
-    else if (control >= 0x150 && control < 0x160) from = row | n;                      // row_newbcast
+    if (control < 0x100) from = (lane & ~3) | (control >> 2 * (lane & 3) & 3);  // quad_perm
+    else if (control < 0x110) from = lane + n, valid = q + n < 16;              // row_shl
+    else if (control < 0x120) from = lane - n, valid = q >= n;                  // row_shr
+    else if (control < 0x130) from = row | ((q - n) & 15);                      // row_ror
+    else if (control == 0x130) from = lane + 1, valid = lane < 63;              // wave_shl
+    else if (control == 0x134) from = (lane + 1) & 63;                          // wave_rol
+    else if (control == 0x138) from = lane - 1, valid = lane > 0;               // wave_shr
+    else if (control == 0x13c) from = (lane - 1) & 63;                          // wave_ror
+    else if (control == 0x140) from = row | (15 - q);                           // row_mirror
+    else if (control == 0x141) from = lane ^ 7;                                 // row_half_mirror
+    else if (control == 0x142) from = row - 1, valid = row > 0;                 // row_bcast:15
+    else if (control == 0x143) from = 31, valid = lane >= 32;                   // row_bcast:31
+    else if (control >= 0x150 && control < 0x160) from = row | n;               // row_newbcast
     else throw std::string("unknown DPP control");
     plan.from[lane] = (u8)(valid ? from : 0);
     plan.in_range |= (u64)valid << lane;
@@ -57,7 +57,8 @@ static void plan_dpp(const Modifiers& m, DppPlan& plan) {
 }
 
 static void check_supported(const Op& op, const Modifiers& m) {
-  if (m.clamp && !(op.flags & (FLOAT_CLAMP | INT_CLAMP))) throw op.name + " with clamp is not modelled";
+  if (m.clamp && !(op.flags & (FLOAT_CLAMP | INT_CLAMP)))
+    throw op.name + " with clamp is not modelled";
   bool scaled = op.name.find("f8f6f4") != std::string::npos;
   if ((op.flags & MFMA) && !scaled && (m.cbsz || m.blgp || m.abid))
     throw op.name + " with cbsz, abid or blgp is not modelled";
@@ -154,12 +155,15 @@ static void prepare_one(const Record& r, int pc, Ins& I, Program& program) {
     const RecordArg& from = r.args[k];
     bool sdwa = r.mods.sdwa && (k == op.num_dst || k == op.num_dst + 1);
     bool half = (op.flags & HALF_SOURCE) && r.mods.op_sel;
-    bool plain = from.kind == ARG_VGPR && !from.flags && !sdwa && !half && !(I.dpp && k == op.num_dst);
-    I.args[k] = {(u8)from.kind, (u8)from.flags, (u8)from.count, plain, from.index, from.value, from.high};
+    bool plain =
+        from.kind == ARG_VGPR && !from.flags && !sdwa && !half && !(I.dpp && k == op.num_dst);
+    I.args[k] = {(u8)from.kind, (u8)from.flags, (u8)from.count, plain,
+                 from.index,    from.value,     from.high};
   }
   bool part = (op.flags & HALF_RESULT) && ((r.mods.op_sel & 8) || (op.flags & KEEPS_HIGH));
   bool sdwa_part = r.mods.sdwa && r.mods.dst_sel != DWORD;
-  I.special_result = r.mods.omod || (r.mods.clamp && (op.flags & FLOAT_CLAMP)) || sdwa_part || I.dpp || part;
+  I.special_result =
+      r.mods.omod || (r.mods.clamp && (op.flags & FLOAT_CLAMP)) || sdwa_part || I.dpp || part;
   check_indices(I);
   find_registers(I);
   I.is_memory = op.flags & (VMEM | LDS | SMEM);

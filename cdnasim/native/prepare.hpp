@@ -9,7 +9,7 @@ namespace cdnasim {
 
 struct Program {
   std::vector<Ins> code;
-  std::deque<DppPlan> plans;         // deques: instructions point into them
+  std::deque<DppPlan> plans;  // deques: instructions point into them
   std::deque<std::string> reasons;
 };
 

@@ -4,17 +4,21 @@
 namespace cdnasim {
 
 // Sources are a, b (32 bits) or as 64-bit words in the SALU64 forms; r is the result.
-#define SALU_OP(name, flags, setup, expression, store, carry)                     \
-  OP(name, SALU | (flags), 1, taint_scalar) {                                     \
-    setup;                                                                        \
-    auto r = (expression);                                                        \
-    carry;                                                                        \
-    store(w, I.args[0], r);                                                       \
+#define SALU_OP(name, flags, setup, expression, store, carry) \
+  OP(name, SALU | (flags), 1, taint_scalar) {                 \
+    setup;                                                    \
+    auto r = (expression);                                    \
+    carry;                                                    \
+    store(w, I.args[0], r);                                   \
   }
 #define A32 [[maybe_unused]] u32 a = scalar(w, I.args[1])
-#define AB32 A32; [[maybe_unused]] u32 b = scalar(w, I.args[2])
+#define AB32 \
+  A32;       \
+  [[maybe_unused]] u32 b = scalar(w, I.args[2])
 #define A64 [[maybe_unused]] u64 a = scalar64(w, I.args[1])
-#define AB64 A64; [[maybe_unused]] u64 b = scalar64(w, I.args[2])
+#define AB64 \
+  A64;       \
+  [[maybe_unused]] u64 b = scalar64(w, I.args[2])
 #define NONZERO w.s[SCC] = r != 0
 #define LOGIC1(name, e) SALU_OP(name, WRITES_SCC, A32, (u32)(e), set_scalar, NONZERO)
 #define LOGIC2(name, e) SALU_OP(name, WRITES_SCC, AB32, (u32)(e), set_scalar, NONZERO)
@@ -85,12 +89,12 @@ OP(s_subb_u32, SALU | WRITES_SCC | READS_SCC, 1, taint_scalar) {
   w.s[SCC] = subtrahend > a;
   set_scalar(w, I.args[0], a - (u32)subtrahend);
 }
-#define OVERFLOWING(name, op)                            \
-  OP(name, SALU | WRITES_SCC, 1, taint_scalar) {         \
-    AB32;                                                \
-    i64 r = (i64)(i32)a op(i32) b;                       \
-    w.s[SCC] = r != (i32)r;                              \
-    set_scalar(w, I.args[0], (u32)r);                    \
+#define OVERFLOWING(name, op)                    \
+  OP(name, SALU | WRITES_SCC, 1, taint_scalar) { \
+    AB32;                                        \
+    i64 r = (i64)(i32)a op(i32) b;               \
+    w.s[SCC] = r != (i32)r;                      \
+    set_scalar(w, I.args[0], (u32)r);            \
   }
 OVERFLOWING(s_add_i32, +)
 OVERFLOWING(s_sub_i32, -)
@@ -102,33 +106,34 @@ OP(s_addk_i32, SALU | WRITES_SCC | READS_DST, 1, taint_scalar) {
 OP(s_mulk_i32, SALU | READS_DST, 1, taint_scalar) {
   w.s[I.args[0].index] *= (u32)(i32)(i16)I.args[1].value;
 }
-PLAIN2(s_mul_i32, a* b)
-PLAIN2(s_mul_hi_u32, (u64)a* b >> 32)
-PLAIN2(s_mul_hi_i32, (u64)((i64)(i32)a * (i32)b) >> 32)
+PLAIN2(s_mul_i32, a * b)
+PLAIN2(s_mul_hi_u32, (u64)a * b >> 32)
+PLAIN2(s_mul_hi_i32, (u64)((i64)(i32)a*(i32)b) >> 32)
 LOGIC1(s_abs_i32, (i32)a < 0 ? 0 - a : a)
 LOGIC2(s_absdiff_i32, (i64)(i32)a > (i32)b ? a - b : b - a)
-#define MINMAX(name, T, op)                          \
-  OP(name, SALU | WRITES_SCC, 1, taint_scalar) {     \
-    AB32;                                            \
-    w.s[SCC] = (T)a op(T) b;                         \
-    set_scalar(w, I.args[0], w.s[SCC] ? a : b);      \
+#define MINMAX(name, T, op)                      \
+  OP(name, SALU | WRITES_SCC, 1, taint_scalar) { \
+    AB32;                                        \
+    w.s[SCC] = (T)a op(T) b;                     \
+    set_scalar(w, I.args[0], w.s[SCC] ? a : b);  \
   }
 MINMAX(s_max_i32, i32, >)
 MINMAX(s_min_i32, i32, <)
 MINMAX(s_max_u32, u32, >)
 MINMAX(s_min_u32, u32, <)
-#define SHIFT_ADD(n)                                             \
-  OP(s_lshl##n##_add_u32, SALU | WRITES_SCC, 1, taint_scalar) {  \
-    AB32;                                                        \
-    u64 r = ((u64)a << n) + b;                                   \
-    w.s[SCC] = r >> 32 != 0;                                     \
-    set_scalar(w, I.args[0], (u32)r);                            \
+#define SHIFT_ADD(n)                                            \
+  OP(s_lshl##n##_add_u32, SALU | WRITES_SCC, 1, taint_scalar) { \
+    AB32;                                                       \
+    u64 r = ((u64)a << n) + b;                                  \
+    w.s[SCC] = r >> 32 != 0;                                    \
+    set_scalar(w, I.args[0], (u32)r);                           \
   }
-SHIFT_ADD(1) SHIFT_ADD(2) SHIFT_ADD(3) SHIFT_ADD(4)
+SHIFT_ADD(1)
+SHIFT_ADD(2) SHIFT_ADD(3) SHIFT_ADD(4)
 
-// ---- logic. AND and OR with a known bit hide an undefined one.
-template <bool IS_OR, bool INVERT_B>
-static void taint_logic(Wave& w, const Ins& I) {
+    // ---- logic. AND and OR with a known bit hide an undefined one.
+    template <bool IS_OR, bool INVERT_B>
+    static void taint_logic(Wave& w, const Ins& I) {
   const Arg &a = I.args[1], &b = I.args[2];
   u32 any = 0, results[2] = {};
   for (int d = 0; d < I.args[0].count; d++) {
@@ -144,12 +149,12 @@ static void taint_logic(Wave& w, const Ins& I) {
     set_scalar_undefined(w, I, I.args[0].index + d, results[d]);
   set_scalar_undefined(w, I, SCC, spread(any));
 }
-#define LOGIC_TAINTED(name, bits, setup, e, taint)                    \
-  OP(name, SALU | WRITES_SCC, 1, (taint)) {                           \
-    setup;                                                            \
-    u##bits r = (e);                                                  \
-    NONZERO;                                                          \
-    LOGIC_STORE_##bits(w, I.args[0], r);                              \
+#define LOGIC_TAINTED(name, bits, setup, e, taint) \
+  OP(name, SALU | WRITES_SCC, 1, (taint)) {        \
+    setup;                                         \
+    u##bits r = (e);                               \
+    NONZERO;                                       \
+    LOGIC_STORE_##bits(w, I.args[0], r);           \
   }
 #define LOGIC_STORE_32 set_scalar
 #define LOGIC_STORE_64 set_scalar64
@@ -214,53 +219,61 @@ OP(s_bcnt1_i32_b64, SALU | WRITES_SCC, 1, taint_scalar) {
 PLAIN1(s_ff1_i32_b32, first_one(a))
 PLAIN1(s_ff0_i32_b32, first_one((u32)~a))
 PLAIN1(s_flbit_i32_b32, a ? __builtin_clz(a) : -1)
-OP(s_ff1_i32_b64, SALU, 1, taint_scalar) { A64; set_scalar(w, I.args[0], first_one(a)); }
-OP(s_ff0_i32_b64, SALU, 1, taint_scalar) { A64; set_scalar(w, I.args[0], first_one(~a)); }
+OP(s_ff1_i32_b64, SALU, 1, taint_scalar) {
+  A64;
+  set_scalar(w, I.args[0], first_one(a));
+}
+OP(s_ff0_i32_b64, SALU, 1, taint_scalar) {
+  A64;
+  set_scalar(w, I.args[0], first_one(~a));
+}
 OP(s_flbit_i32_b64, SALU, 1, taint_scalar) {
   A64;
   set_scalar(w, I.args[0], a ? __builtin_clzll(a) : -1);
 }
 
 // ---- EXEC
-#define SAVEEXEC(name, expression)                                                \
-  static void taint_##name(Wave& w, const Ins& I) {                               \
-    u64 undefined = scalar64_undefined(w, I.args[1]);                             \
-    set_scalar64_undefined(w, I, I.args[0].index, 0);                             \
-    set_scalar64_undefined(w, I, EXEC, undefined);                                \
-    set_scalar_undefined(w, I, SCC, undefined != 0);                              \
-  }                                                                               \
-  OP(name, SALU | WRITES_SCC | READS_EXEC | WRITES_EXEC, 1, taint_##name) {       \
-    u64 a = scalar64(w, I.args[1]), exec = w.exec(), r = (expression);            \
-    set_scalar64(w, I.args[0], exec);                                             \
-    w.exec() = r;                                                                 \
-    NONZERO;                                                                      \
+#define SAVEEXEC(name, expression)                                          \
+  static void taint_##name(Wave& w, const Ins& I) {                         \
+    u64 undefined = scalar64_undefined(w, I.args[1]);                       \
+    set_scalar64_undefined(w, I, I.args[0].index, 0);                       \
+    set_scalar64_undefined(w, I, EXEC, undefined);                          \
+    set_scalar_undefined(w, I, SCC, undefined != 0);                        \
+  }                                                                         \
+  OP(name, SALU | WRITES_SCC | READS_EXEC | WRITES_EXEC, 1, taint_##name) { \
+    u64 a = scalar64(w, I.args[1]), exec = w.exec(), r = (expression);      \
+    set_scalar64(w, I.args[0], exec);                                       \
+    w.exec() = r;                                                           \
+    NONZERO;                                                                \
   }
-SAVEEXEC(s_and_saveexec_b64, a & exec)
+SAVEEXEC(s_and_saveexec_b64, a& exec)
 SAVEEXEC(s_or_saveexec_b64, a | exec)
 SAVEEXEC(s_xor_saveexec_b64, a ^ exec)
 SAVEEXEC(s_andn2_saveexec_b64, a & ~exec)
 SAVEEXEC(s_orn2_saveexec_b64, a | ~exec)
 
 // ---- compares: destination is SCC alone
-#define COMPARE(name, T, op)                                         \
-  OP(name, SALU | WRITES_SCC, 0, taint_scalar) {                     \
-    w.s[SCC] = (T)scalar(w, I.args[0]) op(T) scalar(w, I.args[1]);   \
+#define COMPARE(name, T, op)                                       \
+  OP(name, SALU | WRITES_SCC, 0, taint_scalar) {                   \
+    w.s[SCC] = (T)scalar(w, I.args[0]) op(T) scalar(w, I.args[1]); \
   }
-#define COMPARES(suffix, T)                                                             \
-  COMPARE(s_cmp_eq_##suffix, T, ==) COMPARE(s_cmp_lg_##suffix, T, !=)                   \
-  COMPARE(s_cmp_gt_##suffix, T, >) COMPARE(s_cmp_ge_##suffix, T, >=)                    \
-  COMPARE(s_cmp_lt_##suffix, T, <) COMPARE(s_cmp_le_##suffix, T, <=)
+#define COMPARES(suffix, T)                                              \
+  COMPARE(s_cmp_eq_##suffix, T, ==)                                      \
+  COMPARE(s_cmp_lg_##suffix, T, !=) COMPARE(s_cmp_gt_##suffix, T, >)     \
+      COMPARE(s_cmp_ge_##suffix, T, >=) COMPARE(s_cmp_lt_##suffix, T, <) \
+          COMPARE(s_cmp_le_##suffix, T, <=)
 COMPARES(i32, i32)
 COMPARES(u32, u32)
 // SOPK carries a 16-bit immediate: signed for i32, zero-extended for u32.
-#define COMPAREK(name, T, I16, op)                                                \
-  OP(name, SALU | WRITES_SCC, 0, taint_scalar) {                                  \
-    w.s[SCC] = (T)scalar(w, I.args[0]) op(T)(I16) I.args[1].value;                \
+#define COMPAREK(name, T, I16, op)                                 \
+  OP(name, SALU | WRITES_SCC, 0, taint_scalar) {                   \
+    w.s[SCC] = (T)scalar(w, I.args[0]) op(T)(I16) I.args[1].value; \
   }
-#define COMPARESK(suffix, T, I16)                                                       \
-  COMPAREK(s_cmpk_eq_##suffix, T, I16, ==) COMPAREK(s_cmpk_lg_##suffix, T, I16, !=)     \
-  COMPAREK(s_cmpk_gt_##suffix, T, I16, >) COMPAREK(s_cmpk_ge_##suffix, T, I16, >=)      \
-  COMPAREK(s_cmpk_lt_##suffix, T, I16, <) COMPAREK(s_cmpk_le_##suffix, T, I16, <=)
+#define COMPARESK(suffix, T, I16)                                                      \
+  COMPAREK(s_cmpk_eq_##suffix, T, I16, ==)                                             \
+  COMPAREK(s_cmpk_lg_##suffix, T, I16, !=) COMPAREK(s_cmpk_gt_##suffix, T, I16, >)     \
+      COMPAREK(s_cmpk_ge_##suffix, T, I16, >=) COMPAREK(s_cmpk_lt_##suffix, T, I16, <) \
+          COMPAREK(s_cmpk_le_##suffix, T, I16, <=)
 COMPARESK(i32, i32, i16)
 COMPARESK(u32, u32, u16)
 OP(s_cmp_eq_u64, SALU | WRITES_SCC, 0, taint_scalar) {
@@ -269,9 +282,11 @@ OP(s_cmp_eq_u64, SALU | WRITES_SCC, 0, taint_scalar) {
 OP(s_cmp_lg_u64, SALU | WRITES_SCC, 0, taint_scalar) {
   w.s[SCC] = scalar64(w, I.args[0]) != scalar64(w, I.args[1]);
 }
-#define BITCMP(name, source, expected)                                                        \
-  OP(name, SALU | WRITES_SCC, 0, taint_scalar) {                                              \
-    w.s[SCC] = (source(w, I.args[0]) >> (scalar(w, I.args[1]) & (sizeof(source(w, I.args[0])) * 8 - 1)) & 1) == expected; \
+#define BITCMP(name, source, expected)                                                             \
+  OP(name, SALU | WRITES_SCC, 0, taint_scalar) {                                                   \
+    w.s[SCC] =                                                                                     \
+        (source(w, I.args[0]) >> (scalar(w, I.args[1]) & (sizeof(source(w, I.args[0])) * 8 - 1)) & \
+         1) == expected;                                                                           \
   }
 BITCMP(s_bitcmp0_b32, scalar, 0)
 BITCMP(s_bitcmp1_b32, scalar, 1)

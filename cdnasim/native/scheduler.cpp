@@ -33,7 +33,9 @@ static void trace_after(Wave& w, const Ins& I, size_t at) {
   entry.scc = w.s[SCC];
   if (!I.num_dst) return;
   const Arg& d = I.args[0];
-  FOR_LANES entry.first[lane] = d.kind == ARG_VGPR ? w.v[d.index][lane] : d.kind == ARG_SGPR ? w.s[d.index] : 0;
+  FOR_LANES entry.first[lane] = d.kind == ARG_VGPR   ? w.v[d.index][lane]
+                                : d.kind == ARG_SGPR ? w.s[d.index]
+                                                     : 0;
 }
 
 // Execute one wave until it stops being runnable.
@@ -64,7 +66,8 @@ static void run_wave(Wave& w, const std::vector<Ins>& code) {
     w.pc = w.next_pc;
     if (w.mode != mode) set_denormals(mode = w.mode);
     if (++w.executed > launch.max_instructions) {
-      report(w, I, STUCK, -1, -1, "still running after %llu instructions", (unsigned long long)launch.max_instructions);
+      report(w, I, STUCK, -1, -1, "still running after %llu instructions",
+             (unsigned long long)launch.max_instructions);
       throw Stop{};
     }
   }
@@ -146,11 +149,16 @@ struct Worker {
   u64 executed = 0;
 
   Worker(const Program& program, const Launch& launch, const std::vector<Range>& ranges)
-      : program(program), launch(launch), lds(launch.lds_bytes + 64), shadow(launch.lds_bytes), counts(program.code.size()) {
+      : program(program),
+        launch(launch),
+        lds(launch.lds_bytes + 64),
+        shadow(launch.lds_bytes),
+        counts(program.code.size()) {
     int num_waves = (launch.block[0] * launch.block[1] * launch.block[2] + 63) / 64;
     scratch.resize((size_t)launch.scratch_bytes * 64 * num_waves + 64);
     scratch_undefined.resize(scratch.size());
-    group = {lds.data(), &shadow, &launch, &ranges, &findings, &counts, &trace, {}, {}, FIRST_EPOCH};
+    group = {lds.data(), &shadow, &launch, &ranges, &findings,
+             &counts,    &trace,  {},      {},      FIRST_EPOCH};
     for (int i = 0; i < num_waves; i++) {
       waves.push_back(std::make_unique<Wave>());
       group.waves.push_back(waves.back().get());
@@ -165,12 +173,14 @@ struct Worker {
     shadow.reset();
     group.epoch = FIRST_EPOCH;
     std::fill(scratch.begin(), scratch.end(), 0xcd);
-    std::fill(scratch_undefined.begin(), scratch_undefined.end(), (launch.checks & CHECK_UNDEFINED) ? 1 : 0);
+    std::fill(scratch_undefined.begin(), scratch_undefined.end(),
+              (launch.checks & CHECK_UNDEFINED) ? 1 : 0);
     bool traced = launch.trace_capacity && !memcmp(group.id, launch.trace_group, sizeof group.id);
     for (size_t i = 0; i < waves.size(); i++) {
       start_wave(*waves[i], group, (u32)i);
       waves[i]->scratch = scratch.data() + (size_t)launch.scratch_bytes * 64 * i;
-      waves[i]->scratch_undefined = scratch_undefined.data() + (size_t)launch.scratch_bytes * 64 * i;
+      waves[i]->scratch_undefined =
+          scratch_undefined.data() + (size_t)launch.scratch_bytes * 64 * i;
       waves[i]->tracing = traced && (int)i == launch.trace_wave;
     }
     try {
@@ -214,7 +224,8 @@ struct Outcome {
   std::vector<TraceEntry> trace;
 };
 
-std::unique_ptr<Outcome> run_launch(const Program& program, const Launch& launch, const std::vector<Range>& ranges) {
+std::unique_ptr<Outcome> run_launch(const Program& program, const Launch& launch,
+                                    const std::vector<Range>& ranges) {
   u64 total = (u64)launch.grid[0] * launch.grid[1] * launch.grid[2];
   std::atomic<u64> next{0};
   std::mutex merging;
@@ -263,9 +274,13 @@ int cdnasim_op_access_bytes(int index) {
   return s.dwords ? 4 * s.dwords : s.bytes;
 }
 
-void* cdnasim_prepare(const Record* records, int count) { return prepare(records, count).release(); }
+void* cdnasim_prepare(const Record* records, int count) {
+  return prepare(records, count).release();
+}
 // Why instruction `pc` cannot be executed, or null.
-const char* cdnasim_unsupported(void* program, int pc) { return ((Program*)program)->code[pc].reason; }
+const char* cdnasim_unsupported(void* program, int pc) {
+  return ((Program*)program)->code[pc].reason;
+}
 void cdnasim_free_program(void* program) { delete (Program*)program; }
 
 void* cdnasim_run(void* program, const Launch* launch, const Range* ranges) {

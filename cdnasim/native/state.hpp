@@ -98,7 +98,13 @@ struct Range {
 };
 
 enum FindingKind {
-  OUT_OF_BOUNDS, LDS_RACE, MISSING_WAIT, UNDEFINED_VALUE, WAIT_STATES, UNSUPPORTED, STUCK
+  OUT_OF_BOUNDS,
+  LDS_RACE,
+  MISSING_WAIT,
+  UNDEFINED_VALUE,
+  WAIT_STATES,
+  UNSUPPORTED,
+  STUCK
 };
 struct Finding {
   i32 kind, pc, other_pc, wave, lane, group[3];
@@ -114,9 +120,7 @@ struct Launch {
   i32 group_id_enable[3];
   i32 float_mode, num_threads, num_ranges, checks, trace_group[3], trace_wave, num_instructions;
 };
-enum CheckBit {
-  CHECK_RACES = 1, CHECK_WAITS = 2, CHECK_UNDEFINED = 4, CHECK_WAIT_STATES = 8
-};
+enum CheckBit { CHECK_RACES = 1, CHECK_WAITS = 2, CHECK_UNDEFINED = 4, CHECK_WAIT_STATES = 8 };
 
 struct TraceEntry {
   i32 pc;

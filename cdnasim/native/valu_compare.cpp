@@ -47,33 +47,39 @@ static void compare64(Wave& w, const Ins& I, T convert, F f) {
   store_mask(w, I, bits);
 }
 
-#define COMPARE(bits, words, predicate, suffix, flags, convert, test)                            \
-  OP(v_cmp_##predicate##_##suffix, VALU | SCALAR_DST | (flags), 1, taint_compare<words>) {       \
-    compare##bits(w, I, [](u##bits x) { return convert(x); }, [](auto a, auto b) -> bool { return test; }); \
-  }                                                                                              \
-  static int registered_v_cmpx_##predicate##_##suffix =                                          \
-      add_op({"v_cmpx_" #predicate "_" #suffix, VALU | SCALAR_DST | WRITES_EXEC | (flags),       \
-              run_v_cmp_##predicate##_##suffix, taint_compare<words>, 1, {}, 0});
-#define ORDERED(bits, words, suffix, flags, convert)            \
-  COMPARE(bits, words, lt, suffix, flags, convert, a < b)       \
-  COMPARE(bits, words, eq, suffix, flags, convert, a == b)      \
-  COMPARE(bits, words, le, suffix, flags, convert, a <= b)      \
-  COMPARE(bits, words, gt, suffix, flags, convert, a > b)       \
+#define COMPARE(bits, words, predicate, suffix, flags, convert, test)                             \
+  OP(v_cmp_##predicate##_##suffix, VALU | SCALAR_DST | (flags), 1, taint_compare<words>) {        \
+    compare##bits(                                                                                \
+        w, I, [](u##bits x) { return convert(x); }, [](auto a, auto b) -> bool { return test; }); \
+  }                                                                                               \
+  static int registered_v_cmpx_##predicate##_##suffix =                                           \
+      add_op({"v_cmpx_" #predicate "_" #suffix,                                                   \
+              VALU | SCALAR_DST | WRITES_EXEC | (flags),                                          \
+              run_v_cmp_##predicate##_##suffix,                                                   \
+              taint_compare<words>,                                                               \
+              1,                                                                                  \
+              {},                                                                                 \
+              0});
+#define ORDERED(bits, words, suffix, flags, convert)       \
+  COMPARE(bits, words, lt, suffix, flags, convert, a < b)  \
+  COMPARE(bits, words, eq, suffix, flags, convert, a == b) \
+  COMPARE(bits, words, le, suffix, flags, convert, a <= b) \
+  COMPARE(bits, words, gt, suffix, flags, convert, a > b)  \
   COMPARE(bits, words, ge, suffix, flags, convert, a >= b)
 #define INTEGER(bits, words, suffix, flags, convert) \
   ORDERED(bits, words, suffix, flags, convert)       \
   COMPARE(bits, words, ne, suffix, flags, convert, a != b)
 // lg: less or greater; n*: not; o, u: ordered, unordered. They differ on NaN.
-#define FLOATING(bits, words, suffix, flags, convert)                   \
-  ORDERED(bits, words, suffix, flags, convert)                          \
-  COMPARE(bits, words, lg, suffix, flags, convert, a < b || a > b)      \
-  COMPARE(bits, words, neq, suffix, flags, convert, !(a == b))          \
-  COMPARE(bits, words, nlg, suffix, flags, convert, !(a < b || a > b))  \
-  COMPARE(bits, words, nlt, suffix, flags, convert, !(a < b))           \
-  COMPARE(bits, words, nle, suffix, flags, convert, !(a <= b))          \
-  COMPARE(bits, words, ngt, suffix, flags, convert, !(a > b))           \
-  COMPARE(bits, words, nge, suffix, flags, convert, !(a >= b))          \
-  COMPARE(bits, words, o, suffix, flags, convert, a == a && b == b)     \
+#define FLOATING(bits, words, suffix, flags, convert)                  \
+  ORDERED(bits, words, suffix, flags, convert)                         \
+  COMPARE(bits, words, lg, suffix, flags, convert, a<b || a> b)        \
+  COMPARE(bits, words, neq, suffix, flags, convert, !(a == b))         \
+  COMPARE(bits, words, nlg, suffix, flags, convert, !(a < b || a > b)) \
+  COMPARE(bits, words, nlt, suffix, flags, convert, !(a < b))          \
+  COMPARE(bits, words, nle, suffix, flags, convert, !(a <= b))         \
+  COMPARE(bits, words, ngt, suffix, flags, convert, !(a > b))          \
+  COMPARE(bits, words, nge, suffix, flags, convert, !(a >= b))         \
+  COMPARE(bits, words, o, suffix, flags, convert, a == a && b == b)    \
   COMPARE(bits, words, u, suffix, flags, convert, a != a || b != b)
 
 static float half_value(u32 x) { return half_to_float(x & 0xffff); }

@@ -6,14 +6,15 @@ namespace cdnasim {
 
 // ---- f32 and integers
 #define CVT_TO_FLOAT(name, e) VALU_F(1, name, FLOAT_CLAMP, (u32 a), as_bits((float)(e)))
-#define CVT_FROM_FLOAT(name, e) VALU_F(1, name, 0, (u32 a), ([](float x) -> u32 { return e; })(as_float(a)))
+#define CVT_FROM_FLOAT(name, e) \
+  VALU_F(1, name, 0, (u32 a), ([](float x) -> u32 { return e; })(as_float(a)))
 CVT_TO_FLOAT(v_cvt_f32_i32, (i32)a)
 CVT_TO_FLOAT(v_cvt_f32_u32, a)
 CVT_FROM_FLOAT(v_cvt_u32_f32, float_to_u32(x))
 CVT_FROM_FLOAT(v_cvt_i32_f32, float_to_i32(x))
 CVT_FROM_FLOAT(v_cvt_rpi_i32_f32, float_to_i32(floorf(x + .5f)))
 CVT_FROM_FLOAT(v_cvt_flr_i32_f32, float_to_i32(floorf(x)))
-#define CVT_UBYTE(name, shift)                                             \
+#define CVT_UBYTE(name, shift)                                                            \
   VALU_TF(1, name, FLOAT_CLAMP, (u32 a), (U a, U ta), as_bits((float)(a >> shift & 255)), \
           spread(ta >> shift & 255))
 CVT_UBYTE(v_cvt_f32_ubyte0, 0)
@@ -33,21 +34,23 @@ HALF_FROM(v_cvt_f16_i16, float_to_half((float)(i16)a))
 static u32 limit(float x, float low, float high) {
   return x != x ? 0 : (u32)(i32)(x < low ? low : x > high ? high : x);
 }
-#define HALF_TO(name, low, high)                                   \
+#define HALF_TO(name, low, high)                                  \
   VALU_F(1, name, HALF_SIGN | HALF_SOURCE | HALF_RESULT, (u32 a), \
          limit(half_to_float(a & 0xffff), low, high) & 0xffff)
 HALF_TO(v_cvt_u16_f16, 0, 65535)
 HALF_TO(v_cvt_i16_f16, -32768, 32767)
 
 // Two sources into the halves of one register.
-#define PACK2(name, flags, convert)                                                        \
-  VALU_TF(2, name, flags, (u32 a, u32 b), (U a, U b, U ta, U tb), (convert(a) & 0xffff) | convert(b) << 16, \
-          (ta ? 0xffff : 0) | (tb ? 0xffff0000 : 0))
+#define PACK2(name, flags, convert)                               \
+  VALU_TF(2, name, flags, (u32 a, u32 b), (U a, U b, U ta, U tb), \
+          (convert(a) & 0xffff) | convert(b) << 16, (ta ? 0xffff : 0) | (tb ? 0xffff0000 : 0))
 static u32 pack_bf16(u32 x) { return float_to_bf16(as_float(x)); }
 static u32 pack_half_rtz(u32 x) { return float_to_half_rtz(as_float(x)); }
 static u32 pack_i16(u32 x) { return (i32)x > 32767 ? 32767 : (i32)x < -32768 ? 0x8000 : x; }
 static u32 pack_u16(u32 x) { return x > 65535 ? 65535 : x; }
-static u32 pack_snorm(u32 x) { return limit(rintf(med3_f32(as_float(x), -1, 1) * 32767), -32767, 32767); }
+static u32 pack_snorm(u32 x) {
+  return limit(rintf(med3_f32(as_float(x), -1, 1) * 32767), -32767, 32767);
+}
 static u32 pack_unorm(u32 x) { return limit(rintf(med3_f32(as_float(x), 0, 1) * 65535), 0, 65535); }
 PACK2(v_cvt_pk_bf16_f32, 0, pack_bf16)
 PACK2(v_cvt_pk_f16_f32, 0, ([](u32 x) { return float_to_half(as_float(x)); }))
@@ -60,43 +63,46 @@ PACK2(v_cvt_pknorm_u16_f32, 0, pack_unorm)
 VALU3(v_cvt_pk_u8_f32, (c & ~(255u << 8 * (b & 3))) | limit(as_float(a), 0, 255) << 8 * (b & 3))
 
 // ---- f64
-#define FROM_DOUBLE(name, e)                                       \
-  OP(name, VALU | WIDE64, 1, taint_any) {                          \
-    Lanes64 a;                                                     \
-    Lanes r;                                                       \
-    source64(w, I, 1, a);                                          \
-    FOR_LANES {                                                    \
-      double x = as_double(a.at[lane]);                            \
-      r.at[lane] = (e);                                            \
-    }                                                              \
-    blend(w, w.v[I.args[0].index], r.at);                          \
+#define FROM_DOUBLE(name, e)              \
+  OP(name, VALU | WIDE64, 1, taint_any) { \
+    Lanes64 a;                            \
+    Lanes r;                              \
+    source64(w, I, 1, a);                 \
+    FOR_LANES {                           \
+      double x = as_double(a.at[lane]);   \
+      r.at[lane] = (e);                   \
+    }                                     \
+    blend(w, w.v[I.args[0].index], r.at); \
   }
 FROM_DOUBLE(v_cvt_f32_f64, as_bits((float)x))
-FROM_DOUBLE(v_cvt_i32_f64, x != x ? 0 : x >= 2147483647. ? 0x7fffffff : x <= -2147483648. ? 0x80000000 : (u32)(i32)x)
+FROM_DOUBLE(v_cvt_i32_f64, x != x              ? 0
+                           : x >= 2147483647.  ? 0x7fffffff
+                           : x <= -2147483648. ? 0x80000000
+                                               : (u32)(i32)x)
 FROM_DOUBLE(v_cvt_u32_f64, !(x > 0) ? 0 : x >= 4294967295. ? ~0u : (u32)x)
-#define TO_DOUBLE(name, e)                                         \
-  OP(name, VALU, 1, taint_any) {                                   \
-    Lanes s0;                                                      \
-    Lanes64 r;                                                     \
-    const u32* source_bits = source(w, I, 1, s0);                  \
-    FOR_LANES {                                                    \
-      u32 a = source_bits[lane];                                   \
-      r.at[lane] = as_bits64((double)(e));                         \
-    }                                                              \
-    finish64(w, I, r);                                             \
+#define TO_DOUBLE(name, e)                        \
+  OP(name, VALU, 1, taint_any) {                  \
+    Lanes s0;                                     \
+    Lanes64 r;                                    \
+    const u32* source_bits = source(w, I, 1, s0); \
+    FOR_LANES {                                   \
+      u32 a = source_bits[lane];                  \
+      r.at[lane] = as_bits64((double)(e));        \
+    }                                             \
+    finish64(w, I, r);                            \
   }
 TO_DOUBLE(v_cvt_f64_f32, as_float(a))
 TO_DOUBLE(v_cvt_f64_i32, (i32)a)
 TO_DOUBLE(v_cvt_f64_u32, a)
 
 // ---- from fp8: one byte (SDWA picks another), or two bytes of a half
-#define FROM_FP8(name, e5m2)                                                                 \
-  static void taint_##name(Wave& w, const Ins& I) {                                          \
-    taint1(w, I, [](u32, u32 ta) { return spread(ta & 255); });                              \
-  }                                                                                          \
-  OP(name, VALU | FLOAT_CLAMP, 1, taint_##name) {                                            \
-    int flavour = w.fp8_flavour(e5m2);                                                       \
-    map1(w, I, [=](u32 a) { return as_bits(fp8_to_float(a, flavour)); });                    \
+#define FROM_FP8(name, e5m2)                                              \
+  static void taint_##name(Wave& w, const Ins& I) {                       \
+    taint1(w, I, [](u32, u32 ta) { return spread(ta & 255); });           \
+  }                                                                       \
+  OP(name, VALU | FLOAT_CLAMP, 1, taint_##name) {                         \
+    int flavour = w.fp8_flavour(e5m2);                                    \
+    map1(w, I, [=](u32 a) { return as_bits(fp8_to_float(a, flavour)); }); \
   }
 FROM_FP8(v_cvt_f32_fp8, false)
 FROM_FP8(v_cvt_f32_bf8, true)
@@ -136,7 +142,8 @@ static void write_part(Wave& w, const Ins& I, const Lanes& part, int bits, int s
 static void write_part_undefined(Wave& w, const Ins& I, const Lanes& t, int bits, int shift) {
   u32 field = (u32)((1ull << bits) - 1) << shift;
   Lanes merged;
-  FOR_LANES merged.at[lane] = (w.undefined[I.args[0].index][lane] & ~field) | (spread(t.at[lane]) & field);
+  FOR_LANES merged.at[lane] =
+      (w.undefined[I.args[0].index][lane] & ~field) | (spread(t.at[lane]) & field);
   finish_undefined(w, I, merged);
 }
 static Lanes undefined_sources(Wave& w, const Ins& I) {
@@ -159,32 +166,33 @@ static void taint_byte(Wave& w, const Ins& I) {
 static u32 pair_to_fp8(float x, float y, int flavour, bool saturate) {
   return float_to_fp8(x, flavour, saturate) | float_to_fp8(y, flavour, saturate) << 8;
 }
-#define TO_FP8(name, e5m2)                                                                      \
-  OP(name, VALU | READS_DST, 1, taint_half) {                                                   \
-    Lanes s0, s1, part;                                                                         \
-    const u32 *a = source(w, I, 1, s0), *b = source(w, I, 2, s1);                               \
-    int flavour = w.fp8_flavour(e5m2);                                                          \
-    bool saturate = w.saturates();                                                              \
-    FOR_LANES part.at[lane] = pair_to_fp8(as_float(a[lane]), as_float(b[lane]), flavour, saturate); \
-    write_part(w, I, part, 16, half_shift(I));                                                  \
+#define TO_FP8(name, e5m2)                                                    \
+  OP(name, VALU | READS_DST, 1, taint_half) {                                 \
+    Lanes s0, s1, part;                                                       \
+    const u32 *a = source(w, I, 1, s0), *b = source(w, I, 2, s1);             \
+    int flavour = w.fp8_flavour(e5m2);                                        \
+    bool saturate = w.saturates();                                            \
+    FOR_LANES part.at[lane] =                                                 \
+        pair_to_fp8(as_float(a[lane]), as_float(b[lane]), flavour, saturate); \
+    write_part(w, I, part, 16, half_shift(I));                                \
   }
 TO_FP8(v_cvt_pk_fp8_f32, false)
 TO_FP8(v_cvt_pk_bf8_f32, true)
 
 // Stochastic rounding: the second source's bits are added below the last mantissa bit kept.
-#define TO_FP8_STOCHASTIC(name, e5m2)                                                           \
-  OP(name, VALU | READS_DST, 1, taint_byte) {                                                   \
-    Lanes s0, s1, part;                                                                         \
-    const u32 *a = source(w, I, 1, s0), *b = source(w, I, 2, s1);                               \
-    int flavour = w.fp8_flavour(e5m2), dropped = 23 - fp8_format(flavour).mantissa_bits;        \
-    bool saturate = w.saturates();                                                              \
-    FOR_LANES {                                                                                 \
-      u32 bits = a[lane];                                                                       \
-      if ((bits & 0x7f800000) != 0x7f800000)                                                    \
-        bits = (bits + (b[lane] >> (32 - dropped))) & ~((1u << dropped) - 1);                   \
-      part.at[lane] = float_to_fp8(as_float(bits), flavour, saturate);                          \
-    }                                                                                           \
-    write_part(w, I, part, 8, byte_shift(I));                                                   \
+#define TO_FP8_STOCHASTIC(name, e5m2)                                                    \
+  OP(name, VALU | READS_DST, 1, taint_byte) {                                            \
+    Lanes s0, s1, part;                                                                  \
+    const u32 *a = source(w, I, 1, s0), *b = source(w, I, 2, s1);                        \
+    int flavour = w.fp8_flavour(e5m2), dropped = 23 - fp8_format(flavour).mantissa_bits; \
+    bool saturate = w.saturates();                                                       \
+    FOR_LANES {                                                                          \
+      u32 bits = a[lane];                                                                \
+      if ((bits & 0x7f800000) != 0x7f800000)                                             \
+        bits = (bits + (b[lane] >> (32 - dropped))) & ~((1u << dropped) - 1);            \
+      part.at[lane] = float_to_fp8(as_float(bits), flavour, saturate);                   \
+    }                                                                                    \
+    write_part(w, I, part, 8, byte_shift(I));                                            \
   }
 TO_FP8_STOCHASTIC(v_cvt_sr_fp8_f32, false)
 TO_FP8_STOCHASTIC(v_cvt_sr_bf8_f32, true)
@@ -214,25 +222,25 @@ static void write_small(Wave& w, const Ins& I, const Lanes& x, const Lanes& y, c
   }
   write_part(w, I, part, 2 * width, FORMAT == FP4 ? byte_shift(I) : half_shift(I));
 }
-#define SCALED_FROM_F32(name, format, taint)                                                    \
-  OP(name, VALU | READS_DST, 1, taint) {                                                        \
-    Lanes s0, s1, s2, x, y;                                                                     \
-    memcpy(x.at, source(w, I, 1, s0), sizeof x.at);                                             \
-    memcpy(y.at, source(w, I, 2, s1), sizeof y.at);                                             \
-    write_small<format>(w, I, x, y, source(w, I, 3, s2));                                       \
+#define SCALED_FROM_F32(name, format, taint)              \
+  OP(name, VALU | READS_DST, 1, taint) {                  \
+    Lanes s0, s1, s2, x, y;                               \
+    memcpy(x.at, source(w, I, 1, s0), sizeof x.at);       \
+    memcpy(y.at, source(w, I, 2, s1), sizeof y.at);       \
+    write_small<format>(w, I, x, y, source(w, I, 3, s2)); \
   }
 SCALED_FROM_F32(v_cvt_scalef32_pk_fp8_f32, FP8, taint_half)
 SCALED_FROM_F32(v_cvt_scalef32_pk_bf8_f32, BF8, taint_half)
 SCALED_FROM_F32(v_cvt_scalef32_pk_fp4_f32, FP4, taint_byte)
-#define SCALED_FROM_HALVES(name, format, bf16, taint)                                           \
-  OP(name, VALU | READS_DST, 1, taint) {                                                        \
-    Lanes s0, s1, x, y;                                                                         \
-    const u32* a = source(w, I, 1, s0);                                                         \
-    FOR_LANES {                                                                                 \
-      x.at[lane] = as_bits(from_half_word(a[lane], bf16));                                      \
-      y.at[lane] = as_bits(from_half_word(a[lane] >> 16, bf16));                                \
-    }                                                                                           \
-    write_small<format>(w, I, x, y, source(w, I, 2, s1));                                       \
+#define SCALED_FROM_HALVES(name, format, bf16, taint)            \
+  OP(name, VALU | READS_DST, 1, taint) {                         \
+    Lanes s0, s1, x, y;                                          \
+    const u32* a = source(w, I, 1, s0);                          \
+    FOR_LANES {                                                  \
+      x.at[lane] = as_bits(from_half_word(a[lane], bf16));       \
+      y.at[lane] = as_bits(from_half_word(a[lane] >> 16, bf16)); \
+    }                                                            \
+    write_small<format>(w, I, x, y, source(w, I, 2, s1));        \
   }
 SCALED_FROM_HALVES(v_cvt_scalef32_pk_fp8_bf16, FP8, true, taint_half)
 SCALED_FROM_HALVES(v_cvt_scalef32_pk_bf8_bf16, BF8, true, taint_half)
@@ -262,20 +270,21 @@ static void scaled_pair(Wave& w, const Ins& I) {
   blend(w, w.v[I.args[0].index], low.at);
   if (TARGET == TO_F32) blend(w, w.v[I.args[0].index + 1], high.at);
 }
-#define SCALED_PAIRS(small, format)                                                                  \
-  OP(v_cvt_scalef32_pk_f32_##small, VALU, 1, taint_any) { scaled_pair<format, TO_F32>(w, I); }       \
-  OP(v_cvt_scalef32_pk_bf16_##small, VALU, 1, taint_any) { scaled_pair<format, TO_BF16>(w, I); }     \
+#define SCALED_PAIRS(small, format)                                                              \
+  OP(v_cvt_scalef32_pk_f32_##small, VALU, 1, taint_any) { scaled_pair<format, TO_F32>(w, I); }   \
+  OP(v_cvt_scalef32_pk_bf16_##small, VALU, 1, taint_any) { scaled_pair<format, TO_BF16>(w, I); } \
   OP(v_cvt_scalef32_pk_f16_##small, VALU, 1, taint_any) { scaled_pair<format, TO_F16>(w, I); }
 SCALED_PAIRS(fp8, FP8)
 SCALED_PAIRS(bf8, BF8)
 SCALED_PAIRS(fp4, FP4)
-#define SCALED_SINGLE(name, format)                                                             \
-  OP(name, VALU, 1, taint_any) {                                                                \
-    Lanes s0, s1, r;                                                                            \
-    const u32 *a = source(w, I, 1, s0), *scale = source(w, I, 2, s1);                           \
-    int shift = 8 * (I.mods.op_sel & 3);                                                        \
-    FOR_LANES r.at[lane] = as_bits(ldexpf(from_small(a[lane] >> shift, format), scale_exponent(scale[lane]))); \
-    blend(w, w.v[I.args[0].index], r.at);                                                       \
+#define SCALED_SINGLE(name, format)                                                         \
+  OP(name, VALU, 1, taint_any) {                                                            \
+    Lanes s0, s1, r;                                                                        \
+    const u32 *a = source(w, I, 1, s0), *scale = source(w, I, 2, s1);                       \
+    int shift = 8 * (I.mods.op_sel & 3);                                                    \
+    FOR_LANES r.at[lane] =                                                                  \
+        as_bits(ldexpf(from_small(a[lane] >> shift, format), scale_exponent(scale[lane]))); \
+    blend(w, w.v[I.args[0].index], r.at);                                                   \
   }
 SCALED_SINGLE(v_cvt_scalef32_f32_fp8, FP8)
 SCALED_SINGLE(v_cvt_scalef32_f32_bf8, BF8)

@@ -9,10 +9,11 @@ namespace cdnasim {
 #define FLOAT2(name, e)                        \
   VALU_F(2, name, FLOAT_CLAMP, (u32 a, u32 b), \
          ([](float x, float y) -> u32 { return as_bits(e); })(as_float(a), as_float(b)))
-#define FLOAT3(name, e)                               \
-  VALU_F(3, name, FLOAT_CLAMP, (u32 a, u32 b, u32 c), \
-         ([](float x, float y, float z) -> u32 { return as_bits(e); })(as_float(a), as_float(b), as_float(c)))
-#define TRANS1(name, e)                        \
+#define FLOAT3(name, e)                                                                       \
+  VALU_F(3, name, FLOAT_CLAMP, (u32 a, u32 b, u32 c), ([](float x, float y, float z) -> u32 { \
+           return as_bits(e);                                                                 \
+         })(as_float(a), as_float(b), as_float(c)))
+#define TRANS1(name, e)                         \
   VALU_F(1, name, FLOAT_CLAMP | TRANS, (u32 a), \
          ([](float x) -> u32 { return as_bits(e); })(as_float(a)))
 
@@ -39,7 +40,12 @@ FLOAT1(v_ceil_f32, ceilf(x))
 FLOAT1(v_trunc_f32, truncf(x))
 FLOAT1(v_rndne_f32, rintf(x))
 FLOAT1(v_fract_f32, min_f32(x - floorf(x), 0.99999994f))
-FLOAT1(v_frexp_mant_f32, std::isfinite(x) && x != 0 ? frexpf(x, [] { static thread_local int e; return &e; }()) : x)
+FLOAT1(v_frexp_mant_f32, std::isfinite(x) && x != 0 ? frexpf(x,
+                                                             [] {
+                                                               static thread_local int e;
+                                                               return &e;
+                                                             }())
+                                                    : x)
 static i32 exponent_of(float x) {
   int e = 0;
   if (std::isfinite(x) && x != 0) frexpf(x, &e);
@@ -52,7 +58,8 @@ VALU_F(2, v_ldexp_f32, FLOAT_CLAMP, (u32 a, u32 b), as_bits(ldexpf(as_float(a), 
 OP(v_fmac_f32, VALU | FLOAT_CLAMP | READS_DST, 1, taint_any) {
   Lanes s0, s1, result;
   const u32 *a = source(w, I, 1, s0), *b = source(w, I, 2, s1), *d = w.v[I.args[0].index];
-  FOR_LANES result.at[lane] = as_bits(fmaf(as_float(a[lane]), as_float(b[lane]), as_float(d[lane])));
+  FOR_LANES result.at[lane] =
+      as_bits(fmaf(as_float(a[lane]), as_float(b[lane]), as_float(d[lane])));
   finish(w, I, result);
 }
 
@@ -63,8 +70,8 @@ TRANS1(v_rcp_iflag_f32, 1.f / x)
 TRANS1(v_rsq_f32, 1.f / sqrtf(x))
 TRANS1(v_sqrt_f32, sqrtf(x))
 constexpr double TURN = 6.283185307179586;
-TRANS1(v_sin_f32, (float)sin(x * TURN))
-TRANS1(v_cos_f32, (float)cos(x * TURN))
+TRANS1(v_sin_f32, (float)sin(x* TURN))
+TRANS1(v_cos_f32, (float)cos(x* TURN))
 
 // ---- division: v_div_scale, v_div_fmas and v_div_fixup as in the ISA document's pseudo-code.
 static bool is_denormal(float x) { return x != 0 && fabsf(x) < 1.17549435e-38f; }
@@ -133,18 +140,20 @@ VALU_F(3, v_div_fixup_f32, FLOAT_CLAMP, (u32 a, u32 b, u32 c),
 
 // ---- f16: computed in f32 and rounded once (exact for one addition or product); fma in f64
 #define HALF (HALF_SIGN | HALF_SOURCE | HALF_RESULT | FLOAT_CLAMP)
-#define HALF1(name, e)            \
+#define HALF1(name, e)           \
   VALU_F(1, name, HALF, (u32 a), \
          ([](float x) -> u32 { return float_to_half(e); })(half_to_float(a & 0xffff)))
-#define HALF1_TRANS(name, e)            \
+#define HALF1_TRANS(name, e)             \
   VALU_F(1, name, HALF | TRANS, (u32 a), \
          ([](float x) -> u32 { return float_to_half(e); })(half_to_float(a & 0xffff)))
-#define HALF2(name, e)                  \
-  VALU_F(2, name, HALF, (u32 a, u32 b), \
-         ([](float x, float y) -> u32 { return float_to_half(e); })(half_to_float(a & 0xffff), half_to_float(b & 0xffff)))
-#define HALF3(name, e)                                      \
-  VALU_F(3, name, HALF | KEEPS_HIGH, (u32 a, u32 b, u32 c), \
-         ([](float x, float y, float z) -> u32 { return float_to_half(e); })(half_to_float(a & 0xffff), half_to_float(b & 0xffff), half_to_float(c & 0xffff)))
+#define HALF2(name, e)                                                 \
+  VALU_F(2, name, HALF, (u32 a, u32 b), ([](float x, float y) -> u32 { \
+           return float_to_half(e);                                    \
+         })(half_to_float(a & 0xffff), half_to_float(b & 0xffff)))
+#define HALF3(name, e)                                                        \
+  VALU_F(3, name, HALF | KEEPS_HIGH, (u32 a, u32 b, u32 c),                   \
+         ([](float x, float y, float z) -> u32 { return float_to_half(e); })( \
+             half_to_float(a & 0xffff), half_to_float(b & 0xffff), half_to_float(c & 0xffff)))
 HALF2(v_add_f16, x + y)
 HALF2(v_sub_f16, x - y)
 HALF2(v_subrev_f16, y - x)
@@ -181,10 +190,14 @@ static void double2(Wave& w, const Ins& I, F f) {
   FOR_LANES r.at[lane] = as_bits64(f(as_double(a.at[lane]), as_double(b.at[lane])));
   finish64(w, I, r);
 }
-#define DOUBLE1(name, e) \
-  OP(name, VALU | WIDE64, 1, taint_any) { double1(w, I, [](double x) { return e; }); }
-#define DOUBLE2(name, e) \
-  OP(name, VALU | WIDE64, 1, taint_any) { double2(w, I, [](double x, double y) { return e; }); }
+#define DOUBLE1(name, e)                       \
+  OP(name, VALU | WIDE64, 1, taint_any) {      \
+    double1(w, I, [](double x) { return e; }); \
+  }
+#define DOUBLE2(name, e)                                 \
+  OP(name, VALU | WIDE64, 1, taint_any) {                \
+    double2(w, I, [](double x, double y) { return e; }); \
+  }
 DOUBLE2(v_add_f64, x + y)
 DOUBLE2(v_mul_f64, x * y)
 DOUBLE2(v_max_f64, fmax(x, y))
@@ -201,7 +214,8 @@ OP(v_fma_f64, VALU | WIDE64, 1, taint_any) {
   source64(w, I, 1, a);
   source64(w, I, 2, b);
   source64(w, I, 3, c);
-  FOR_LANES r.at[lane] = as_bits64(fma(as_double(a.at[lane]), as_double(b.at[lane]), as_double(c.at[lane])));
+  FOR_LANES r.at[lane] =
+      as_bits64(fma(as_double(a.at[lane]), as_double(b.at[lane]), as_double(c.at[lane])));
   finish64(w, I, r);
 }
 OP(v_fmac_f64, VALU | WIDE64 | READS_DST, 1, taint_any) {

@@ -14,7 +14,7 @@ VALU1_T(v_accvgpr_write_b32, a, ta)
 VALU1_T(v_accvgpr_mov_b32, a, ta)
 VALU1_T(v_not_b32, ~a, ta)
 VALU1_T(v_bfrev_b32, reverse_bits(a), reverse_bits(ta))
-VALU2_T(v_and_b32, a& b, and_undefined(a, b, ta, tb))
+VALU2_T(v_and_b32, a & b, and_undefined(a, b, ta, tb))
 VALU2_T(v_or_b32, a | b, or_undefined(a, b, ta, tb))
 VALU2_T(v_xor_b32, a ^ b, ta | tb)
 VALU2_T(v_xnor_b32, ~(a ^ b), ta | tb)
@@ -40,7 +40,8 @@ VALU3_T(v_lshl_or_b32, a << (b & 31) | c, ta << (b & 31) | tc | spread(tb))
 VALU3_T(v_lshl_add_u32, (a << (b & 31)) + c, upward(ta << (b & 31) | tc) | spread(tb))
 VALU3_T(v_add_lshl_u32, (a + b) << (c & 31), upward(ta | tb) << (c & 31) | spread(tc))
 VALU3_T(v_alignbit_b32, (u32)(join(b, a) >> (c & 31)), (u32)(join(tb, ta) >> (c & 31)) | spread(tc))
-VALU3_T(v_alignbyte_b32, (u32)(join(b, a) >> 8 * (c & 3)), (u32)(join(tb, ta) >> 8 * (c & 3)) | spread(tc))
+VALU3_T(v_alignbyte_b32, (u32)(join(b, a) >> 8 * (c & 3)),
+        (u32)(join(tb, ta) >> 8 * (c & 3)) | spread(tc))
 static u32 low_mask(u32 bits) { return (1u << (bits & 31)) - 1; }
 VALU3_T(v_bfe_u32, a >> (b & 31) & low_mask(c), (ta >> (b & 31) & low_mask(c)) | spread(tb | tc))
 static u32 bfe_signed(u32 a, u32 b, u32 c) {
@@ -81,30 +82,30 @@ OP(v_bitop3_b16, VALU | HALF_SOURCE | HALF_RESULT, 1, taint_any) {
 }
 
 // ---- 64-bit
-#define SHIFT64(name, e)                                                        \
-  static void taint_##name(Wave& w, const Ins& I) {                             \
-    Lanes s0, t0;                                                               \
-    Lanes64 value, r;                                                           \
+#define SHIFT64(name, e)                                                                  \
+  static void taint_##name(Wave& w, const Ins& I) {                                       \
+    Lanes s0, t0;                                                                         \
+    Lanes64 value, r;                                                                     \
     const u32 *amount = source(w, I, 1, s0), *unknown = source_undefined(w, I, 1, 0, t0); \
-    source64_undefined(w, I, 2, value);                                         \
-    FOR_LANES {                                                                 \
-      u64 x = value.at[lane];                                                   \
-      int n = amount[lane] & 63;                                                \
-      r.at[lane] = unknown[lane] ? ~0ull : (e);                                 \
-    }                                                                           \
-    finish64_undefined(w, I, r);                                                \
-  }                                                                             \
-  OP(name, VALU, 1, taint_##name) {                                                \
-    Lanes s0;                                                                   \
-    Lanes64 value, r;                                                           \
-    const u32* amount = source(w, I, 1, s0);                                    \
-    source64(w, I, 2, value);                                                   \
-    FOR_LANES {                                                                 \
-      u64 x = value.at[lane];                                                   \
-      int n = amount[lane] & 63;                                                \
-      r.at[lane] = (e);                                                         \
-    }                                                                           \
-    finish64(w, I, r);                                                          \
+    source64_undefined(w, I, 2, value);                                                   \
+    FOR_LANES {                                                                           \
+      u64 x = value.at[lane];                                                             \
+      int n = amount[lane] & 63;                                                          \
+      r.at[lane] = unknown[lane] ? ~0ull : (e);                                           \
+    }                                                                                     \
+    finish64_undefined(w, I, r);                                                          \
+  }                                                                                       \
+  OP(name, VALU, 1, taint_##name) {                                                       \
+    Lanes s0;                                                                             \
+    Lanes64 value, r;                                                                     \
+    const u32* amount = source(w, I, 1, s0);                                              \
+    source64(w, I, 2, value);                                                             \
+    FOR_LANES {                                                                           \
+      u64 x = value.at[lane];                                                             \
+      int n = amount[lane] & 63;                                                          \
+      r.at[lane] = (e);                                                                   \
+    }                                                                                     \
+    finish64(w, I, r);                                                                    \
   }
 SHIFT64(v_lshlrev_b64, x << n)
 SHIFT64(v_lshrrev_b64, x >> n)
@@ -168,15 +169,18 @@ static void taint_sum(Wave& w, const Ins& I) {
   taint2(w, I, [](u32, u32, u32 ta, u32 tb) { return upward(ta | tb); });
 }
 static i64 limit(i64 x, i64 low, i64 high) { return x < low ? low : x > high ? high : x; }
-#define SATURATING2(name, T, expression, low, high)                                     \
-  OP(name, VALU | INT_CLAMP, 1, taint_sum) {                                            \
-    if (!I.mods.clamp)                                                                  \
-      map2(w, I, [](u32 ua, u32 ub) { i64 a = (T)ua, b = (T)ub; return (u32)(expression); }); \
-    else                                                                                \
-      map2(w, I, [](u32 ua, u32 ub) {                                                   \
-        i64 a = (T)ua, b = (T)ub;                                                       \
-        return (u32)limit((expression), low, high);                                     \
-      });                                                                               \
+#define SATURATING2(name, T, expression, low, high) \
+  OP(name, VALU | INT_CLAMP, 1, taint_sum) {        \
+    if (!I.mods.clamp)                              \
+      map2(w, I, [](u32 ua, u32 ub) {               \
+        i64 a = (T)ua, b = (T)ub;                   \
+        return (u32)(expression);                   \
+      });                                           \
+    else                                            \
+      map2(w, I, [](u32 ua, u32 ub) {               \
+        i64 a = (T)ua, b = (T)ub;                   \
+        return (u32)limit((expression), low, high); \
+      });                                           \
   }
 SATURATING2(v_add_u32, u32, a + b, 0, 0xffffffffll)
 SATURATING2(v_sub_u32, u32, a - b, 0, 0xffffffffll)
@@ -185,9 +189,9 @@ SATURATING2(v_add_i32, i32, a + b, -0x80000000ll, 0x7fffffffll)
 SATURATING2(v_sub_i32, i32, a - b, -0x80000000ll, 0x7fffffffll)
 VALU3_T(v_add3_u32, a + b + c, upward(ta | tb | tc))
 VALU3_T(v_xad_u32, (a ^ b) + c, upward(ta | tb | tc))
-VALU2(v_mul_lo_u32, a* b)
+VALU2(v_mul_lo_u32, a * b)
 VALU2(v_mul_hi_u32, (u32)((u64)a * b >> 32))
-VALU2(v_mul_hi_i32, (u32)((u64)((i64)(i32)a * (i32)b) >> 32))
+VALU2(v_mul_hi_i32, (u32)((u64)((i64)(i32)a*(i32)b) >> 32))
 static u32 u24(u32 x) { return x & 0xffffff; }
 static i32 i24(u32 x) { return sign_extend(x, 24); }
 VALU2(v_mul_u32_u24, u24(a) * u24(b))
@@ -243,21 +247,21 @@ OP(v_subbrev_co_u32, VALU | LANE_MASK, 2, taint_any) { with_carry<SUBREV>(w, I);
 #define HALF (HALF_SOURCE | HALF_RESULT)
 #define SHORT2(name, e) VALU_F(2, name, HALF, (u32 a, u32 b), (e) & 0xffff)
 #define SHORT3(name, e) VALU_F(3, name, HALF | KEEPS_HIGH, (u32 a, u32 b, u32 c), (e) & 0xffff)
-#define SHORT_SATURATING(name, T, expression, low, high)                                  \
-  OP(name, VALU | INT_CLAMP | HALF, 1, taint_any) {                                       \
-    bool clamp = I.mods.clamp;                                                            \
-    map2(w, I, [=](u32 ua, u32 ub) {                                                      \
-      i64 a = (T)ua, b = (T)ub;                                                           \
-      i64 r = (expression);                                                               \
-      return (u32)(clamp ? limit(r, low, high) : r) & 0xffff;                             \
-    });                                                                                   \
+#define SHORT_SATURATING(name, T, expression, low, high)      \
+  OP(name, VALU | INT_CLAMP | HALF, 1, taint_any) {           \
+    bool clamp = I.mods.clamp;                                \
+    map2(w, I, [=](u32 ua, u32 ub) {                          \
+      i64 a = (T)ua, b = (T)ub;                               \
+      i64 r = (expression);                                   \
+      return (u32)(clamp ? limit(r, low, high) : r) & 0xffff; \
+    });                                                       \
   }
 SHORT_SATURATING(v_add_u16, u16, a + b, 0, 0xffff)
 SHORT_SATURATING(v_sub_u16, u16, a - b, 0, 0xffff)
 SHORT_SATURATING(v_subrev_u16, u16, b - a, 0, 0xffff)
 SHORT_SATURATING(v_add_i16, i16, a + b, -0x8000, 0x7fff)
 SHORT_SATURATING(v_sub_i16, i16, a - b, -0x8000, 0x7fff)
-SHORT2(v_mul_lo_u16, a* b)
+SHORT2(v_mul_lo_u16, a * b)
 SHORT2(v_lshlrev_b16, b << (a & 15))
 SHORT2(v_lshrrev_b16, (b & 0xffff) >> (a & 15))
 SHORT2(v_ashrrev_i16, (u32)((i16)b >> (a & 15)))
@@ -265,11 +269,11 @@ SHORT2(v_max_u16, max_u(a & 0xffff, b & 0xffff))
 SHORT2(v_min_u16, min_u(a & 0xffff, b & 0xffff))
 SHORT2(v_max_i16, (u32)max_i((i16)a, (i16)b))
 SHORT2(v_min_i16, (u32)min_i((i16)a, (i16)b))
-SHORT3(v_mad_u16, a* b + c)
-SHORT3(v_mad_i16, a* b + c)
-SHORT3(v_mad_legacy_u16, a* b + c)
+SHORT3(v_mad_u16, a * b + c)
+SHORT3(v_mad_i16, a * b + c)
+SHORT3(v_mad_legacy_u16, a * b + c)
 VALU_F(3, v_mad_u32_u16, HALF_SOURCE, (u32 a, u32 b, u32 c), (a & 0xffff) * (b & 0xffff) + c)
-VALU_F(3, v_mad_i32_i16, HALF_SOURCE, (u32 a, u32 b, u32 c), (u32)((i16)a * (i16)b) + c)
+VALU_F(3, v_mad_i32_i16, HALF_SOURCE, (u32 a, u32 b, u32 c), (u32)((i16)a*(i16)b) + c)
 VALU_TF(2, v_pack_b32_f16, HALF_SOURCE, (u32 a, u32 b), (U a, U b, U ta, U tb),
         (a & 0xffff) | b << 16, (ta & 0xffff) | tb << 16)
 

@@ -16,7 +16,9 @@ static bool finished(const Wave& w, int bit) {
     default: return sequence <= w.smem_done;
   }
 }
-static int wait_class(const Ins& I) { return I.flags & VMEM ? WAIT_VM : I.flags & LDS ? WAIT_LDS : WAIT_SMEM; }
+static int wait_class(const Ins& I) {
+  return I.flags & VMEM ? WAIT_VM : I.flags & LDS ? WAIT_LDS : WAIT_SMEM;
+}
 
 void check_pending(Wave& w, const Ins& I) {
   for (int word = 0; word < 10; word++)
@@ -26,16 +28,19 @@ void check_pending(Wave& w, const Ins& I) {
         w.pending.remove(bit);
         continue;
       }
-      bool only_loads_into = (I.flags & LOADS) && (I.flags & (VMEM | LDS)) && wait_class(I) == w.pending_class[bit];
+      bool only_loads_into =
+          (I.flags & LOADS) && (I.flags & (VMEM | LDS)) && wait_class(I) == w.pending_class[bit];
       for (int k = I.num_dst; k < I.nargs && only_loads_into; k++) {
         const Arg& a = I.args[k];
         int first = a.kind == ARG_SGPR ? scalar_bit(a.index) : a.index;
-        bool names = (a.kind == ARG_VGPR || a.kind == ARG_SGPR) && bit >= first && bit < first + a.count;
+        bool names =
+            (a.kind == ARG_VGPR || a.kind == ARG_SGPR) && bit >= first && bit < first + a.count;
         only_loads_into = !names;
       }
       if (only_loads_into) continue;
       static const char* const counter[] = {"vmcnt", "lgkmcnt", "lgkmcnt(0)"};
-      report(w, I, MISSING_WAIT, -1, w.pending_pc[bit], "uses %s while a load into it is outstanding (needs s_waitcnt %s)",
+      report(w, I, MISSING_WAIT, -1, w.pending_pc[bit],
+             "uses %s while a load into it is outstanding (needs s_waitcnt %s)",
              register_name(bit).c_str(), counter[w.pending_class[bit]]);
       w.pending.remove(bit);
     }
@@ -51,9 +56,11 @@ static void mark(Wave& w, const Ins& I, int bit, int wait, u32 sequence) {
 
 void issue(Wave& w, const Ins& I) {
   int wait = wait_class(I);
-  u32 sequence = wait == WAIT_VM ? ++w.vm_issued : wait == WAIT_LDS ? ++w.lds_issued : ++w.smem_issued;
+  u32 sequence = wait == WAIT_VM    ? ++w.vm_issued
+                 : wait == WAIT_LDS ? ++w.lds_issued
+                                    : ++w.smem_issued;
   if (wait == WAIT_LDS && (I.flags & STORES)) w.last_lds_write = sequence;
-  // A full counter holds back the next operation, so the oldest ones are done; compilers rely on it.
+  // A full counter holds back the next operation: the oldest are done, as compilers know.
   if (w.vm_issued - w.vm_done > MOST_VM) w.vm_done = w.vm_issued - MOST_VM;
   if (w.lds_issued - w.lds_done > MOST_LGKM) w.lds_done = w.lds_issued - MOST_LGKM;
   for (int k = 0; k < I.num_dst; k++) {
@@ -66,9 +73,11 @@ void issue(Wave& w, const Ins& I) {
 // Negative counts mean that the counter is not waited for. With scalar loads outstanding a count
 // above zero still bounds the LDS operations, but says nothing of the scalar loads.
 void wait_for(Wave& w, int vmcnt, int lgkmcnt) {
-  if (vmcnt >= 0 && w.vm_issued > (u32)vmcnt && w.vm_issued - vmcnt > w.vm_done) w.vm_done = w.vm_issued - vmcnt;
+  if (vmcnt >= 0 && w.vm_issued > (u32)vmcnt && w.vm_issued - vmcnt > w.vm_done)
+    w.vm_done = w.vm_issued - vmcnt;
   if (lgkmcnt < 0) return;
-  if (w.lds_issued > (u32)lgkmcnt && w.lds_issued - lgkmcnt > w.lds_done) w.lds_done = w.lds_issued - lgkmcnt;
+  if (w.lds_issued > (u32)lgkmcnt && w.lds_issued - lgkmcnt > w.lds_done)
+    w.lds_done = w.lds_issued - lgkmcnt;
   if (lgkmcnt == 0) w.smem_done = w.smem_issued;
 }
 

@@ -322,6 +322,15 @@ def test_equal_values_written_by_several_waves_do_not_race():
     only(findings(body.format("v0"), block=128), KINDS.LDS_RACE, "ds_write_b32")
 
 
+def test_equal_wide_values_do_not_race_in_their_second_half():
+    body = (
+        f"{PROLOGUE}v_and_b32 v1, 0xff, v0\nv_lshlrev_b32 v1, 2, v1\nv_mov_b32 v2, 1\n"
+        "v_mov_b32 v3, 2\nv_mov_b32 v4, {}\nds_write_b96 v1, v[2:4]\ns_waitcnt lgkmcnt(0)"
+    )
+    assert findings(body.format("3"), block=128) == ()
+    only(findings(body.format("v0"), block=128), KINDS.LDS_RACE, "ds_write_b96")
+
+
 def test_byte_accesses_race_by_bytes():
     body = f"{PROLOGUE}v_lshrrev_b32 v1, 2, v0\n{{}}ds_write_b8 v1, v0\ns_waitcnt lgkmcnt(0)"
     assert findings(body.format(""), block=256) == ()
