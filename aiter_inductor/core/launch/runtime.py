@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import NoReturn, Protocol
@@ -83,11 +84,13 @@ class _DriverRuntime:
     def _allow_shared(self, function: ctypes.c_void_p, shared_bytes: int) -> None:
         """Permit `shared_bytes` of dynamic shared memory; HIP needs no permission."""
 
-    def stream_of(self, device: int) -> int:
-        """The caller's current stream on `device`."""
+    @property
+    def stream_of(self) -> Callable[[int], int]:
+        """The caller's current stream on a device; torch's own function, called without a frame."""
         import torch
 
-        return int(torch._C._cuda_getCurrentRawStream(device))
+        current_raw_stream: Callable[[int], int] = torch._C._cuda_getCurrentRawStream
+        return current_raw_stream
 
     def enter(self, device: int) -> int:
         """Make `device` current; the one that was current before."""
