@@ -95,3 +95,20 @@ def flash_attention(
         (acc / total[:, None]).to(tl.bfloat16),
         mask=rows[:, None] < length,
     )
+
+
+@triton.jit
+def gemm_microscaled(
+    a, a_scale, b, b_scale, out, K, FORMAT: tl.constexpr, PACKED: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+):  # fmt: skip
+    rows, columns = tl.arange(0, BM), tl.arange(0, BN)
+    inner, blocks = tl.arange(0, BK // PACKED), tl.arange(0, BK // 32)
+    total = tl.zeros((BM, BN), tl.float32)
+    for k in range(0, K, BK):
+        x = tl.load(a + rows[:, None] * (K // PACKED) + k // PACKED + inner[None, :])
+        y = tl.load(b + columns[None, :] * (K // PACKED) + k // PACKED + inner[:, None])
+        xs = tl.load(a_scale + rows[:, None] * (K // 32) + k // 32 + blocks[None, :])
+        ys = tl.load(b_scale + columns[:, None] * (K // 32) + k // 32 + blocks[None, :])
+        total += tl.dot_scaled(x, xs, FORMAT, y, ys, FORMAT)
+    tl.store(out + rows[:, None] * BN + columns[None, :], total)
