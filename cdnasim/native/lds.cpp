@@ -5,6 +5,7 @@
 namespace cdnasim {
 
 void report_race(Wave& w, const Ins& I, int lane, u32 offset, int bytes, bool writing) {
+  if (!(w.group->launch->checks & CHECK_RACES)) return;
   LdsShadow& shadow = *w.group->shadow;
   u32 tag = shadow_tag(w);
   for (u32 at = offset; at < offset + (u32)bytes; at++) {
@@ -93,13 +94,14 @@ static u64 note_access(Wave& w, const Ins& I, const Addresses& a, int bytes, u64
                        const StoredData& data = {}) {
   i32 checks = w.group->launch->checks;
   if (!(checks & (CHECK_RACES | CHECK_UNDEFINED))) return 0;
+  u64 relevant = checks & CHECK_UNDEFINED ? ~0ull : 0;
   switch (bytes) {
-    case 1: return note_lanes<WRITES, 1>(w, I, a, undefined, data);
-    case 2: return note_lanes<WRITES, 2>(w, I, a, undefined, data);
-    case 4: return note_lanes<WRITES, 4>(w, I, a, undefined, data);
-    case 8: return note_lanes<WRITES, 8>(w, I, a, undefined, data);
-    case 12: return note_lanes<WRITES, 12>(w, I, a, undefined, data);
-    default: return note_lanes<WRITES, 16>(w, I, a, undefined, data);
+    case 1: return relevant & note_lanes<WRITES, 1>(w, I, a, undefined, data);
+    case 2: return relevant & note_lanes<WRITES, 2>(w, I, a, undefined, data);
+    case 4: return relevant & note_lanes<WRITES, 4>(w, I, a, undefined, data);
+    case 8: return relevant & note_lanes<WRITES, 8>(w, I, a, undefined, data);
+    case 12: return relevant & note_lanes<WRITES, 12>(w, I, a, undefined, data);
+    default: return relevant & note_lanes<WRITES, 16>(w, I, a, undefined, data);
   }
 }
 static void read_part(Wave& w, const Ins& I, const Arg& to, u32 immediate, const Shape& s) {

@@ -1,4 +1,4 @@
-"""Compile the test kernels once per session and run them in the simulator."""
+"""Compile the test kernels, each once, and run them in the simulator."""
 
 from __future__ import annotations
 

@@ -414,8 +414,8 @@ s_endpgm
 ds_add_u32 v1, v2
 s_waitcnt lgkmcnt(0)
 """
-    found = findings(body, block=128, checks=Check.ALL & ~Check.RACES, max_instructions=10_000)
-    assert [f for f in found if f.kind is not KINDS.LDS_RACE] == []
+    checks = Check.ALL & ~Check.RACES
+    assert findings(body, block=128, checks=checks, max_instructions=10_000) == ()
 
 
 def test_unsupported_instruction_is_refused_when_reached():
@@ -446,6 +446,16 @@ def test_checks_can_be_switched_off():
         )
         == ()
     )
+
+
+def test_each_lds_check_is_switched_off_alone():
+    """Both use the same record of LDS accesses."""
+    race = without(EXCHANGE, "s_barrier")
+    everything = {f.kind for f in findings(race, block=256)}
+    assert everything == {KINDS.LDS_RACE, KINDS.UNDEFINED_VALUE}
+    for check, left in ((Check.RACES, KINDS.UNDEFINED_VALUE), (Check.UNDEFINED, KINDS.LDS_RACE)):
+        found = findings(race, block=256, checks=Check.ALL & ~check)
+        assert {f.kind for f in found} == {left}
 
 
 def test_strict_launch_raises_with_the_line():
