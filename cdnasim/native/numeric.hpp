@@ -1,4 +1,4 @@
-// Number formats: bf16, f16, the four fp8 flavours, fp6, fp4, e8m0, and float helpers with the
+// Number formats: bf16, f16, the four fp8 flavours, fp6, fp4, e8m0, and float functions with the
 // hardware's treatment of NaN and signed zero.
 #pragma once
 #include <cmath>
