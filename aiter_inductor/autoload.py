@@ -7,7 +7,6 @@ This file imports nothing that `import torch` has not imported yet, and must sta
 from __future__ import annotations
 
 import functools
-import warnings
 from typing import Any
 
 
@@ -23,6 +22,8 @@ def autoload() -> None:
     try:
         requested = config.autoload_requested()
     except OptionValueError as error:
+        import warnings
+
         warnings.warn(f"{error}; torch.compile keeps its own default backend", stacklevel=2)
         return
     if requested:
