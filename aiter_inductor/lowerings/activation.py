@@ -16,7 +16,7 @@ from aiter_inductor.lowerings.activation_problem import (
     quantised_activation_unsupported,
 )
 from aiter_inductor.lowerings.quant import quant_per_group, quant_per_token, quant_static
-from aiter_inductor.lowerings.rows import add_triton
+from aiter_inductor.lowerings.providers import add_hip, add_triton
 
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "swiglu")
 
@@ -185,5 +185,7 @@ def act_and_mul_quant_static(
 
 for made in (act_and_mul, act_and_mul_backward):
     add_triton(made, "activation", refuse=activation_unsupported)
+add_hip(act_and_mul, "activation", refuse=activation_unsupported)
 for made in (act_and_mul_quant, act_and_mul_quant_static):
     add_triton(made, "activation", refuse=quantised_activation_unsupported)
+    add_hip(made, "activation", refuse=quantised_activation_unsupported)

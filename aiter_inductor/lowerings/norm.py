@@ -9,7 +9,13 @@ from torch import Tensor
 
 from aiter_inductor.core.dtypes import accumulate_dtype
 from aiter_inductor.core.op import op
-from aiter_inductor.lowerings.rows import RowProblem, add_triton, backward_unsupported
+from aiter_inductor.lowerings.providers import add_hip, add_triton
+from aiter_inductor.lowerings.rows import (
+    RowProblem,
+    backward_unsupported,
+    hip_rows_unsupported,
+    rows_unsupported,
+)
 
 
 @op(problem=RowProblem.of_norm)
@@ -251,7 +257,8 @@ def _(saved: dict[str, Any], grad: Tensor) -> dict[str, Tensor | None]:
 
 
 for forward in (rms_norm, add_rms_norm, layer_norm):
-    add_triton(forward, "norm")
+    add_triton(forward, "norm", refuse=rows_unsupported)
+    add_hip(forward, "norm", refuse=hip_rows_unsupported)
 for backward in (rms_norm_backward, add_rms_norm_backward, layer_norm_backward):
     add_triton(backward, "norm_backward", refuse=backward_unsupported)
 

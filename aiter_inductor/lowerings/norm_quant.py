@@ -21,7 +21,8 @@ from aiter_inductor.lowerings.norm_quant_problem import (
     of_rms_norm_quant_static,
 )
 from aiter_inductor.lowerings.quant import quant_per_group, quant_per_token, quant_static
-from aiter_inductor.lowerings.rows import add_triton
+from aiter_inductor.lowerings.providers import add_hip, add_triton
+from aiter_inductor.lowerings.rows import hip_rows_unsupported, rows_unsupported
 
 
 @op(problem=of_rms_norm_quant)
@@ -237,7 +238,8 @@ for fused in (
     add_rms_norm_quant_static,
     layer_norm_quant_static,
 ):
-    add_triton(fused, "norm_quant")
+    add_triton(fused, "norm_quant", refuse=rows_unsupported)
+    add_hip(fused, "norm_quant", refuse=hip_rows_unsupported)
 
 
 def _stored(x: Tensor, round_norm: bool) -> torch.dtype:

@@ -16,7 +16,8 @@ from aiter_inductor.core.dtypes import accumulate_dtype, quant_max
 from aiter_inductor.core.op import Use, op
 from aiter_inductor.core.problem import fixed
 from aiter_inductor.core.rows import num_loops
-from aiter_inductor.lowerings.rows import RowProblem, add_triton, rows_unsupported
+from aiter_inductor.lowerings.providers import add_hip, add_triton
+from aiter_inductor.lowerings.rows import RowProblem, rows_unsupported
 
 INT4_MAX = 7.0
 
@@ -170,8 +171,9 @@ def per_tensor_unsupported(problem: RowProblem, use: Use) -> str | None:
     return rows_unsupported(problem, use)
 
 
-add_triton(quant_static, "quant")
+for made in (quant_static, quant_per_token, quant_per_group):
+    add_triton(made, "quant", refuse=rows_unsupported)
+    add_hip(made, "quant", refuse=rows_unsupported)
 add_triton(quant_per_tensor, "quant", refuse=per_tensor_unsupported)
-add_triton(quant_per_token, "quant")
-add_triton(quant_per_group, "quant")
+add_hip(quant_per_tensor, "quant", refuse=per_tensor_unsupported)
 add_triton(quant_int4_per_group, "quant", refuse=int4_unsupported)

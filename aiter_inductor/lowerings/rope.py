@@ -11,7 +11,7 @@ from aiter_inductor.core.dtypes import accumulate_dtype
 from aiter_inductor.core.op import op
 from aiter_inductor.lowerings.norm import rms_norm
 from aiter_inductor.lowerings.rope_problem import RopeProblem, rope_unsupported
-from aiter_inductor.lowerings.rows import add_triton
+from aiter_inductor.lowerings.providers import add_hip, add_triton
 
 
 @op(problem=RopeProblem.of_rope)
@@ -240,3 +240,4 @@ def qk_norm_rope(
 
 for made in (rope, rope_qk, qk_norm_rope):
     add_triton(made, "rope", refuse=rope_unsupported)
+    add_hip(made, "rope", refuse=rope_unsupported)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import importlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +9,7 @@ import torch
 from torch import Tensor
 
 from aiter_inductor.core.dtypes import FP8_DTYPES, QUANT_DTYPES, ROW_DTYPES, short_name
-from aiter_inductor.core.op import Op, Use, Verdict
+from aiter_inductor.core.op import Use
 from aiter_inductor.core.problem import Dim, dim, fixed, product
 from aiter_inductor.core.rows import MAX_LEVELS, num_loops
 
@@ -227,6 +225,16 @@ def quantisation_unsupported(problem: RowProblem, use: Use) -> str | None:
     return None
 
 
+def hip_rows_unsupported(problem: RowProblem, use: Use) -> str | None:
+    """What no HIP row kernel takes."""
+    if reason := rows_unsupported(problem, use):
+        return reason
+    if problem.residual_dtype not in (None, problem.dtype):
+        dtypes = f"{short_name(problem.dtype)} and {short_name(problem.residual_dtype)}"
+        return f"x and the residual are {dtypes}; HIP kernels add equal dtypes"
+    return None
+
+
 def backward_unsupported(problem: RowProblem, use: Use) -> str | None:
     """What no backward row kernel takes."""
     if reason := rows_unsupported(problem, use):
@@ -234,17 +242,6 @@ def backward_unsupported(problem: RowProblem, use: Use) -> str | None:
     if problem.N > MAX_BACKWARD_N:
         return f"N={problem.N} is above {MAX_BACKWARD_N}, the most whose gradients fit registers"
     return None
-
-
-def add_triton(made: Op, family: str, *, refuse: Verdict = rows_unsupported) -> None:
-    """Let the host function of the op's name in `kernels/triton/<family>.py` provide it."""
-
-    @functools.wraps(made.reference)
-    def run(*args: Any, **kwargs: Any) -> Any:
-        kernels = importlib.import_module(f"aiter_inductor.kernels.triton.{family}")
-        return getattr(kernels, made.name)(*args, **kwargs)
-
-    made.provider("triton", refuse=refuse, traceable=True)(run)
 
 
 def _mismatch(

@@ -1,0 +1,69 @@
+"""Make the host functions of `kernels/<language>/<family>.py` providers of the ops they are named after."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+from aiter_inductor.core.op import Op, Use, Verdict, accept
+from aiter_inductor.core.register import arch_of_call
+
+
+def add_triton(made: Op, family: str, *, refuse: Verdict, decline: Verdict = accept) -> None:
+    """Let `kernels/triton/<family>.py` provide `made`; Inductor sees and launches the kernels."""
+    run = _host_function(made, "triton", family)
+    made.provider("triton", refuse=refuse, decline=decline, traceable=True)(run)
+
+
+def add_hip(made: Op, family: str, *, refuse: Verdict, decline: Verdict = accept) -> None:
+    """Let `kernels/hip/<family>.py` provide `made`, built when first called.
+
+    A kernel that does not build is a warning with the compiler's lines, and the call goes to the
+    next provider, or to the reference.
+    """
+    run = _host_function(made, "hip", family)
+
+    @functools.wraps(made.reference)
+    def run_or_next(*args: Any, **kwargs: Any) -> Any:
+        from aiter_inductor.core import jit
+
+        try:
+            return run(*args, **kwargs)
+        except jit.BuildError as error:
+            jit.warn_once(f"{made.name} does not run in HIP: {error}")
+            inputs = made.bind(*args, **kwargs)
+            use = Use(arch_of_call(inputs), disabled=lambda name: "hip" if name == "hip" else None)
+            other = made.select(made.problem(**inputs), use).provider
+            return (made.reference if other is None else other.run)(*args, **kwargs)
+
+    made.provider("hip", refuse=_needs_compiler(refuse), decline=decline)(run_or_next)
+
+
+def _host_function(made: Op, language: str, family: str) -> Callable[..., Any]:
+    @functools.wraps(made.reference)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        kernels = importlib.import_module(f"aiter_inductor.kernels.{language}.{family}")
+        return getattr(kernels, made.name)(*args, **kwargs)
+
+    return run
+
+
+def _needs_compiler(refuse: Verdict) -> Verdict:
+    def verdict(problem: Any, use: Use) -> str | None:
+        return refuse(problem, use) or _compiler_missing(use.arch.name)
+
+    return verdict
+
+
+@functools.cache
+def _compiler_missing(arch: str) -> str | None:
+    """Why no HIP source can be built for `arch` here, or None."""
+    from aiter_inductor.core import jit
+
+    try:
+        jit.find_compiler(arch, jit.default_settings())
+    except jit.NoCompilerError as error:
+        return str(error)
+    return None
