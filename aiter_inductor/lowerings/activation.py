@@ -15,8 +15,8 @@ from aiter_inductor.lowerings.activation_problem import (
     activation_unsupported,
     quantised_activation_unsupported,
 )
-from aiter_inductor.lowerings.quant import quant_per_group, quant_per_token, quant_static
 from aiter_inductor.lowerings.providers import add_hip, add_triton
+from aiter_inductor.lowerings.quant import quant_per_group, quant_per_token, quant_static
 
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "swiglu")
 

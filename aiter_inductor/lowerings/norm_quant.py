@@ -20,8 +20,8 @@ from aiter_inductor.lowerings.norm_quant_problem import (
     of_rms_norm_quant,
     of_rms_norm_quant_static,
 )
-from aiter_inductor.lowerings.quant import quant_per_group, quant_per_token, quant_static
 from aiter_inductor.lowerings.providers import add_hip, add_triton
+from aiter_inductor.lowerings.quant import quant_per_group, quant_per_token, quant_static
 from aiter_inductor.lowerings.rows import hip_rows_unsupported, rows_unsupported
 
 

@@ -1,4 +1,4 @@
-"""Make the host functions of `kernels/<language>/<family>.py` providers of the ops they are named after."""
+"""Host functions of `kernels/<language>/<family>.py` as providers of the ops of their name."""
 
 from __future__ import annotations
 

@@ -10,8 +10,8 @@ from torch import Tensor
 from aiter_inductor.core.dtypes import accumulate_dtype
 from aiter_inductor.core.op import op
 from aiter_inductor.lowerings.norm import rms_norm
-from aiter_inductor.lowerings.rope_problem import RopeProblem, rope_unsupported
 from aiter_inductor.lowerings.providers import add_hip, add_triton
+from aiter_inductor.lowerings.rope_problem import RopeProblem, rope_unsupported
 
 
 @op(problem=RopeProblem.of_rope)

@@ -60,8 +60,8 @@ def test_an_existing_pass_in_the_slot_still_runs(every_op_taken: None) -> None:
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"aiter.disabel": ["rope"]}, "unknown option 'aiter.disabel'; the nearest known one is 'aiter.disable'"),
-        ({"max_autotun": True}, "unknown option 'max_autotun'; the nearest known one is 'max_autotune'"),
+        ({"aiter.disabel": ["rope"]}, "'aiter.disabel'; the nearest known one is 'aiter.disable'"),
+        ({"max_autotun": True}, "'max_autotun'; the nearest known one is 'max_autotune'"),
         ({"aiter.disable": "rope"}, "option 'aiter.disable' is 'rope' but must be a list of names"),
         ({"aiter.force": 1}, "option 'aiter.force' is 1 but must be True or False"),
     ],

@@ -64,9 +64,7 @@ def test_an_addition_in_place_is_not_moved() -> None:
         total += residual
         return norm(total, weight), total
 
-    done = check_rewrite(
-        program, rows(), rows(), rows(torch.bfloat16, 64), expect={"rms_norm": 1}
-    )
+    done = check_rewrite(program, rows(), rows(), rows(torch.bfloat16, 64), expect={"rms_norm": 1})
     assert done.decisions[0].match.op is not add_rms_norm
 
 
@@ -77,7 +75,5 @@ def test_a_write_between_the_addition_and_the_norm_refuses_the_fusion() -> None:
         weight.mul_(2)
         return norm(total, weight), early
 
-    done = check_rewrite(
-        program, rows(), rows(), rows(torch.bfloat16, 64), expect={"rms_norm": 1}
-    )
+    done = check_rewrite(program, rows(), rows(), rows(torch.bfloat16, 64), expect={"rms_norm": 1})
     assert done.decisions[0].match.op is not add_rms_norm

@@ -44,8 +44,6 @@ def per_group(y: Tensor) -> tuple[Tensor, Tensor]:
     return q.reshape(y.shape), scale.squeeze(-1)
 
 
-
-
 def flattened(y: Tensor) -> tuple[Tensor, Tensor]:
     return per_token(y.view(-1, y.shape[-1]))
 
@@ -89,9 +87,7 @@ def test_layer_norm(quant: Callable[[Tensor], tuple[Tensor, Tensor]]) -> None:
 
 @pytest.mark.parametrize("quant", [per_token, per_group])
 @pytest.mark.parametrize("marked", [False, True])
-def test_activation(
-    quant: Callable[[Tensor], tuple[Tensor, Tensor]], marked: bool
-) -> None:
+def test_activation(quant: Callable[[Tensor], tuple[Tensor, Tensor]], marked: bool) -> None:
     def program(gate_up: Tensor) -> tuple[Tensor, Tensor]:
         gate, up = gate_up.chunk(2, -1)
         return quant(F.silu(gate) * up)
@@ -108,7 +104,11 @@ def test_static_scale() -> None:
         return (rms(x, weight).float() / scale).clamp(-QMAX, QMAX).to(FP8)
 
     done = check_rewrite(
-        program, rows(), rows(256), torch.full((1,), 0.05), expect={"rms_norm": 1, "quant_static": 1}
+        program,
+        rows(),
+        rows(256),
+        torch.full((1,), 0.05),
+        expect={"rms_norm": 1, "quant_static": 1},
     )
     assert op_names(done) == ["rms_norm_quant_static"]
 
@@ -118,9 +118,7 @@ def test_a_second_reader_keeps_them_apart() -> None:
         y = rms(x, weight)
         return *per_token(y), y.sum(-1)
 
-    done = check_rewrite(
-        program, rows(), rows(256), expect={"rms_norm": 1, "quant_per_token": 1}
-    )
+    done = check_rewrite(program, rows(), rows(256), expect={"rms_norm": 1, "quant_per_token": 1})
     assert op_names(done) == ["rms_norm", "quant_per_token"]
     assert any("is read by" in note and "too, so it has to be written anyway" in note
                for note in done.notes), done.notes  # fmt: skip

@@ -62,7 +62,9 @@ def test_pair(dtype: torch.dtype, marked: bool, backward: bool) -> None:
 @pytest.mark.parametrize("marked", [False, True])
 @pytest.mark.parametrize("before", [True, False])
 def test_norms_join(dtype: torch.dtype, marked: bool, before: bool) -> None:
-    def program(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, w: Tensor, v: Tensor) -> tuple[Tensor, ...]:  # noqa: E501
+    def program(
+        q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, w: Tensor, v: Tensor
+    ) -> tuple[Tensor, ...]:
         if before:
             q, k = rms(split(q), w).transpose(1, 2), rms(split(k), v).transpose(1, 2)
         else:
