@@ -34,8 +34,8 @@ class Arch:
         return self.name
 
 
-_AMD_PROVIDERS = ("triton", "hip", "ck", "asm", "vendor")
-_NVIDIA_PROVIDERS = ("triton", "hip", "vendor")
+_AMD_PROVIDERS = ("triton", "hip", "ck", "asm", "vendor", "torch")
+_NVIDIA_PROVIDERS = ("triton", "hip", "vendor", "torch")
 
 KNOWN = {
     arch.name: arch
@@ -43,7 +43,7 @@ KNOWN = {
         Arch("gfx942", "cuda", 64, (torch.float8_e4m3fnuz,), 65536, _AMD_PROVIDERS),
         Arch("gfx950", "cuda", 64, (torch.float8_e4m3fn,), 163840, _AMD_PROVIDERS),
         Arch("sm_90", "cuda", 32, (torch.float8_e4m3fn,), 232448, _NVIDIA_PROVIDERS),
-        Arch("cpu", "cpu", 0, (torch.float8_e4m3fn, torch.float8_e4m3fnuz), 0, ("cpp",)),
+        Arch("cpu", "cpu", 0, (torch.float8_e4m3fn, torch.float8_e4m3fnuz), 0, ("cpp", "torch")),
     )
 }
 
