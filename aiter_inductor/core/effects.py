@@ -8,6 +8,7 @@ writes to what it reads or changes how autograd or autocast treat it.
 from __future__ import annotations
 
 import operator
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,10 +40,15 @@ class Effects:
         found = (self._effect(node) for node in graph.nodes)
         self.effects = [effect for effect in found if effect is not None]
 
-    def between(self, first: int, last: int, reads: frozenset[int]) -> fx.Node | None:
-        """A node at `first < position < last` that a reader of `reads` cannot cross."""
+    def between(
+        self, first: int, last: int, reads: frozenset[int], own: Collection[fx.Node] = ()
+    ) -> fx.Node | None:
+        """A node at `first < position < last` that a reader of `reads` cannot cross.
+
+        Writes by the nodes of `own` are part of the computation that moves.
+        """
         for effect in self.effects:
-            if first < effect.position < last:
+            if first < effect.position < last and effect.node not in own:
                 if effect.storages is None or effect.storages & reads:
                     return effect.node
         return None

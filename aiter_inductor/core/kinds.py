@@ -64,6 +64,17 @@ ARGUMENTS: Mapping[str, tuple[str, ...]] = {
     "polar": ("abs", "angle"),
     "linear": ("input", "weight", "bias"),
     "dropout": ("input", "p", "training"),
+    "sdpa": (
+        "input",
+        "key",
+        "value",
+        "mask",
+        "dropout_p",
+        "is_causal",
+        "scale",
+        "enable_gqa",
+    ),
+    "copy_": _BINARY,
     "quantize_per_tensor": ("input", "scale", "zero_point", "quant_min", "quant_max", "dtype"),
     "quantize_per_token": ("input", "scale", "zero_point", "quant_min", "quant_max", "dtype"),
 }
@@ -72,6 +83,9 @@ ARGUMENTS: Mapping[str, tuple[str, ...]] = {
 _ALIASES = {
     "self": "input",
     "x": "input",
+    "query": "input",
+    "attn_mask": "mask",
+    "src": "other",
     "axis": "dim",
     "split_size_or_sections": "sizes",
     "split_size": "sizes",
@@ -89,13 +103,14 @@ _METHODS: Mapping[str, str] = {
         "minimum", "exp", "sigmoid", "tanh", "std", "var", "slice", "select", "narrow", "chunk",
         "split", "unbind", "unsqueeze", "squeeze", "transpose", "flatten", "repeat_interleave",
         "softmax", "contiguous", "clone", "expand", "expand_as", "permute", "where", "item",
-        "aminmax", "cos", "sin", "erf", "repeat",
+        "aminmax", "cos", "sin", "erf", "repeat", "copy_",
     )},
     "multiply": "mul", "divide": "div", "true_divide": "div", "subtract": "sub", "negative": "neg",
     "clip": "clamp", "absolute": "abs", "swapaxes": "transpose", "t": "permute", "mT": "transpose",
     "view": "reshape", "reshape": "reshape", "view_as": "reshape", "reshape_as": "reshape",
     "unflatten": "reshape", "to": "cast", "type": "cast", "type_as": "cast", "float": "cast",
     "half": "cast", "bfloat16": "cast", "double": "cast", "detach": "detach", "norm": "vector_norm",
+    "new_empty": "empty",
 }  # fmt: skip
 
 _FUNCTIONS: Mapping[str, tuple[str, ...]] = {
@@ -172,6 +187,10 @@ _FUNCTIONS: Mapping[str, tuple[str, ...]] = {
     "polar": ("torch.polar", "aten.polar.default"),
     "linear": ("F.linear", "torch._C._nn.linear", "aten.linear.default"),
     "dropout": ("F.dropout", "torch.dropout", "aten.dropout.default"),
+    "sdpa": ("F.scaled_dot_product_attention", "aten.scaled_dot_product_attention.default"),
+    "copy_": ("aten.copy_.default",),
+    "empty": ("torch.empty", "torch.empty_like", "aten.empty.memory_format",
+              "aten.new_empty.default", "aten.empty_like.default"),
 }  # fmt: skip
 
 

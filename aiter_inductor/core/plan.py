@@ -135,7 +135,8 @@ class Selector:
         before = own if position[newest] < position[own] else newest.next
         touched = [position[node] for node in (*match.interior, before)]
         reads = frozenset(s for n in (*inputs, *match.interior) for s in effects_.storages(n))
-        if crossed := self.effects.between(min(touched) - 1, max(touched), reads):
+        span = min(touched) - 1, max(touched)
+        if crossed := self.effects.between(*span, reads, match.interior):
             return f"{crossed.name} writes to what it reads or switches a mode in between"
         return before
 
