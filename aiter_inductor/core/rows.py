@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import permutations
 from typing import Any
 
@@ -77,10 +78,20 @@ def num_loops(*tensors: Tensor, row_major_output: bool = False) -> int:
 
 
 def _loops(sizes: Sequence[Any], strides: Sequence[Sequence[Any]]) -> list[_Loop]:
+    if any(isinstance(n, SymInt) for row in (sizes, *strides) for n in row):
+        return _find_loops(sizes, strides)
+    return _known_loops(tuple(sizes), tuple(map(tuple, strides)))
+
+
+def _find_loops(sizes: Sequence[Any], strides: Sequence[Sequence[Any]]) -> list[_Loop]:
     axes = enumerate(sizes)
     return _merged(
         [_Loop(n, tuple(s[axis] for s in strides)) for axis, n in axes if _expression(n) != 1]
     )
+
+
+_known_loops = lru_cache(maxsize=1024)(_find_loops)
+"""Eager calls repeat their shapes, and merging loops took a third of such a call's planning."""
 
 
 def _merged(loops: Sequence[_Loop]) -> list[_Loop]:

@@ -15,7 +15,7 @@ from aiter_inductor.kernels.triton.activation_kernel import act_backward_kernel,
 from aiter_inductor.kernels.triton.launch import launchable
 from aiter_inductor.kernels.triton.rows import strides_of
 
-MIN_SPAN, MAX_SPAN = 128, 1024
+MIN_SPAN, MAX_SPAN, MAX_SHARED_SPAN = 128, 1024, 4096
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,8 @@ class ActivationConfig:
     """What one program handles: `spans` pieces of rows, `span` elements each.
 
     Attributes:
-        span: a power of two; at least the group, or the row, that shares a scale.
+        span: a power of two. A group, or a row, that shares a scale and is wider lies in registers
+            as several chunks of this size.
         spans: a power of two.
         num_warps: warps of 32 lanes; a chip with wider ones launches as many fewer.
     """
@@ -41,12 +42,12 @@ class ActivationConfig:
             shared: elements that share a scale; None without one.
         """
         if shared is not None:
-            span = triton.next_power_of_2(shared)
+            span = min(triton.next_power_of_2(shared), MAX_SHARED_SPAN)
         elif (span := N & -N) >= MIN_SPAN:  # the largest power of two that divides N
             span = min(span, MAX_SPAN)
         else:
             span = min(triton.next_power_of_2(N), MAX_SPAN)
-        return cls(span, max(2048 // span, 1), num_warps=min(max(span // 512, 4), 16))
+        return cls(span, max(2048 // span, 1), num_warps=max(span // 512, 4))
 
     def launch(self) -> dict[str, int]:
         """Keywords for the launch."""
@@ -206,5 +207,6 @@ def _activate(
         QMAX=quant_max(out.dtype) if out.dtype in QUANT_DTYPES else 1.0,
         SPAN=config.span,
         SPANS=config.spans,
+        CHUNKS=triton.cdiv(shared or config.span, config.span),
         **config.launch(),
     )

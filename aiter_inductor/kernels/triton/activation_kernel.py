@@ -1,7 +1,8 @@
 """The device code of gated activations.
 
-A tile is SPANS pieces of rows by SPAN columns. Pieces are counted through all rows; where a group
-or a row shares a scale, it is one piece.
+A tile is SPANS pieces of rows by CHUNKS times SPAN columns. Pieces are counted through all rows;
+where a group or a row shares a scale, it is one piece. A piece wider than SPAN lies in registers as
+chunks, whose number need not be a power of two: 18432 is 9 chunks of 2048, but 32768 lanes at once.
 """
 
 from __future__ import annotations
@@ -91,6 +92,17 @@ def act_times_up(g, u, dtype: tl.constexpr, alpha, limit, ACTIVATION: tl.constex
 
 
 @triton.jit
+def piece_mask(live, start, lane, N: tl.constexpr, WIDTH: tl.constexpr, COVERED: tl.constexpr):
+    """Which lanes of a chunk hold elements of their piece, and of the row."""
+    mask = live
+    if N % WIDTH != 0:
+        mask = mask & (start + lane < N)
+    if WIDTH != COVERED:
+        mask = mask & (lane < WIDTH)
+    return mask
+
+
+@triton.jit
 def act_kernel(
     gate_ptr,
     up_ptr,
@@ -120,33 +132,44 @@ def act_kernel(
     QMAX: tl.constexpr,
     SPAN: tl.constexpr,
     SPANS: tl.constexpr,
+    CHUNKS: tl.constexpr,
 ):
     """QUANT: none; static, by one scale; dynamic, with a scale a piece."""
     piece = tl.program_id(0).to(tl.int64) * SPANS + tl.arange(0, SPANS)[:, None]
     row = piece // PIECES
-    lane = tl.arange(0, SPAN)[None, :]
-    cols = (piece % PIECES).to(tl.int32) * WIDTH + lane
+    start = (piece % PIECES).to(tl.int32) * WIDTH
     live = piece < num_pieces
-    mask = live
-    if N % WIDTH != 0:
-        mask = mask & (cols < N)
-    if WIDTH != SPAN:
-        mask = mask & (lane < WIDTH)
     gate_row = gate_ptr + row_offsets(row, inner, gate_outer, gate_inner, NESTED)
     up_row = up_ptr + row_offsets(row, inner, up_outer, up_inner, NESTED)
-    g = tl.load(gate_row + cols * gate_step, mask, 0.0).to(tl.float32)
-    u = tl.load(up_row + cols * up_step, mask, 0.0).to(tl.float32)
-    y = act_times_up(g, u, gate_ptr.dtype.element_ty, alpha, limit, ACTIVATION)
+    out_row = out_ptr + row_offsets(row, inner, out_outer, out_inner, NESTED)
+    dtype: tl.constexpr = gate_ptr.dtype.element_ty
+    chunks = ()
+    for c in tl.static_range(CHUNKS):
+        lane = tl.arange(0, SPAN)[None, :] + c * SPAN
+        mask = piece_mask(live, start, lane, N, WIDTH, SPAN * CHUNKS)
+        g = tl.load(gate_row + (start + lane) * gate_step, mask, 0.0).to(tl.float32)
+        u = tl.load(up_row + (start + lane) * up_step, mask, 0.0).to(tl.float32)
+        y = act_times_up(g, u, dtype, alpha, limit, ACTIVATION)
+        chunks = chunks + (y.to(dtype),)  # already rounded to it: half the registers of float32
     if QUANT == "dynamic":
-        amax = tl.reduce(tl.abs(y), 1, larger, keep_dims=True)
-        scale = scale_of(amax, amax_min, QMAX)
+        largest = tl.abs(chunks[0].to(tl.float32))
+        for c in tl.static_range(1, CHUNKS):
+            largest = larger(largest, tl.abs(chunks[c].to(tl.float32)))
+        scale = scale_of(tl.reduce(largest, 1, larger, keep_dims=True), amax_min, QMAX)
         scale_row = scale_ptr + row_offsets(row, inner, scale_outer, scale_inner, NESTED)
         tl.store(scale_row + piece % PIECES, scale, live)
-        y = y * inverse_of(scale)
+        inverse = inverse_of(scale)
     elif QUANT == "static":
-        y = clamp(y * inverse_of(tl.load(scale_ptr)), QMAX)
-    out_row = out_ptr + row_offsets(row, inner, out_outer, out_inner, NESTED)
-    tl.store(out_row + cols, cast_to(y, out_ptr.dtype.element_ty), mask)
+        inverse = inverse_of(tl.load(scale_ptr))
+    for c in tl.static_range(CHUNKS):
+        lane = tl.arange(0, SPAN)[None, :] + c * SPAN
+        mask = piece_mask(live, start, lane, N, WIDTH, SPAN * CHUNKS)
+        y = chunks[c].to(tl.float32)
+        if QUANT == "dynamic":
+            y = y * inverse
+        elif QUANT == "static":
+            y = clamp(y * inverse, QMAX)
+        tl.store(out_row + start + lane, cast_to(y, out_ptr.dtype.element_ty), mask)
 
 
 @triton.jit

@@ -101,6 +101,17 @@ def test_quant_static_saturates(dtype, scale):
     assert largest == (127 if dtype == torch.int8 else torch.finfo(dtype).max)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("group_size", [None, 128])
+def test_what_shares_a_scale_lies_in_chunks(dtype, group_size):
+    config = ActivationConfig(span=64, spans=2, num_warps=1)
+    gate, up = pair(5, 384, dtype=dtype)
+    gate[2, 300] = 60  # the largest of its row, in the fifth chunk of six
+    kwargs = {"activation": "silu", "dtype": FP8, "group_size": group_size}
+    check(act_and_mul_quant, gate, up, **kwargs, config=config)
+    check(act_and_mul_quant, *pair(3, 100), activation="gelu", dtype=torch.int8, config=config)
+
+
 def test_half_integers_round_to_even():
     up = torch.arange(-8, 8, dtype=torch.float32).view(1, 16) + 0.5
     gate = torch.full((1, 16), 40.0)  # silu(40) is 40

@@ -22,6 +22,7 @@ from aiter_inductor.kernels.triton import (
     norm_quant,
     quant,
 )
+from aiter_inductor.kernels.triton.launch import launchable
 from tests.kernels.triton.compiled import TARGETS, compiled
 
 MODULES = [norm_kernel, norm_backward, quant]
@@ -92,3 +93,9 @@ def test_traces_with_any_number_of_rows(name):
     rows = next(iter(x.shape[0].node.expr.free_symbols))
     fixed = [guard.expr for guard in environment.guards if rows in guard.expr.free_symbols]
     assert not [expr for expr in fixed if isinstance(expr, sympy.Eq)], fixed
+
+
+def test_a_kernel_is_wrapped_only_while_a_graph_is_traced():
+    assert launchable(norm_kernel.norm_kernel) is norm_kernel.norm_kernel
+    with FakeTensorMode():
+        assert launchable(norm_kernel.norm_kernel) is not norm_kernel.norm_kernel
