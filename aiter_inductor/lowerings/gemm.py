@@ -1,0 +1,284 @@
+"""Linear layers on quantised operands: `x @ weight.T`, scaled, plus a bias, rounded once.
+
+The weight is [N, K], as `nn.Linear` stores it; x may have any leading dimensions. A scale is the
+dequantising factor: `x ≈ q * scale`. References compute in float32 and int8 products exactly.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from aiter_inductor.core.dtypes import accumulate_dtype
+from aiter_inductor.core.op import op
+from aiter_inductor.lowerings.gemm_problem import GemmProblem
+
+
+def spread(scale: Tensor, sizes: tuple[int, int], blocks: tuple[int, int]) -> Tensor:
+    """Per-block scales [ceil(R / r), ceil(C / c)] as one factor an element [R, C]."""
+    rows = scale.repeat_interleave(blocks[0], 0)[: sizes[0]]
+    return rows.repeat_interleave(blocks[1], 1)[:, : sizes[1]]
+
+
+def spread_last(scale: Tensor, size: int, group_size: int) -> Tensor:
+    """Per-group scales [*, ceil(K / group_size)] as one factor an element [*, K]."""
+    return scale.repeat_interleave(group_size, -1)[..., :size]
+
+
+def _linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None, factor: Tensor | None, out_dtype: torch.dtype
+) -> Tensor:
+    """`x @ weight.T * factor + bias` of wide operands, rounded once to `out_dtype`."""
+    out = F.linear(x.contiguous(), weight)
+    if factor is not None:
+        out = out * factor
+    if bias is not None:
+        out = out + bias.to(out.dtype)
+    return out.to(out_dtype)
+
+
+def of_gemm_blockscale(
+    x: Tensor,
+    weight: Tensor,
+    x_scale: Tensor,
+    weight_scale: Tensor,
+    bias: Tensor | None = None,
+    *,
+    group_size: int = 128,
+    block_n: int = 128,
+    block_k: int = 128,
+    out_dtype: torch.dtype = torch.bfloat16,
+) -> GemmProblem:
+    """The problem of `gemm_fp8_blockscale`."""
+    return GemmProblem.of(
+        "block",
+        x,
+        weight,
+        x_scale,
+        weight_scale,
+        bias,
+        out_dtype=out_dtype,
+        group_size=group_size,
+        block_n=block_n,
+        block_k=block_k,
+    )
+
+
+def of_gemm_rowwise(
+    x: Tensor,
+    weight: Tensor,
+    x_scale: Tensor,
+    weight_scale: Tensor,
+    bias: Tensor | None = None,
+    *,
+    out_dtype: torch.dtype = torch.bfloat16,
+) -> GemmProblem:
+    """The problem of `gemm_fp8_rowwise` and `gemm_int8`."""
+    return GemmProblem.of("row", x, weight, x_scale, weight_scale, bias, out_dtype=out_dtype)
+
+
+def of_gemm_per_tensor(
+    x: Tensor,
+    weight: Tensor,
+    x_scale: Tensor,
+    weight_scale: Tensor,
+    bias: Tensor | None = None,
+    *,
+    out_dtype: torch.dtype = torch.bfloat16,
+) -> GemmProblem:
+    """The problem of `gemm_fp8_per_tensor`."""
+    return GemmProblem.of("tensor", x, weight, x_scale, weight_scale, bias, out_dtype=out_dtype)
+
+
+def of_gemm_w8a16(
+    x: Tensor,
+    weight: Tensor,
+    weight_scale: Tensor,
+    bias: Tensor | None = None,
+    *,
+    block_n: int = 128,
+    block_k: int = 128,
+) -> GemmProblem:
+    """The problem of `gemm_w8a16`."""
+    if weight_scale.dim() == 1:
+        return GemmProblem.of("weight_row", x, weight, None, weight_scale, bias)
+    return GemmProblem.of(
+        "weight_block", x, weight, None, weight_scale, bias, block_n=block_n, block_k=block_k
+    )
+
+
+def of_gemm_w4a16(
+    x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None = None, *, group_size: int
+) -> GemmProblem:
+    """The problem of `gemm_w4a16`."""
+    return GemmProblem.of(
+        "weight_group", x, weight, None, weight_scale, bias, group_size=group_size
+    )
+
+
+@op(problem=of_gemm_blockscale)
+def gemm_fp8_blockscale(
+    x: Tensor,
+    weight: Tensor,
+    x_scale: Tensor,
+    weight_scale: Tensor,
+    bias: Tensor | None = None,
+    *,
+    group_size: int = 128,
+    block_n: int = 128,
+    block_k: int = 128,
+    out_dtype: torch.dtype = torch.bfloat16,
+) -> Tensor:
+    """A linear layer in fp8, scaled by groups of x's rows and by blocks of the weight.
+
+    Args:
+        x: [*, K], fp8.
+        weight: [N, K], fp8.
+        x_scale: [*, ceil(K / group_size)], fp32.
+        weight_scale: [ceil(N / block_n), ceil(K / block_k)], fp32; the last blocks may be partial.
+        bias: [N], any float dtype, or None.
+        out_dtype: bfloat16, float16 or float32.
+
+    Returns:
+        [*, N], `out_dtype`.
+    """
+    N, K = weight.shape
+    wide = accumulate_dtype(x.dtype)
+    rows = x.to(wide) * spread_last(x_scale, K, group_size)
+    columns = weight.to(wide) * spread(weight_scale, (N, K), (block_n, block_k))
+    return _linear(rows, columns, bias, None, out_dtype)
+
+
+@op(problem=of_gemm_rowwise)
+def gemm_fp8_rowwise(
+    x: Tensor,
+    weight: Tensor,
+    x_scale: Tensor,
+    weight_scale: Tensor,
+    bias: Tensor | None = None,
+    *,
+    out_dtype: torch.dtype = torch.bfloat16,
+) -> Tensor:
+    """A linear layer in fp8 with one scale a token and one an output feature.
+
+    Args:
+        x: [*, K], fp8.
+        weight: [N, K], fp8.
+        x_scale: [*, 1], fp32.
+        weight_scale: [N], [N, 1] or [1, N], fp32.
+        bias, out_dtype: as in `gemm_fp8_blockscale`.
+
+    Returns:
+        [*, N], `out_dtype`.
+    """
+    factor = x_scale * weight_scale.reshape(-1)
+    wide = accumulate_dtype(x.dtype)
+    return _linear(x.to(wide), weight.to(wide), bias, factor, out_dtype)
+
+
+@op(problem=of_gemm_per_tensor)
+def gemm_fp8_per_tensor(
+    x: Tensor,
+    weight: Tensor,
+    x_scale: Tensor,
+    weight_scale: Tensor,
+    bias: Tensor | None = None,
+    *,
+    out_dtype: torch.dtype = torch.bfloat16,
+) -> Tensor:
+    """A linear layer in fp8 with one scale for x and one for the weight.
+
+    Args:
+        x: [*, K], fp8.
+        weight: [N, K], fp8.
+        x_scale, weight_scale: one fp32 element each, of any shape.
+        bias, out_dtype: as in `gemm_fp8_blockscale`.
+
+    Returns:
+        [*, N], `out_dtype`.
+    """
+    factor = x_scale.reshape(()) * weight_scale.reshape(())
+    wide = accumulate_dtype(x.dtype)
+    return _linear(x.to(wide), weight.to(wide), bias, factor, out_dtype)
+
+
+@op(problem=of_gemm_rowwise)
+def gemm_int8(
+    x: Tensor,
+    weight: Tensor,
+    x_scale: Tensor,
+    weight_scale: Tensor,
+    bias: Tensor | None = None,
+    *,
+    out_dtype: torch.dtype = torch.bfloat16,
+) -> Tensor:
+    """A linear layer in int8 with one scale a token and one an output feature.
+
+    Args:
+        x: [*, K], int8.
+        weight: [N, K], int8.
+        x_scale, weight_scale, bias, out_dtype: as in `gemm_fp8_rowwise`.
+
+    Returns:
+        [*, N], `out_dtype`; products are summed exactly before they are scaled.
+    """
+    # float64 holds sums of int8 products exactly up to K = 5e11, and GPUs have no integer matmul.
+    exact = F.linear(x.to(torch.float64).contiguous(), weight.to(torch.float64))
+    out = exact.to(torch.float32) * (x_scale * weight_scale.reshape(-1))
+    if bias is not None:
+        out = out + bias.to(torch.float32)
+    return out.to(out_dtype)
+
+
+@op(problem=of_gemm_w8a16)
+def gemm_w8a16(
+    x: Tensor,
+    weight: Tensor,
+    weight_scale: Tensor,
+    bias: Tensor | None = None,
+    *,
+    block_n: int = 128,
+    block_k: int = 128,
+) -> Tensor:
+    """A linear layer whose weight is stored in eight bits.
+
+    Args:
+        x: [*, K], bfloat16, float16 or float32.
+        weight: [N, K], fp8 or int8.
+        weight_scale: [N], or [ceil(N / block_n), ceil(K / block_k)], fp32.
+        bias: [N], any float dtype, or None.
+
+    Returns:
+        [*, N], x's dtype.
+    """
+    wide = accumulate_dtype(x.dtype)
+    rows, columns = x.to(wide), weight.to(wide)
+    if weight_scale.dim() == 1:
+        return _linear(rows, columns, bias, weight_scale, x.dtype)
+    N, K = weight.shape
+    columns = columns * spread(weight_scale, (N, K), (block_n, block_k))
+    return _linear(rows, columns, bias, None, x.dtype)
+
+
+@op(problem=of_gemm_w4a16)
+def gemm_w4a16(
+    x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None = None, *, group_size: int
+) -> Tensor:
+    """A linear layer whose weight is stored in int4, scaled by groups of its rows.
+
+    Args:
+        x: [*, K], bfloat16, float16 or float32; K even.
+        weight: [N, K / 2], uint8: two's complement nibbles, the even element in the low one.
+        weight_scale: [N, ceil(K / group_size)], fp32.
+        bias: [N], any float dtype, or None.
+
+    Returns:
+        [*, N], x's dtype.
+    """
+    low, high = (weight & 15).to(torch.int8), (weight >> 4).to(torch.int8)
+    nibbles = torch.stack((low, high), -1).flatten(-2)
+    wide = accumulate_dtype(x.dtype)
+    columns = torch.where(nibbles < 8, nibbles, nibbles - 16).to(wide)
+    columns = columns * spread_last(weight_scale, x.shape[-1], group_size)
+    return _linear(x.to(wide), columns, bias, None, x.dtype)
