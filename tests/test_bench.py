@@ -152,8 +152,9 @@ def test_slower_code_measures_slower():
     def four_times():
         return [x.exp() for _ in range(4)]
 
-    timings = measure({"once": [once], "four": [four_times]}, CPU, rounds=9)
-    assert 2 < ratio(timings["four"], timings["once"]) < 8
+    timings = measure({"once": [once], "four": [four_times]}, CPU, rounds=25)
+    # The fastest rounds: the others also hold whatever else this machine was doing.
+    assert 2 < min(timings["four"].rounds_us) / min(timings["once"].rounds_us) < 8
 
 
 def test_table_leaves_out_empty_columns():

@@ -61,10 +61,12 @@ def test_process_killed_while_building_does_not_block_the_rest(
     for process in first:
         os.kill(process.pid, signal.SIGKILL)
         process.communicate()
+    time.sleep(0.5)  # a compiler whose parent was killed still counts itself
+    begun = slow.builds
     started_s = time.monotonic()
     assert len(outputs([start(module, settings) for _ in range(6)])) == 1
     assert time.monotonic() - started_s < 15
-    assert slow.builds == 2
+    assert slow.builds == begun + 1
     assert not list(settings.cache_dir.glob("host/.building-*"))
 
 
