@@ -13,6 +13,8 @@ from torch import Tensor
 from aiter_inductor.core.dtypes import accumulate_dtype
 from aiter_inductor.core.op import op
 from aiter_inductor.lowerings.gemm_problem import GemmProblem
+from aiter_inductor.lowerings.gemm_providers import dtypes_unsupported, library_is_faster
+from aiter_inductor.lowerings.providers import add_cpp
 
 
 def spread(scale: Tensor, sizes: tuple[int, int], blocks: tuple[int, int]) -> Tensor:
@@ -282,3 +284,7 @@ def gemm_w4a16(
     columns = torch.where(nibbles < 8, nibbles, nibbles - 16).to(wide)
     columns = columns * spread_last(weight_scale, x.shape[-1], group_size)
     return _linear(x.to(wide), columns, bias, None, x.dtype)
+
+
+for made in (gemm_fp8_blockscale, gemm_fp8_rowwise, gemm_fp8_per_tensor, gemm_w8a16):
+    add_cpp(made, "gemm", refuse=dtypes_unsupported, decline=library_is_faster)

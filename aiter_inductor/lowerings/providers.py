@@ -18,12 +18,25 @@ def add_triton(made: Op, family: str, *, refuse: Verdict, decline: Verdict = acc
 
 
 def add_hip(made: Op, family: str, *, refuse: Verdict, decline: Verdict = accept) -> None:
-    """Let `kernels/hip/<family>.py` provide `made`, built when first called.
+    """Let `kernels/hip/<family>.py` provide `made`, built when first called."""
+    _add_built(made, "hip", family, refuse, decline)
+
+
+def add_cpp(made: Op, family: str, *, refuse: Verdict, decline: Verdict = accept) -> None:
+    """Let `kernels/cpp/<family>.py` provide `made` on the CPU, built when first called."""
+    _add_built(made, "cpp", family, refuse, decline)
+
+
+def _add_built(made: Op, language: str, family: str, refuse: Verdict, decline: Verdict) -> None:
+    """Add a provider that a compiler builds.
 
     A kernel that does not build is a warning with the compiler's lines, and the call goes to the
     next provider, or to the reference.
     """
-    run = _host_function(made, "hip", family)
+    run = _host_function(made, language, family)
+
+    def off(name: str) -> str | None:
+        return language if name == language else None
 
     @functools.wraps(made.reference)
     def run_or_next(*args: Any, **kwargs: Any) -> Any:
@@ -32,13 +45,13 @@ def add_hip(made: Op, family: str, *, refuse: Verdict, decline: Verdict = accept
         try:
             return run(*args, **kwargs)
         except jit.BuildError as error:
-            jit.warn_once(f"{made.name} does not run in HIP: {error}")
+            jit.warn_once(f"{made.name} does not run in {language}: {error}")
             inputs = made.bind(*args, **kwargs)
-            use = Use(arch_of_call(inputs), disabled=lambda name: "hip" if name == "hip" else None)
+            use = Use(arch_of_call(inputs), disabled=off)
             other = made.select(made.problem(**inputs), use).provider
             return (made.reference if other is None else other.run)(*args, **kwargs)
 
-    made.provider("hip", refuse=_needs_compiler(refuse), decline=decline)(run_or_next)
+    made.provider(language, refuse=_needs_compiler(refuse), decline=decline)(run_or_next)
 
 
 def _host_function(made: Op, language: str, family: str) -> Callable[..., Any]:
@@ -52,14 +65,15 @@ def _host_function(made: Op, language: str, family: str) -> Callable[..., Any]:
 
 def _needs_compiler(refuse: Verdict) -> Verdict:
     def verdict(problem: Any, use: Use) -> str | None:
-        return refuse(problem, use) or _compiler_missing(use.arch.name)
+        arch = "host" if use.arch.name == "cpu" else use.arch.name
+        return refuse(problem, use) or _compiler_missing(arch)
 
     return verdict
 
 
 @functools.cache
 def _compiler_missing(arch: str) -> str | None:
-    """Why no HIP source can be built for `arch` here, or None."""
+    """Why no source can be built for `arch` here, or None."""
     from aiter_inductor.core import jit
 
     try:

@@ -22,7 +22,7 @@ def test_a_failed_build_goes_to_the_next_provider(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(hip_norm, "rms_norm", broken)
     op = OPS["rms_norm"]
-    with pytest.warns(jit.JitWarning, match=r"rms_norm does not run in HIP: norm.hip:12: error"):
+    with pytest.warns(jit.JitWarning, match=r"rms_norm does not run in hip: norm.hip:12: error"):
         found = op.providers["hip"].run(*ARGUMENTS)
     torch.testing.assert_close(found, op.reference(*ARGUMENTS))
 

@@ -1,0 +1,89 @@
+"""Which provider of a quantised linear layer takes what, and what happens without a compiler."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from aiter_inductor.core import jit
+from aiter_inductor.core.arch import arch_named
+from aiter_inductor.core.op import Use
+from aiter_inductor.kernels.cpp import gemm as cpp_gemm
+from aiter_inductor.lowerings.gemm import gemm_fp8_blockscale, gemm_w8a16
+from aiter_inductor.lowerings.gemm_problem import GemmProblem
+from tests.kernels.cpp.test_gemm import assert_product, spread
+
+CPU = Use(arch_named("cpu"))
+FP8 = torch.float8_e4m3fn
+BLOCKS = GemmProblem(
+    M=5,
+    N=200,
+    K=300,
+    dtype=FP8,
+    weight_dtype=FP8,
+    out_dtype=torch.bfloat16,
+    scaling="block",
+    group_size=128,
+    block_n=128,
+    block_k=128,
+)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (
+            {"M": 129},
+            "cpp: M=129 is more than 128, where oneDNN on a dequantised weight is as fast",
+        ),
+        ({"dtype": torch.int8}, "cpp: x is int8, which no kernel of this op reads"),
+        ({"out_dtype": torch.float64}, "cpp: no kernel writes float64"),
+        (
+            {"mismatch": "x has 3 elements a row and weight 4"},
+            "cpp: x has 3 elements a row and weight 4",
+        ),
+        ({"bias_dtype": torch.int32}, "cpp: bias is int32, which no kernel of this op reads"),
+    ],
+    ids=["rows", "x", "out", "mismatch", "bias"],
+)
+def test_the_cpu_kernel_says_what_it_leaves(change: dict[str, object], reason: str) -> None:
+    taken = gemm_fp8_blockscale.select(BLOCKS, CPU).provider
+    assert taken is gemm_fp8_blockscale.providers["cpp"]
+    left = gemm_fp8_blockscale.select(replace(BLOCKS, **change), CPU)  # type: ignore[arg-type]
+    assert left.provider is None
+    assert left.reason == reason
+
+
+def test_the_operator_runs_the_cpu_kernel() -> None:
+    args, kwargs = replace(BLOCKS, out_dtype=torch.float32).sample(seed=1, device="cpu")
+    x, weight, x_scale, weight_scale, _ = args
+    out = gemm_fp8_blockscale(*args, **kwargs, provider="cpp")
+    exact = x.double() * spread(x_scale, (5, 300), 1, 128)
+    assert_product(
+        out, exact, weight.double() * spread(weight_scale, (200, 300), 128, 128), None, 1e-6
+    )
+
+
+def test_a_failed_build_is_a_warning_and_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*args: object, **kwargs: object) -> None:
+        raise jit.CompileError("gemm.cpp:12: error: no such instruction")
+
+    monkeypatch.setattr(cpp_gemm, "gemm_w8a16", broken)
+    x, weight = torch.randn(3, 64), torch.randn(6, 64).to(FP8)
+    scale = torch.rand(6)
+    with pytest.warns(jit.JitWarning, match=r"gemm_w8a16 does not run in cpp: gemm.cpp:12: error"):
+        found = gemm_w8a16.providers["cpp"].run(x, weight, scale)
+    torch.testing.assert_close(found, gemm_w8a16.reference(x, weight, scale))
+
+
+def test_compiled_graphs_call_it() -> None:
+    args, kwargs = BLOCKS.sample(seed=2, device="cpu")
+
+    @torch.compile(fullgraph=True)
+    def run(*args: torch.Tensor) -> torch.Tensor:
+        return gemm_fp8_blockscale(*args, **kwargs) + 1
+
+    expected = gemm_fp8_blockscale.reference(*args, **kwargs) + 1
+    torch.testing.assert_close(run(*args[:4]), expected, rtol=2e-2, atol=2e-2)
