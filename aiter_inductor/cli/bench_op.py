@@ -69,7 +69,7 @@ def variants(
     for name, provider in case.op.providers.items():
         if not provider.serves(use.arch):
             continue
-        refusal = provider.verdict(case.problem, use)
+        refusal = provider.refusal(case.problem, use)
         notes[name] = refusal or provider.decline(case.problem, use) or ""
         if refusal is None:
             functions[name] = provider.run

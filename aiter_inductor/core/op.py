@@ -65,23 +65,27 @@ class Provider:
         """Whether it has a kernel for `arch`, for any problem."""
         return self.name in arch.providers and (self.archs is None or arch.name in self.archs)
 
-    def verdict(self, problem: Problem, use: Use) -> str | None:
-        """None if this provider, which serves the chip, should take `problem`, else why not."""
+    def refusal(self, problem: Problem, use: Use) -> str | None:
+        """None if this provider, which serves the chip, can take `problem`, else why not."""
         if off := use.disabled(self.name):
             return f"{off} is disabled"
-        if reason := self.refuse(problem, use):
-            return f"{self.name}: {reason}"
-        if not use.force and (reason := self.decline(problem, use)):
-            return f"{self.name}: {reason}"
-        return None
+        reason = self.refuse(problem, use)
+        return f"{self.name}: {reason}" if reason else None
 
 
 @dataclass(frozen=True)
 class Selection:
-    """The outcome for one call: a provider, or None and every reason."""
+    """The outcome for one call.
+
+    Attributes:
+        provider: who takes it, or None.
+        reason: why that one, or why nobody.
+        declined: somebody could have taken it, but Inductor's own code is preferred.
+    """
 
     provider: Provider | None
     reason: str
+    declined: bool = False
 
 
 def accept(problem: Problem, use: Use) -> str | None:
@@ -129,12 +133,15 @@ class Op:
         serving = [p for p in self.providers.values() if p.serves(use.arch)]
         if not serving:
             return Selection(None, f"no {self.name} kernel for {use.arch}: Inductor compiles it")
+        declined = False
         for provider in serving:
-            reason = provider.verdict(problem, use)
+            reason = provider.refusal(problem, use)
+            if reason is None and not use.force and (evidence := provider.decline(problem, use)):
+                reason, declined = f"{provider.name}: {evidence}", True
             if reason is None:
                 return Selection(provider, f"{provider.name} takes it")
             reasons.append(reason)
-        return Selection(None, "; ".join(reasons))
+        return Selection(None, "; ".join(reasons), declined)
 
     def provider(
         self,

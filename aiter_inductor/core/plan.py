@@ -31,6 +31,7 @@ class Decision:
     reason: str
     before: fx.Node | None = None
     problem: str = ""
+    declined: bool = False
 
 
 @dataclass
@@ -88,9 +89,13 @@ class Selector:
     use: Use
 
     def decide(self, match: Match) -> list[Decision]:
-        """One decision for the whole match, or one for each part if nobody takes the whole."""
+        """One decision for the whole match, or one for each part if nobody can take the whole.
+
+        Where Inductor's code is preferred for the whole, it gets the whole: it fuses these parts
+        too, and a kernel for one of them would only stand in between.
+        """
         decision = self._whole(match)
-        if decision.provider is not None or not match.parts:
+        if decision.provider is not None or decision.declined or not match.parts:
             return [decision]
         return [found for part in match.parts for found in self.decide(part)]
 
@@ -108,7 +113,13 @@ class Selector:
         use = Use(self.use.arch, _needs_grad(match), self.options.force, self.options.disables)
         selection = match.op.select(problem, use)
         if selection.provider is None:
-            return Decision(match, None, selection.reason, problem=describe(problem))
+            return Decision(
+                match,
+                None,
+                selection.reason,
+                problem=describe(problem),
+                declined=selection.declined,
+            )
         if reason := mismatch(match, selection.provider.name):
             return Decision(match, None, reason, problem=describe(problem))
         return Decision(match, selection.provider, selection.reason, before, describe(problem))

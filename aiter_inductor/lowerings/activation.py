@@ -15,6 +15,7 @@ from aiter_inductor.lowerings.activation_problem import (
     activation_unsupported,
     quantised_activation_unsupported,
 )
+from aiter_inductor.lowerings.measured import decline_pointwise
 from aiter_inductor.lowerings.providers import add_hip, add_triton
 from aiter_inductor.lowerings.quant import quant_per_group, quant_per_token, quant_static
 
@@ -183,9 +184,9 @@ def act_and_mul_quant_static(
     return q
 
 
-for made in (act_and_mul, act_and_mul_backward):
-    add_triton(made, "activation", refuse=activation_unsupported)
-add_hip(act_and_mul, "activation", refuse=activation_unsupported)
+add_triton(act_and_mul, "activation", refuse=activation_unsupported, decline=decline_pointwise)
+add_hip(act_and_mul, "activation", refuse=activation_unsupported, decline=decline_pointwise)
+add_triton(act_and_mul_backward, "activation", refuse=activation_unsupported)
 for made in (act_and_mul_quant, act_and_mul_quant_static):
     add_triton(made, "activation", refuse=quantised_activation_unsupported)
     add_hip(made, "activation", refuse=quantised_activation_unsupported)

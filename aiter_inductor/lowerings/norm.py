@@ -9,6 +9,7 @@ from torch import Tensor
 
 from aiter_inductor.core.dtypes import accumulate_dtype
 from aiter_inductor.core.op import op
+from aiter_inductor.lowerings.measured import decline_alone, decline_sum
 from aiter_inductor.lowerings.providers import add_hip, add_triton
 from aiter_inductor.lowerings.rows import (
     RowProblem,
@@ -146,7 +147,7 @@ def rms_norm_backward(
     rstd = torch.rsqrt(f.square().mean(-1, keepdim=True) + eps)
     y = f * rstd
     dy = g if weight is None else g * (weight.to(acc) + weight_offset)
-    dx = rstd * (dy - y * (dy * y).mean(-1, keepdim=True))
+    dx = (dy - y * (dy * y).mean(-1, keepdim=True)) * rstd
     if weight is None:
         return dx.to(x.dtype), x.new_empty(0)
     stored = y.to(x.dtype).to(acc) if round_before_weight else y
@@ -213,7 +214,7 @@ def layer_norm_backward(
     rstd = torch.rsqrt(centred.square().mean(-1, keepdim=True) + eps)
     y = centred * rstd
     dy = g if weight is None else g * weight.to(acc)
-    dx = rstd * (dy - dy.mean(-1, keepdim=True) - y * (dy * y).mean(-1, keepdim=True))
+    dx = (dy - dy.mean(-1, keepdim=True) - y * (dy * y).mean(-1, keepdim=True)) * rstd
     dtype = _or(weight, x).dtype
     dweight = x.new_empty(0) if weight is None else _over_rows(g * y).to(dtype)
     dbias = _over_rows(g).to(dtype) if has_bias else x.new_empty(0)
@@ -256,9 +257,11 @@ def _(saved: dict[str, Any], grad: Tensor) -> dict[str, Tensor | None]:
     }
 
 
-for forward in (rms_norm, add_rms_norm, layer_norm):
-    add_triton(forward, "norm", refuse=rows_unsupported)
-    add_hip(forward, "norm", refuse=hip_rows_unsupported)
+for forward in (rms_norm, layer_norm):
+    add_triton(forward, "norm", refuse=rows_unsupported, decline=decline_alone)
+    add_hip(forward, "norm", refuse=hip_rows_unsupported, decline=decline_alone)
+add_triton(add_rms_norm, "norm", refuse=rows_unsupported, decline=decline_sum)
+add_hip(add_rms_norm, "norm", refuse=hip_rows_unsupported, decline=decline_sum)
 for backward in (rms_norm_backward, add_rms_norm_backward, layer_norm_backward):
     add_triton(backward, "norm_backward", refuse=backward_unsupported)
 
