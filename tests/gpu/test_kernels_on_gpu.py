@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no accele
 OPS = load_ops()
 ROWS = ((1, 64), (7, 128), (33, 1000), (64, 7168), (300, 4096), (5, 12288), (3, 65536))
 BF16, FP8 = torch.bfloat16, torch.float8_e4m3fn
-UNLIKE_ROWS = ("act_", "rope", "qk_")
+ROW_FAMILIES = ("norm", "norm_quant", "quant")
 PACKED = "quant_int4_per_group"  # compared by value, an element may lie one step beside
 
 
@@ -29,8 +29,9 @@ def positional(op: Op) -> list[str]:
 
 
 def row_ops() -> list[str]:
-    kernels = [name for name, op in OPS.items() if "triton" in op.providers]
-    return [n for n in kernels if not n.startswith(UNLIKE_ROWS) and n != PACKED]
+    kernels = [op for op in OPS.values() if "triton" in op.providers and op.name != PACKED]
+    families = {op.name: op.reference.__module__.rpartition(".")[2] for op in kernels}
+    return [name for name, family in families.items() if family in ROW_FAMILIES]
 
 
 def compare(op: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
