@@ -221,6 +221,16 @@ class Encoder:
             self.encode_modifier(record, key, text)
         if "op_sel" in modifiers and not packed and "mfma" not in name and "_mix" not in name:
             record["op_sel"] = self.destination_select(record, modifiers["op_sel"])
+        if "_mix" in name:
+            self.encode_mixed_signs(record)
+
+    def encode_mixed_signs(self, record: Any) -> None:
+        """Write -x and |x| as neg_lo and neg_hi: the sign's place depends on the width."""
+        for k in range(1, int(record["nargs"])):
+            flags = int(record["args"][k]["flags"])
+            record["neg_lo"] |= bool(flags & NEG) << (k - 1)
+            record["neg_hi"] |= bool(flags & ABS) << (k - 1)
+            record["args"][k]["flags"] = flags & ~(NEG | ABS)
 
     def destination_select(self, record: Any, text: str) -> int:
         """With one entry more than sources, the last one is the destination's: bit 3."""

@@ -174,6 +174,22 @@ def test_mixed_fma(name):
         np.testing.assert_array_equal(got, bits16(value) << 16 | inputs[5] & 0xFFFF)
 
 
+@pytest.mark.parametrize(
+    ("written", "select", "high", "f"),
+    [
+        ("-v11", "op_sel:[0,0,0]", False, np.negative),
+        ("-v11", "op_sel:[0,1,0]", True, np.negative),
+        ("|v11|", "op_sel:[0,0,0]", False, np.abs),
+    ],
+)
+def test_mixed_fma_has_the_sign_of_a_half_changed(written, select, high, f):
+    inputs = words("finite")
+    inputs[1] = words("f16")[1]
+    got = execute(f"v_fma_mix_f32 v20, v10, {written}, v12 {select} op_sel_hi:[0,1,0]", inputs)[0]
+    product = f32(inputs[0]).astype(np.float64) * f(half(inputs[1], high))
+    np.testing.assert_array_equal(f32(got), (product + f32(inputs[2])).astype(np.float32))
+
+
 def test_clamped_packed_integers_saturate():
     inputs = words("u32")
     got = execute("v_pk_sub_u16 v20, v10, v11 clamp", inputs)[0]
