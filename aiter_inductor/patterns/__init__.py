@@ -7,6 +7,7 @@ from aiter_inductor.patterns.fusion import add_norm, into_quant, rope_pair
 from aiter_inductor.patterns.raising import (
     act_and_mul,
     layer_norm,
+    mla,
     quant,
     quant_decomposed,
     rms_norm,
@@ -25,6 +26,7 @@ RAISING: tuple[Recogniser, ...] = (
     rope.rotary_embedding,
     act_and_mul.gated_activation,
     act_and_mul.clamped_swiglu,
+    mla.latent_attention,
 )
 
 FUSION: tuple[Fusion, ...] = (

@@ -1,0 +1,172 @@
+"""What latent attention is asked to compute, what absorbing costs, and what its kernels take."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from aiter_inductor.core.dtypes import short_name
+from aiter_inductor.core.op import Use
+from aiter_inductor.core.problem import Dim, dim, fixed
+
+
+@dataclass(frozen=True)
+class MlaProblem:
+    """Attention of several heads over one latent row a token.
+
+    Attributes:
+        batch_size: sequences.
+        num_heads: query heads.
+        q_len: new tokens of each sequence.
+        kv_len: tokens in the cache.
+        kv_lora_rank: numbers in a latent row.
+        qk_nope_head_dim: numbers of a key head that are made from the latent row.
+        qk_rope_head_dim: numbers of a key head that all heads share, with their position.
+        v_head_dim: numbers of a value head.
+        dtype: of the latent rows.
+        mask: `none`, `bool` or the dtype of an additive mask.
+        causal: whether token i of a sequence sees only the first i + 1 cached ones.
+        mismatch: why the arguments do not fit together; empty if they do.
+    """
+
+    batch_size: Dim
+    num_heads: Dim
+    q_len: Dim
+    kv_len: Dim
+    kv_lora_rank: Dim
+    qk_nope_head_dim: Dim
+    qk_rope_head_dim: Dim
+    v_head_dim: Dim
+    dtype: torch.dtype
+    mask: str = "none"
+    causal: bool = False
+    mismatch: str = ""
+
+    @classmethod
+    def of(
+        cls,
+        q_nope: Tensor,
+        q_rope: Tensor,
+        latent: Tensor,
+        k_rope: Tensor,
+        kv_b_weight: Tensor,
+        mask: Tensor | None,
+        *,
+        scale: float,
+        causal: bool = False,
+    ) -> MlaProblem:
+        """From the arguments of `mla_decode`."""
+        batch_size, num_heads, q_len, nope = map(dim, q_nope.shape)
+        rows, rank = map(dim, kv_b_weight.shape)
+        problem = cls(
+            batch_size,
+            num_heads,
+            q_len,
+            dim(latent.shape[1]),
+            rank,
+            nope,
+            dim(q_rope.shape[-1]),
+            rows // num_heads - nope,
+            latent.dtype,
+            "none" if mask is None else short_name(mask.dtype),
+            causal,
+        )
+        dtypes = [t.dtype for t in (q_nope, q_rope, latent, k_rope, kv_b_weight)]
+        return replace(problem, mismatch=_differing(dtypes))
+
+    def bytes_moved(self) -> Dim:
+        """Cache, queries and weights read once, the result written once."""
+        cached = self.batch_size * self.kv_len * (self.kv_lora_rank + self.qk_rope_head_dim)
+        query = self.qk_nope_head_dim + self.qk_rope_head_dim + self.v_head_dim
+        weights = self.num_heads * self._expanded * self.kv_lora_rank
+        rows = self.batch_size * self.num_heads * self.q_len * query
+        return (cached + weights + rows) * self.dtype.itemsize
+
+    def flops(self) -> Dim:
+        """Of the absorbed form: two a multiply-add."""
+        a_pair = 2 * self.kv_lora_rank + self.qk_rope_head_dim
+        a_query = self.kv_lora_rank * self._expanded + self.kv_len * a_pair
+        return 2 * self.batch_size * self.num_heads * self.q_len * a_query
+
+    def expanding_flops(self) -> Dim:
+        """Of the program's form, which makes keys and values of all heads from the latent rows."""
+        a_pair = self._expanded + self.qk_rope_head_dim
+        a_key = self.kv_lora_rank * self._expanded + self.q_len * a_pair
+        return 2 * self.batch_size * self.num_heads * self.kv_len * a_key
+
+    def absorbing_costs_more(self) -> str | None:
+        """Why the program's form needs fewer operations, or None if absorbing is no loss.
+
+        Absorbed, a query row costs R·D once and 2·R + rope a key, where R is kv_lora_rank and D is
+        nope + v; expanded, a key costs R·D once and D + rope a query row. A kv_len that is not
+        known when compiling counts as long.
+        """
+        q_len, kv_len = fixed(self.q_len), fixed(self.kv_len)
+        rank, expanded = fixed(self.kv_lora_rank), fixed(self._expanded)
+        if q_len is None or rank is None or expanded is None:
+            return f"q_len={self.q_len} is not known when compiling; absorbing pays for few tokens"
+        a_pair = q_len * (2 * rank - expanded)
+        if kv_len is None:
+            absorbed, saved, unit = a_pair, rank * expanded, "each key"
+        else:
+            absorbed = q_len * rank * expanded + kv_len * a_pair
+            saved, unit = kv_len * rank * expanded, f"{kv_len} keys"
+        if absorbed < saved:
+            return None
+        return (
+            f"absorbing the weights into q_len={q_len} queries adds {absorbed} multiply-adds a "
+            f"head for {unit} and saves {saved}"
+        )
+
+    def sample(self, *, seed: int, device: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Random heads, a cache and weights; a mask, if any, hides the first third of each row."""
+        generator = torch.Generator(device).manual_seed(seed)
+
+        def normal(*shape: Dim) -> Tensor:
+            return torch.randn(shape, generator=generator, device=device).to(self.dtype)
+
+        heads = self.batch_size, self.num_heads, self.q_len
+        weight = normal(self.num_heads * self._expanded, self.kv_lora_rank)
+        args = (
+            normal(*heads, self.qk_nope_head_dim),
+            normal(*heads, self.qk_rope_head_dim),
+            normal(self.batch_size, self.kv_len, self.kv_lora_rank),
+            normal(self.batch_size, self.kv_len, self.qk_rope_head_dim),
+            weight / self.kv_lora_rank**0.5,
+            self._sample_mask(device),
+        )
+        scale = (self.qk_nope_head_dim + self.qk_rope_head_dim) ** -0.5
+        return args, {"scale": scale, "causal": self.causal}
+
+    def _sample_mask(self, device: str) -> Tensor | None:
+        if self.mask == "none":
+            return None
+        seen: Tensor = torch.arange(self.kv_len, device=device) >= self.kv_len // 3
+        seen = seen.expand(self.batch_size, 1, self.q_len, self.kv_len)
+        if self.mask == "bool":
+            return seen
+        added = torch.zeros(seen.shape, dtype=self.dtype, device=device)
+        return added.masked_fill(~seen, -torch.inf)
+
+    @property
+    def _expanded(self) -> Dim:
+        return self.qk_nope_head_dim + self.v_head_dim
+
+
+def mla_unsupported(problem: MlaProblem, use: Use) -> str | None:
+    """What no formulation of latent attention takes."""
+    if problem.mismatch:
+        return problem.mismatch
+    if not problem.dtype.is_floating_point or problem.dtype.itemsize < 2:
+        return f"latent rows are {short_name(problem.dtype)}; only fp16, bf16 and wider are read"
+    return None
+
+
+def _differing(dtypes: list[torch.dtype]) -> str:
+    names = ", ".join(map(short_name, dtypes))
+    if len(set(dtypes)) == 1:
+        return ""
+    return f"q_nope, q_rope, latent, k_rope and weight are {names}, not of one dtype"
