@@ -24,6 +24,7 @@ CPU = torch.device("cpu")
 SMALL = {
     "num_rows": 6,
     "N": 128,
+    "K": 256,
     "group_size": 64,
     "batch": 2,
     "num_tokens": 5,

@@ -31,6 +31,7 @@ ROPE_DIMS: Dims = {
     "num_kv_heads": 8,
     "head_dim": 128,
 }
+GEMM_DIMS: Dims = {"num_rows": 4096, "N": 7168, "K": 2048}
 
 
 @dataclass(frozen=True)
@@ -135,6 +136,33 @@ def _rope(names: str) -> Family:
     return Family(ROPE_DIMS, example)
 
 
+def _gemm(scaling: str, dtype: torch.dtype | None = None) -> Family:
+    """Linear layers; one-byte operands are `dtype`, or the chip's fp8."""
+
+    def example(dims: Dims, fp8: torch.dtype) -> Arguments:
+        M, N, K, one_byte = dims["num_rows"], dims["N"], dims["K"], dtype or fp8
+        group, packed = GROUP_DIMS["group_size"], scaling == "weight_group"
+        blocks = {
+            "block": (-(-N // group), -(-K // group)),
+            "weight_block": (-(-N // group), -(-K // group)),
+            "weight_group": (N, -(-K // group)),
+            "row": (N,),
+            "tensor": (),
+        }
+        x_scales = {"block": (M, -(-K // group)), "row": (M, 1), "tensor": ()}
+        x_dtype = one_byte if scaling in x_scales else torch.bfloat16
+        columns = (N, K // 2) if packed else (N, K)
+        args = (
+            torch.empty(M, K, dtype=x_dtype, device="meta"),
+            torch.empty(columns, dtype=torch.uint8 if packed else one_byte, device="meta"),
+            *(torch.empty(x_scales[s], device="meta") for s in x_scales if s == scaling),
+            torch.empty(blocks[scaling], device="meta"),
+        )
+        return args, {"group_size": group} if packed else {}
+
+    return Family(GEMM_DIMS, example)
+
+
 FAMILIES: Mapping[str, Family] = {
     "rms_norm": _rows("x weight eps", quantised=False),
     "add_rms_norm": _rows("x residual weight eps", quantised=False),
@@ -160,6 +188,12 @@ FAMILIES: Mapping[str, Family] = {
     "rope": _rope("q cos sin"),
     "rope_qk": _rope("q k cos sin"),
     "qk_norm_rope": _rope("q k q_weight k_weight cos sin eps"),
+    "gemm_fp8_blockscale": _gemm("block"),
+    "gemm_fp8_rowwise": _gemm("row"),
+    "gemm_fp8_per_tensor": _gemm("tensor"),
+    "gemm_int8": _gemm("row", torch.int8),
+    "gemm_w8a16": _gemm("weight_block"),
+    "gemm_w4a16": _gemm("weight_group"),
 }
 
 BASELINES: tuple[tuple[str, Dims], ...] = (

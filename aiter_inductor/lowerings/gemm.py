@@ -13,8 +13,14 @@ from torch import Tensor
 from aiter_inductor.core.dtypes import accumulate_dtype
 from aiter_inductor.core.op import op
 from aiter_inductor.lowerings.gemm_problem import GemmProblem
-from aiter_inductor.lowerings.gemm_providers import dtypes_unsupported, library_is_faster
-from aiter_inductor.lowerings.providers import add_cpp
+from aiter_inductor.lowerings.gemm_providers import (
+    dtypes_unsupported,
+    int8_unsupported,
+    library_is_faster,
+    triton_unsupported,
+    unmeasured,
+)
+from aiter_inductor.lowerings.providers import add_cpp, add_triton
 
 
 def spread(scale: Tensor, sizes: tuple[int, int], blocks: tuple[int, int]) -> Tensor:
@@ -288,3 +294,7 @@ def gemm_w4a16(
 
 for made in (gemm_fp8_blockscale, gemm_fp8_rowwise, gemm_fp8_per_tensor, gemm_w8a16):
     add_cpp(made, "gemm", refuse=dtypes_unsupported, decline=library_is_faster)
+add_triton(gemm_fp8_blockscale, "gemm", refuse=triton_unsupported)
+for made in (gemm_fp8_rowwise, gemm_fp8_per_tensor, gemm_w8a16):
+    add_triton(made, "gemm", refuse=triton_unsupported, decline=unmeasured)
+add_triton(gemm_int8, "gemm", refuse=int8_unsupported, decline=unmeasured)

@@ -105,7 +105,8 @@ class GemmProblem:
         weights = self.N * self.K * self.weight_dtype.itemsize
         if self.scaling == "weight_group":
             weights = weights // 2
-        scales = _count(self.weight_scale_shape()) + _count(self.x_scale_shape((self.M,)) or (0,))
+        of_x = self.x_scale_shape((self.M,))
+        scales = _count(self.weight_scale_shape()) + (0 if of_x is None else _count(of_x))
         bias = self.N * self.bias_dtype.itemsize if self.bias_dtype else 0
         rows = self.M * (self.K * self.dtype.itemsize + self.N * self.out_dtype.itemsize)
         return rows + weights + 4 * scales + bias

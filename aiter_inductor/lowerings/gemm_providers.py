@@ -10,6 +10,7 @@ from aiter_inductor.core.problem import fixed
 from aiter_inductor.lowerings.gemm_problem import GemmProblem
 
 FEW_ROWS = 128
+LEAST_K = 32
 
 
 def dtypes_unsupported(problem: GemmProblem, use: Use) -> str | None:
@@ -28,6 +29,39 @@ def dtypes_unsupported(problem: GemmProblem, use: Use) -> str | None:
     return None
 
 
+def int8_unsupported(problem: GemmProblem, use: Use) -> str | None:
+    """What the products of int8 with int8 do not take."""
+    if problem.mismatch:
+        return problem.mismatch
+    for name, dtype in (("x", problem.dtype), ("weight", problem.weight_dtype)):
+        if dtype != torch.int8:
+            return _not_read(name, dtype)
+    if problem.out_dtype not in ROW_DTYPES:
+        return f"no kernel writes {short_name(problem.out_dtype)}"
+    return _open_sizes(problem)
+
+
+def triton_unsupported(problem: GemmProblem, use: Use) -> str | None:
+    """What the Triton kernels do not take, beside what no provider does."""
+    if reason := dtypes_unsupported(problem, use):
+        return reason
+    for name, dtype in (("x", problem.dtype), ("weight", problem.weight_dtype)):
+        if dtype in FP8_DTYPES and dtype not in use.arch.fp8_dtypes:
+            return f"{name} is {short_name(dtype)}, which {use.arch} does not multiply"
+    sizes = {"block": (problem.group_size, problem.block_k), "weight_block": (problem.block_k,)}
+    for size in sizes.get(problem.scaling, ()):
+        if (size & -size) < LEAST_K:
+            return f"scales change every {size} elements of K, not of a tile's {LEAST_K}"
+    return _open_sizes(problem)
+
+
+def unmeasured(problem: GemmProblem, use: Use) -> str | None:
+    """Kernels that were never compared with Inductor's code on the chip they would run on."""
+    if use.arch.name == "sm_90":
+        return f"not compared with Inductor's code on {use.arch}"
+    return None
+
+
 def library_is_faster(problem: GemmProblem, use: Use) -> str | None:
     """Where the CPU's own product wins although it dequantises the whole weight first.
 
@@ -37,6 +71,13 @@ def library_is_faster(problem: GemmProblem, use: Use) -> str | None:
     rows = fixed(problem.M)
     if rows is not None and rows > FEW_ROWS:
         return f"M={rows} is more than {FEW_ROWS}, where oneDNN on a dequantised weight is as fast"
+    return None
+
+
+def _open_sizes(problem: GemmProblem) -> str | None:
+    for name, size in (("N", problem.N), ("K", problem.K)):
+        if fixed(size) is None:
+            return f"{name}={size} is open; tiles are chosen for a fixed weight"
     return None
 
 

@@ -5,13 +5,19 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+import sympy
 import torch
 
 from aiter_inductor.core import jit
 from aiter_inductor.core.arch import arch_named
 from aiter_inductor.core.op import Use
 from aiter_inductor.kernels.cpp import gemm as cpp_gemm
-from aiter_inductor.lowerings.gemm import gemm_fp8_blockscale, gemm_w8a16
+from aiter_inductor.lowerings.gemm import (
+    gemm_fp8_blockscale,
+    gemm_fp8_rowwise,
+    gemm_int8,
+    gemm_w8a16,
+)
 from aiter_inductor.lowerings.gemm_problem import GemmProblem
 from tests.kernels.cpp.test_gemm import assert_product, spread
 
@@ -54,6 +60,51 @@ def test_the_cpu_kernel_says_what_it_leaves(change: dict[str, object], reason: s
     left = gemm_fp8_blockscale.select(replace(BLOCKS, **change), CPU)  # type: ignore[arg-type]
     assert left.provider is None
     assert left.reason == reason
+
+
+@pytest.mark.parametrize(
+    ("arch", "change", "reason"),
+    [
+        (
+            "gfx942",
+            {},
+            "triton: x is float8_e4m3fn, which gfx942 does not multiply",
+        ),
+        (
+            "gfx950",
+            {"block_k": 80},
+            "triton: scales change every 80 elements of K, not of a tile's 32",
+        ),
+        (
+            "gfx950",
+            {"K": sympy.Symbol("s0")},
+            "triton: K=s0 is open; tiles are chosen for a fixed weight",
+        ),
+        ("sm_90", {"scaling": "row"}, "triton: not compared with Inductor's code on sm_90"),
+    ],
+    ids=["fp8", "scales", "open", "unmeasured"],
+)
+def test_triton_says_what_it_leaves(arch: str, change: dict[str, object], reason: str) -> None:
+    op = gemm_fp8_rowwise if "scaling" in change else gemm_fp8_blockscale
+    use = Use(arch_named(arch), disabled=lambda name: name if name == "vendor" else None)
+    left = op.select(replace(BLOCKS, **change), use)  # type: ignore[arg-type]
+    assert left.provider is None
+    assert left.reason.split("; ", left.reason.count("vendor"))[-1] == reason
+
+
+@pytest.mark.parametrize("arch", ["gfx950", "sm_90"])
+def test_triton_multiplies_blocks_with_any_number_of_rows(arch: str) -> None:
+    use = Use(arch_named(arch), disabled=lambda name: name if name == "vendor" else None)
+    selection = gemm_fp8_blockscale.select(replace(BLOCKS, M=sympy.Symbol("s0")), use)
+    assert selection.provider is gemm_fp8_blockscale.providers["triton"]
+
+
+def test_triton_multiplies_int8() -> None:
+    whole = replace(BLOCKS, scaling="row", dtype=torch.int8, weight_dtype=torch.int8)
+    use = Use(arch_named("gfx942"))
+    assert gemm_int8.select(whole, use).provider is gemm_int8.providers["triton"]
+    left = gemm_int8.select(replace(whole, weight_dtype=FP8), use)
+    assert left.reason == "triton: weight is float8_e4m3fn, which no kernel of this op reads"
 
 
 def test_the_operator_runs_the_cpu_kernel() -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from aiter_inductor.cli.cases import (
     FAMILIES,
+    GEMM_DIMS,
     GROUP_DIMS,
     NORM_DIMS,
     QUANT_DIMS,
@@ -129,6 +130,10 @@ SIZES: Mapping[frozenset[str], tuple[Dims, ...]] = {
         {"num_rows": 5, "N": 192, "group_size": 0},
         {"num_rows": 3, "N": 2304, "group_size": 0},
         {"num_rows": 3, "N": 2304, "group_size": 128},
+    ),
+    frozenset(GEMM_DIMS): (
+        {"num_rows": 3, "N": 130, "K": 1024},
+        {"num_rows": 150, "N": 200, "K": 328},
     ),
     frozenset(ROPE_DIMS): (
         {"batch": 2, "num_tokens": 8, "num_heads": 4, "num_kv_heads": 2, "head_dim": 64},

@@ -15,6 +15,9 @@ COMPILED = (
     "test_compiled_rows.py",
     "test_rope_compiled.py",
     "test_activation_compiled.py",
+    "test_floats_compiled.py",
+    "test_gemm_compiled.py",
+    "test_gemm_simulated.py",
 )
 INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
 

@@ -1,0 +1,247 @@
+"""Linear layers on quantised operands; the host side of gemm_kernel.py."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from aiter_inductor.kernels.triton.gemm_kernel import add_splits_kernel, gemm_kernel
+from aiter_inductor.kernels.triton.launch import launchable
+
+PROGRAMS = {True: 304, False: 132}
+"""Programs that fill an MI300X (under ROCm) and an H200."""
+
+MAX_SPLIT = 16
+
+
+@dataclass(frozen=True)
+class GemmConfig:
+    """Launch parameters of the product; each field is a column of the tuned table.
+
+    Attributes:
+        block_m, block_n, block_k: the tile, powers of two, at least 16; `block_k` divides the
+            elements of K that share a scale.
+        split_k: parts into which K is cut, each summed by programs of its own.
+        group_m: rows of tiles that advance together.
+        num_warps: warps of 32 lanes; a chip with wider ones launches half as many.
+        num_stages: tiles in flight.
+        waves_per_eu: of AMD's compiler; 0 leaves it to choose.
+        matrix_instr_nonkdim: 16 or 32, the matrix instruction's rows on CDNA; 0 leaves it.
+    """
+
+    block_m: int
+    block_n: int
+    block_k: int
+    split_k: int = 1
+    group_m: int = 8
+    num_warps: int = 4
+    num_stages: int = 3
+    waves_per_eu: int = 0
+    matrix_instr_nonkdim: int = 0
+
+    @classmethod
+    def default(cls, M: Any, N: int, K: int, *, amd: bool, block_k: int = 128) -> GemmConfig:
+        """Untuned choice; an M that is not an int is taken to be large."""
+        rows = M if isinstance(M, int) else 4096
+        # Hopper's matrix instruction takes 64 rows, CDNA's 16.
+        least = 16 if amd else 64
+        block_m = min(max(triton.next_power_of_2(max(rows, 1)), least), 128)
+        block_n = 128 if N >= 128 else max(triton.next_power_of_2(N), 16)
+        tiles = triton.cdiv(max(rows, 1), block_m) * triton.cdiv(max(N, 1), block_n)
+        most = max(K // (4 * block_k), 1)
+        split = min(PROGRAMS[amd] // tiles, most, MAX_SPLIT) if rows <= 256 else 1
+        split_k = 1 << (max(split, 1).bit_length() - 1)
+        return cls(
+            block_m,
+            block_n,
+            block_k,
+            split_k=split_k,
+            num_warps=8 if block_m == 128 else 4,
+            num_stages=2 if amd else 3,
+        )
+
+    def launch(self) -> dict[str, int]:
+        """Keywords for the launch."""
+        if not torch.version.hip:
+            return {"num_warps": self.num_warps, "num_stages": self.num_stages}
+        options = {"num_warps": max(self.num_warps // 2, 1), "num_stages": self.num_stages}
+        chosen = {
+            "waves_per_eu": self.waves_per_eu,
+            "matrix_instr_nonkdim": self.matrix_instr_nonkdim,
+        }
+        return options | {name: value for name, value in chosen.items() if value}
+
+
+def gemm_fp8_blockscale(
+    x: Tensor,
+    weight: Tensor,
+    x_scale: Tensor,
+    weight_scale: Tensor,
+    bias: Tensor | None = None,
+    *,
+    group_size: int = 128,
+    block_n: int = 128,
+    block_k: int = 128,
+    out_dtype: torch.dtype = torch.bfloat16,
+    config: GemmConfig | None = None,
+) -> Tensor:
+    """`x` [*, K] times `weight` [N, K] transposed, both fp8; see the op of this name."""
+    sizes = (group_size, block_n, block_k)
+    return scaled_gemm(
+        x, weight, x_scale, weight_scale, bias, "block", out_dtype, sizes=sizes, config=config
+    )
+
+
+def gemm_fp8_rowwise(
+    x: Tensor,
+    weight: Tensor,
+    x_scale: Tensor,
+    weight_scale: Tensor,
+    bias: Tensor | None = None,
+    *,
+    out_dtype: torch.dtype = torch.bfloat16,
+    config: GemmConfig | None = None,
+) -> Tensor:
+    """`x` [*, K] times `weight` [N, K] transposed, a scale each row; see the op of this name."""
+    return scaled_gemm(
+        x, weight, x_scale, weight_scale.reshape(-1), bias, "row", out_dtype, config=config
+    )
+
+
+def gemm_int8(
+    x: Tensor,
+    weight: Tensor,
+    x_scale: Tensor,
+    weight_scale: Tensor,
+    bias: Tensor | None = None,
+    *,
+    out_dtype: torch.dtype = torch.bfloat16,
+    config: GemmConfig | None = None,
+) -> Tensor:
+    """`x` [*, K] times `weight` [N, K] transposed, both int8; see the op of this name."""
+    return scaled_gemm(
+        x, weight, x_scale, weight_scale.reshape(-1), bias, "row", out_dtype, config=config
+    )
+
+
+def gemm_fp8_per_tensor(
+    x: Tensor,
+    weight: Tensor,
+    x_scale: Tensor,
+    weight_scale: Tensor,
+    bias: Tensor | None = None,
+    *,
+    out_dtype: torch.dtype = torch.bfloat16,
+    config: GemmConfig | None = None,
+) -> Tensor:
+    """`x` [*, K] times `weight` [N, K] transposed, a scale each; see the op of this name."""
+    return scaled_gemm(x, weight, x_scale, weight_scale, bias, "tensor", out_dtype, config=config)
+
+
+def gemm_w8a16(
+    x: Tensor,
+    weight: Tensor,
+    weight_scale: Tensor,
+    bias: Tensor | None = None,
+    *,
+    block_n: int = 128,
+    block_k: int = 128,
+    config: GemmConfig | None = None,
+) -> Tensor:
+    """`x` [*, K], not quantised, times `weight` [N, K] transposed; see the op of this name."""
+    scaling = "weight_row" if weight_scale.dim() == 1 else "weight_block"
+    sizes = (1, block_n, block_k)
+    return scaled_gemm(
+        x, weight, None, weight_scale, bias, scaling, x.dtype, sizes=sizes, config=config
+    )
+
+
+def scale_step(scaling: str, sizes: tuple[int, int, int]) -> int:
+    """The widest tile along K, a power of two up to 128, within which no scale changes."""
+    if scaling == "block":
+        return min(sizes[0] & -sizes[0], sizes[2] & -sizes[2], 128)
+    return min(sizes[2] & -sizes[2], 128) if scaling == "weight_block" else 128
+
+
+def scaled_gemm(
+    x: Tensor,
+    weight: Tensor,
+    x_scale: Tensor | None,
+    weight_scale: Tensor,
+    bias: Tensor | None,
+    scaling: str,
+    out_dtype: torch.dtype,
+    *,
+    sizes: tuple[int, int, int] = (128, 128, 128),
+    config: GemmConfig | None = None,
+) -> Tensor:
+    """The product, scaled and rounded once.
+
+    Args:
+        x: [*, K]. weight: [N, K].
+        x_scale, weight_scale: as the op with this scaling takes them, fp32.
+        bias: [N], any float dtype, or None.
+        scaling: `block`, `row`, `tensor`, `weight_row` or `weight_block`.
+        out_dtype: of the result.
+        sizes: elements of K a scale of x is for, and rows and columns one of the weight is for.
+        config: None for the default.
+
+    Returns:
+        [*, N], `out_dtype`.
+    """
+    N, K = weight.shape
+    x, weight, weight_scale = x.contiguous(), weight.contiguous(), weight_scale.contiguous()
+    x_rows = x.flatten(0, -2) if x.dim() > 1 else x.unsqueeze(0)
+    M = x_rows.shape[0]
+    if config is None:
+        amd, step = torch.version.hip is not None, scale_step(scaling, sizes)
+        config = GemmConfig.default(M, N, K, amd=amd, block_k=step)
+    split_k = 1 if x.dtype == torch.int8 else config.split_k
+    out = x.new_empty((*x.shape[:-1], N), dtype=out_dtype)
+    target = out if split_k == 1 else x.new_empty((split_k, M, N), dtype=torch.float32)
+    blocks = triton.cdiv(K, config.block_k * split_k)
+    of_x = None if x_scale is None else x_scale.contiguous()
+    of_rows = None if of_x is None or scaling == "tensor" else of_x.reshape(M, of_x.shape[-1])
+    tiles = triton.cdiv(M, config.block_m) * triton.cdiv(N, config.block_n)
+    launchable(gemm_kernel)[(tiles, split_k)](
+        x_rows,
+        weight,
+        of_x,
+        weight_scale,
+        bias if split_k == 1 else None,
+        target,
+        M,
+        N,
+        K,
+        x_rows.stride(0),
+        weight.stride(0),
+        0 if of_rows is None else of_rows.stride(0),
+        weight_scale.stride(0) if weight_scale.dim() == 2 else 0,
+        blocks * config.block_k,
+        SCALING=scaling,
+        SCALE_X=sizes[0],
+        SCALE_N=sizes[1],
+        SCALE_K=sizes[2],
+        BLOCK_M=config.block_m,
+        BLOCK_N=config.block_n,
+        BLOCK_K=config.block_k,
+        GROUP_M=config.group_m,
+        EVEN_K=K % config.block_k == 0,
+        SPLIT_K=split_k,
+        **config.launch(),
+    )
+    if split_k > 1:
+        _add_splits(target, bias, out)
+    return out
+
+
+def _add_splits(partial: Tensor, bias: Tensor | None, out: Tensor) -> None:
+    split_k, M, N = partial.shape
+    size, block = M * N, 1024
+    launchable(add_splits_kernel)[((size + block - 1) // block,)](
+        partial, bias, out, size, N, SPLIT_K=split_k, BLOCK=block, num_warps=4
+    )

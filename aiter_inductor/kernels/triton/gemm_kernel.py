@@ -1,0 +1,129 @@
+"""The product of quantised operands: `x [M, K] @ weight [N, K].T`, scaled as it is summed."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def tile_of(program, M, N, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROUP_M: tl.constexpr):
+    """Tile row and column; GROUP_M rows of tiles advance together, so that L2 keeps weights."""
+    across = tl.cdiv(N, BLOCK_N)
+    group = program // (GROUP_M * across)
+    first = group * GROUP_M
+    height = tl.minimum(tl.cdiv(M, BLOCK_M) - first, GROUP_M)
+    within = program % (GROUP_M * across)
+    return first + within % height, within // height
+
+
+@triton.jit
+def weight_scales(
+    ptr,
+    n,
+    tile_n,
+    k,
+    row_stride,
+    BLOCK_N: tl.constexpr,
+    SCALE_N: tl.constexpr,
+    SCALE_K: tl.constexpr,
+):
+    """Scales [1, BLOCK_N] of the weight's blocks at `k`; [1, 1] where a tile lies in one block."""
+    if SCALE_N % BLOCK_N == 0:
+        row = tl.full([1, 1], tile_n * BLOCK_N // SCALE_N, tl.int32)
+    else:
+        row = n[None, :] // SCALE_N
+    return tl.load(ptr + row.to(tl.int64) * row_stride + k // SCALE_K)
+
+
+@triton.jit
+def gemm_kernel(
+    x_ptr,
+    weight_ptr,
+    x_scale_ptr,
+    weight_scale_ptr,
+    bias_ptr,
+    out_ptr,
+    M,
+    N,
+    K,
+    x_stride,
+    weight_stride,
+    x_scale_stride,
+    weight_scale_stride,
+    k_per_split,
+    SCALING: tl.constexpr,
+    SCALE_X: tl.constexpr,
+    SCALE_N: tl.constexpr,
+    SCALE_K: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    GROUP_M: tl.constexpr,
+    EVEN_K: tl.constexpr,
+    SPLIT_K: tl.constexpr,
+):
+    """One tile of the product, or of its share of K as fp32 where SPLIT_K is more than 1."""
+    tile_m, tile_n = tile_of(tl.program_id(0), M, N, BLOCK_M, BLOCK_N, GROUP_M)
+    m = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
+    n = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    # Rows beyond the last read the last again: loads stay wide and unmasked, stores are masked.
+    row, column = tl.minimum(m, M - 1), tl.minimum(n, N - 1)
+    inner = tl.arange(0, BLOCK_K)
+    x_rows = x_ptr + row.to(tl.int64)[:, None] * x_stride + inner[None, :]
+    weight_rows = weight_ptr + column.to(tl.int64)[None, :] * weight_stride + inner[:, None]
+    x_scale_rows = x_scale_ptr
+    if SCALING == "block" or SCALING == "row":
+        x_scale_rows = x_scale_ptr + row.to(tl.int64)[:, None] * x_scale_stride
+    WHOLE: tl.constexpr = x_ptr.dtype.element_ty == tl.int8
+    total = tl.zeros([BLOCK_M, BLOCK_N], tl.int32 if WHOLE else tl.float32)
+    start = tl.program_id(1) * k_per_split
+    for k in tl.range(start, tl.minimum(start + k_per_split, K), BLOCK_K):
+        if EVEN_K:
+            x, weight = tl.load(x_rows + k), tl.load(weight_rows + k)
+        else:
+            x = tl.load(x_rows + k, inner[None, :] < K - k, 0.0)
+            weight = tl.load(weight_rows + k, inner[:, None] < K - k, 0.0)
+        if SCALING == "weight_row" or SCALING == "weight_block":
+            weight = weight.to(tl.float32).to(x.dtype)
+        if SCALING == "block" or SCALING == "weight_block":
+            part = tl.dot(x, weight, input_precision="ieee")
+            scale = weight_scales(
+                weight_scale_ptr, column, tile_n, k, weight_scale_stride, BLOCK_N, SCALE_N, SCALE_K
+            )
+            if SCALING == "block":
+                scale = tl.load(x_scale_rows + k // SCALE_X) * scale
+            total += part * scale
+        elif WHOLE:
+            total = tl.dot(x, weight, total, out_dtype=tl.int32)
+        else:
+            # Hopper adds fp8 products with 14 bits unless told to flush into fp32 this often.
+            LIMIT: tl.constexpr = BLOCK_K if x.dtype.primitive_bitwidth == 8 else None
+            total = tl.dot(x, weight, total, input_precision="ieee", max_num_imprecise_acc=LIMIT)
+    out = total.to(tl.float32)
+    if SCALING == "row":
+        out *= tl.load(x_scale_rows) * tl.load(weight_scale_ptr + column)[None, :]
+    elif SCALING == "tensor":
+        out *= tl.load(x_scale_ptr) * tl.load(weight_scale_ptr)
+    elif SCALING == "weight_row":
+        out *= tl.load(weight_scale_ptr + column)[None, :]
+    if bias_ptr is not None:
+        out += tl.load(bias_ptr + column).to(tl.float32)[None, :]
+    split = tl.program_id(1).to(tl.int64) * M
+    to = out_ptr + (split + row.to(tl.int64))[:, None] * N + n[None, :]
+    tl.store(to, out.to(out_ptr.dtype.element_ty), (m < M)[:, None] & (n < N)[None, :])
+
+
+@triton.jit
+def add_splits_kernel(
+    partial_ptr, bias_ptr, out_ptr, size, N, SPLIT_K: tl.constexpr, BLOCK: tl.constexpr
+):
+    """The sum of partial products [SPLIT_K, M, N], plus the bias, rounded once."""
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    live = at < size
+    total = tl.zeros([BLOCK], tl.float32)
+    for split in tl.static_range(SPLIT_K):
+        total += tl.load(partial_ptr + split * size.to(tl.int64) + at, live, 0)
+    if bias_ptr is not None:
+        total += tl.load(bias_ptr + at % N, live, 0).to(tl.float32)
+    tl.store(out_ptr + at, total.to(out_ptr.dtype.element_ty), live)

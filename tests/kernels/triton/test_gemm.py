@@ -1,0 +1,154 @@
+"""The Triton matrix products under the interpreter, against float64 from the same operands."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from aiter_inductor.kernels.triton import gemm
+from aiter_inductor.kernels.triton.gemm import GemmConfig
+
+FP8 = torch.float8_e4m3fn
+SMALL = GemmConfig(16, 32, 64, group_m=2)
+SHAPES = [(1, 32, 128), (19, 70, 200), (33, 64, 256)]
+
+
+def codes(rows, columns, dtype, seed):
+    generator = torch.Generator().manual_seed(seed)
+    if dtype == torch.int8:
+        return torch.randint(-127, 128, (rows, columns), generator=generator, dtype=dtype)
+    return torch.randn(rows, columns, generator=generator).to(dtype)
+
+
+def scales(*shape, seed=5):
+    return torch.rand(shape, generator=torch.Generator().manual_seed(seed)) + 0.1
+
+
+def spread(scale, like, rows, columns):
+    whole = scale.double().repeat_interleave(rows, 0).repeat_interleave(columns, 1)
+    return like.double() * whole[: like.shape[0], : like.shape[1]]
+
+
+def cdiv(size, block):
+    return -(-size // block)
+
+
+def assert_product(out, x, weight, bias, ulp):
+    exact = x.double() @ weight.double().T
+    magnitude = x.double().abs() @ weight.double().abs().T
+    if bias is not None:
+        exact, magnitude = exact + bias.double(), magnitude + bias.double().abs()
+    assert out.shape == exact.shape
+    assert ((out.double() - exact).abs() <= 2e-6 * magnitude + ulp * exact.abs()).all()
+
+
+@pytest.fixture(autouse=True)
+def poisoned():
+    """Memory that nobody wrote is NaN."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("split_k", [1, 3])
+@pytest.mark.parametrize("dtype", [FP8, torch.float8_e4m3fnuz], ids=str)
+@pytest.mark.parametrize(("M", "N", "K"), SHAPES)
+def test_gemm_fp8_blockscale(M, N, K, dtype, split_k):
+    x, weight = codes(M, K, dtype, 1), codes(N, K, dtype, 2)
+    of_x, of_weight = scales(M, cdiv(K, 128)), scales(cdiv(N, 48), cdiv(K, 128), seed=6)
+    bias = torch.randn(N)
+    out = gemm.gemm_fp8_blockscale(
+        x,
+        weight,
+        of_x,
+        of_weight,
+        bias,
+        block_n=48,
+        out_dtype=torch.float32,
+        config=replace(SMALL, split_k=split_k),
+    )
+    assert_product(out, spread(of_x, x, 1, 128), spread(of_weight, weight, 48, 128), bias, 0)
+
+
+@pytest.mark.parametrize("bias_dtype", [None, torch.bfloat16], ids=str)
+def test_blocks_wider_than_a_tile_and_leading_dimensions(bias_dtype):
+    stored, weight = codes(2 * 3 * 2, 200, FP8, 1), codes(130, 200, FP8, 2)
+    x = stored.reshape(2, 3, 2, 200)[:, :, 1]
+    of_x, of_weight = scales(2, 3, 2), scales(2, 2, seed=6)
+    bias = None if bias_dtype is None else torch.randn(130).to(bias_dtype)
+    out = gemm.gemm_fp8_blockscale(x, weight, of_x, of_weight, bias, config=SMALL)
+    assert out.dtype == torch.bfloat16
+    assert out.shape == (2, 3, 130)
+    x_exact = spread(of_x.reshape(6, 2), x.reshape(6, 200), 1, 128)
+    assert_product(out.reshape(6, 130), x_exact, spread(of_weight, weight, 128, 128), bias, 2**-8)
+
+
+@pytest.mark.parametrize("dtype", [FP8, torch.int8], ids=str)
+@pytest.mark.parametrize(("M", "N", "K"), SHAPES)
+def test_gemm_fp8_rowwise_and_gemm_int8(M, N, K, dtype):
+    x, weight, of_x, of_weight = (
+        codes(M, K, dtype, 1),
+        codes(N, K, dtype, 2),
+        scales(M, 1),
+        scales(N),
+    )
+    run = gemm.gemm_int8 if dtype == torch.int8 else gemm.gemm_fp8_rowwise
+    config = replace(SMALL, split_k=2)
+    out = run(x, weight, of_x, of_weight[None], out_dtype=torch.float32, config=config)
+    assert_product(out, x.double() * of_x, weight.double() * of_weight[:, None], None, 1e-6)
+
+
+def test_gemm_fp8_per_tensor():
+    x, weight = codes(19, 200, FP8, 1), codes(70, 200, FP8, 2)
+    one, other, bias = torch.tensor(0.25), torch.tensor([3.0]), torch.randn(70)
+    out = gemm.gemm_fp8_per_tensor(
+        x, weight, one, other, bias, out_dtype=torch.float32, config=SMALL
+    )
+    assert_product(out, x.double() * 0.25, weight.double() * 3, bias, 1e-6)
+
+
+@pytest.mark.parametrize("of_rows", [True, False], ids=["row", "block"])
+@pytest.mark.parametrize("weight_dtype", [FP8, torch.int8], ids=str)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+def test_gemm_w8a16(dtype, weight_dtype, of_rows):
+    M, N, K = 19, 70, 200
+    x, weight = torch.randn(M, K).to(dtype), codes(N, K, weight_dtype, 2)
+    scale = scales(N) if of_rows else scales(cdiv(N, 128), cdiv(K, 128))
+    out = gemm.gemm_w8a16(x, weight, scale, config=SMALL)
+    blocks = (1, K) if of_rows else (128, 128)
+    exact = spread(scale.reshape(scale.shape[0], -1), weight, *blocks)
+    assert out.dtype == dtype
+    assert_product(out, x, exact, None, torch.finfo(dtype).eps)
+
+
+def test_no_rows_and_nothing_to_sum():
+    scale = torch.empty(0, 1), torch.ones(1, 1)
+    out = gemm.gemm_fp8_blockscale(codes(0, 64, FP8, 1), codes(6, 64, FP8, 2), *scale, config=SMALL)
+    assert out.shape == (0, 6)
+    bias = torch.randn(6)
+    out = gemm.gemm_fp8_per_tensor(
+        torch.empty(3, 0).to(FP8), torch.empty(6, 0).to(FP8), torch.ones(()), torch.ones(()), bias,
+        out_dtype=torch.float32, config=SMALL,
+    )  # fmt: skip
+    torch.testing.assert_close(out, bias.expand(3, 6))
+
+
+def test_default_tiles_divide_what_shares_a_scale():
+    assert gemm.scale_step("block", (128, 128, 96)) == 32
+    assert gemm.scale_step("weight_block", (1, 128, 64)) == 64
+    assert gemm.scale_step("row", (1, 1, 1)) == 128
+
+
+@pytest.mark.parametrize(
+    ("M", "amd", "expected"),
+    [
+        (1, True, GemmConfig(16, 128, 128, split_k=8, num_stages=2)),
+        (64, False, GemmConfig(64, 128, 128, split_k=4)),
+        (4096, False, GemmConfig(128, 128, 128, num_warps=8)),
+        ("open", True, GemmConfig(128, 128, 128, num_warps=8, num_stages=2)),
+    ],
+)
+def test_default_config(M, amd, expected):
+    assert GemmConfig.default(M, 4096, 7168, amd=amd) == expected

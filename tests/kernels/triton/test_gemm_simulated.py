@@ -1,0 +1,40 @@
+"""Matrix products as machine code, with what tests/simulation leaves out: a bias, int8 weights."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from aiter_inductor.kernels.triton import gemm
+from aiter_inductor.kernels.triton.gemm import GemmConfig
+from aiter_inductor.kernels.triton.simulated import simulating
+from tests.kernels.triton.test_gemm import assert_product, codes, scales, spread
+
+FP8 = {"gfx942": torch.float8_e4m3fnuz, "gfx950": torch.float8_e4m3fn}
+
+
+@pytest.mark.parametrize(("M", "N", "K"), [(3, 130, 1024), (150, 200, 328)])
+@pytest.mark.parametrize("arch", FP8)
+def test_gemm_fp8_blockscale(arch, M, N, K):
+    x, weight = codes(M, K, FP8[arch], 1), codes(N, K, FP8[arch], 2)
+    blocks = -(-N // 128), -(-K // 128)
+    of_x, of_weight, bias = scales(M, blocks[1]), scales(*blocks, seed=6), torch.randn(N)
+    with simulating(arch) as launched:
+        out = gemm.gemm_fp8_blockscale(x, weight, of_x, of_weight, bias)
+    assert "v_mfma" in launched[0].listing
+    assert len(launched) == (2 if M == 3 else 1)
+    weight_exact = spread(of_weight, weight, 128, 128)
+    assert_product(out, spread(of_x, x, 1, 128), weight_exact, bias, 2**-8)
+
+
+@pytest.mark.parametrize("arch", FP8)
+def test_gemm_int8_and_gemm_w8a16(arch):
+    x, weight = codes(19, 200, torch.int8, 1), codes(70, 200, torch.int8, 2)
+    of_x, of_weight = scales(19, 1), scales(70)
+    config = GemmConfig(32, 64, 64, num_stages=2)
+    with simulating(arch):
+        out = gemm.gemm_int8(x, weight, of_x, of_weight, out_dtype=torch.float32, config=config)
+        wide = gemm.gemm_w8a16(x.bfloat16(), weight, of_weight, config=config)
+    weight_exact = weight.double() * of_weight[:, None]
+    assert_product(out, x.double() * of_x, weight_exact, None, 1e-6)
+    assert_product(wide, x, weight_exact, None, 2**-8)
