@@ -10,6 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from aiter_inductor.kernels.triton.launch import single
 from aiter_inductor.kernels.triton.quantise import (
     cast_to,
     clamp,
@@ -149,7 +150,7 @@ def act_kernel(
         mask = piece_mask(live, start, lane, N, WIDTH, SPAN * CHUNKS)
         g = tl.load(gate_row + (start + lane) * gate_step, mask, 0.0).to(tl.float32)
         u = tl.load(up_row + (start + lane) * up_step, mask, 0.0).to(tl.float32)
-        y = act_times_up(g, u, dtype, alpha, limit, ACTIVATION)
+        y = act_times_up(g, u, dtype, single(alpha), single(limit), ACTIVATION)
         chunks = chunks + (y.to(dtype),)  # already rounded to it: half the registers of float32
     if QUANT == "dynamic":
         largest = tl.abs(chunks[0].to(tl.float32))
@@ -219,6 +220,7 @@ def act_backward_kernel(
     u = tl.load(up_row + cols * up_step, mask, 0.0).to(tl.float32)
     dtype: tl.constexpr = gate_ptr.dtype.element_ty
     if ACTIVATION == "swiglu":
+        alpha, limit = single(alpha), single(limit)
         inside_g, inside_u = g <= limit, tl.abs(u) <= limit
         g = at_most(g, limit)
         u = tl.clamp(u, -limit, limit, propagate_nan=tl.PropagateNan.ALL)

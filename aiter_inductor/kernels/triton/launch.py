@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import triton
+import triton.language as tl
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 from triton.runtime.jit import JITFunction
 
@@ -19,3 +21,13 @@ def launchable(kernel: Any) -> Any:
     if _get_current_dispatch_mode() is None or not isinstance(kernel, JITFunction):
         return kernel
     return torch.library.wrap_triton(kernel)
+
+
+@triton.jit
+def single(number):
+    """A scalar argument in float32.
+
+    Triton's own launcher passes a Python float as float32, Inductor as float64: unconverted, it
+    would turn every value it meets into float64.
+    """
+    return tl.cast(number, tl.float32)

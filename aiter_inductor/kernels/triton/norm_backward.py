@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from aiter_inductor.core.rows import row_nest
-from aiter_inductor.kernels.triton.launch import launchable
+from aiter_inductor.kernels.triton.launch import launchable, single
 from aiter_inductor.kernels.triton.rows import RowConfig, row_offsets, strides_of
 
 
@@ -64,7 +64,7 @@ def norm_backward_kernel(
         g = tl.load(grad_at, mask, 0).to(tl.float32)
         if NORM == "layer":
             y = tl.where(mask, y - tl.sum(y, axis=1, keep_dims=True) / N, 0.0)
-        rstd = tl.rsqrt(tl.sum(y * y, axis=1, keep_dims=True) / N + eps)
+        rstd = tl.rsqrt(tl.sum(y * y, axis=1, keep_dims=True) / N + single(eps))
         y = tl.where(mask, y * rstd, 0.0)
         dy = g
         if weight_ptr is not None:

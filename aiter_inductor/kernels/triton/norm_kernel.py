@@ -14,7 +14,7 @@ from torch import Tensor
 
 from aiter_inductor.core.dtypes import QUANT_DTYPES, quant_max
 from aiter_inductor.core.rows import row_nest
-from aiter_inductor.kernels.triton.launch import launchable
+from aiter_inductor.kernels.triton.launch import launchable, single
 from aiter_inductor.kernels.triton.quantise import (
     cast_to,
     clamp,
@@ -83,7 +83,7 @@ def reciprocal_rms(chunks, eps, N: tl.constexpr, CHUNKS: tl.constexpr):
     total = chunks[0] * chunks[0]
     for c in tl.static_range(1, CHUNKS):
         total += chunks[c] * chunks[c]
-    return tl.rsqrt(tl.sum(total, axis=1, keep_dims=True) / N + eps)
+    return tl.rsqrt(tl.sum(total, axis=1, keep_dims=True) / N + single(eps))
 
 
 @triton.jit

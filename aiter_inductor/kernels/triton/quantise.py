@@ -5,6 +5,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from aiter_inductor.kernels.triton.launch import single
+
 FLOAT_MAX = tl.constexpr(3.4028234663852886e38)
 ROUNDER = tl.constexpr(12582912.0)
 """1.5 * 2**23: adding and subtracting it rounds a float32 below 2**22 half to even."""
@@ -19,7 +21,7 @@ def larger(a, b):
 @triton.jit
 def scale_of(amax, amax_min, QMAX: tl.constexpr):
     """The dequantising factor."""
-    return larger(amax, amax_min) / QMAX
+    return larger(amax, single(amax_min)) / QMAX
 
 
 @triton.jit

@@ -9,6 +9,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from aiter_inductor.kernels.triton.launch import single
+
 
 @triton.jit
 def load_pairs(
@@ -76,9 +78,9 @@ def weighted(y, weight, offset, DTYPE: tl.constexpr, ROUND_FIRST: tl.constexpr):
     """A normalised head times the weight, rounded to DTYPE where the separate norm rounds."""
     if ROUND_FIRST:
         # Eager adds the offset and multiplies in the weight's dtype promoted with DTYPE.
-        scale = (weight + offset).to(weight.dtype).to(tl.float32)
+        scale = (weight + single(offset)).to(weight.dtype).to(tl.float32)
         return (y.to(DTYPE).to(tl.float32) * scale).to(DTYPE).to(tl.float32)
-    return (y * (weight.to(tl.float32) + offset)).to(DTYPE).to(tl.float32)
+    return (y * (weight.to(tl.float32) + single(offset))).to(DTYPE).to(tl.float32)
 
 
 @triton.jit
@@ -101,7 +103,7 @@ def norm(
     squares = tl.sum(a * a + b * b, axis=2, keep_dims=True)
     if BLOCK_TAIL > 0:
         squares += tl.sum(tail * tail, axis=2, keep_dims=True)
-    scale = tl.rsqrt(squares / HEAD_DIM + eps)
+    scale = tl.rsqrt(squares / HEAD_DIM + single(eps))
     d = tl.arange(0, SHAPE[2])[None, None, :]
     first = 2 * d if INTERLEAVED else d
     second = 2 * d + 1 if INTERLEAVED else d + HALF

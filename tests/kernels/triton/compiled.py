@@ -51,18 +51,22 @@ class Recorder:
 
 
 def compiled(
-    modules: list[ModuleType], run: Callable[[], Any], target: str
+    modules: list[ModuleType], run: Callable[[], Any], target: str, *, floats: str = "fp32"
 ) -> list[triton.compiler.CompiledKernel]:
-    """Each kernel that `run` launches through `modules`, compiled for `target`."""
+    """Each kernel that `run` launches through `modules`, compiled for `target`.
+
+    Args:
+        floats: how Python floats arrive: fp32 from Triton's launcher, fp64 from Inductor's.
+    """
     recorder = Recorder()
     with pytest.MonkeyPatch.context() as patch:
         for module in modules:
             patch.setattr(module, "launchable", recorder)
         run()
-    return [_compile(kernel, named, TARGETS[target]) for kernel, named in recorder.launches]
+    return [_compile(kernel, named, TARGETS[target], floats) for kernel, named in recorder.launches]
 
 
-def _compile(kernel: Any, named: dict[str, Any], target: GPUTarget) -> Any:
+def _compile(kernel: Any, named: dict[str, Any], target: GPUTarget, floats: str) -> Any:
     options = {name: named.pop(name) for name in OPTIONS if name in named}
     if target.warp_size == 64:
         options["num_warps"] = max(options["num_warps"] // 2, 1)
@@ -76,7 +80,7 @@ def _compile(kernel: Any, named: dict[str, Any], target: GPUTarget) -> Any:
             signature[name] = POINTERS[value.dtype]
             attributes[(position,)] = [["tt.divisibility", 16]]
         elif isinstance(value, float):
-            signature[name] = "fp32"
+            signature[name] = floats
         else:
             signature[name] = "i32"
             if value % 16 == 0:
