@@ -15,6 +15,8 @@ COMMANDS = {
     "doctor": "what is here: chip, versions, compilers, settings, and what is therefore available",
     "explain": "what the backend makes of a model, on this chip or planned for another",
     "bench": "eager, plain Inductor and this backend side by side, for ops or for models",
+    "prebuild": "build HIP kernels ahead of time, for chips that need not be here",
+    "cache": "list, verify or clear the built kernels",
 }
 """Name of each command, which is also its module's, and what it does."""
 

@@ -51,6 +51,11 @@ VARIABLES = {
         Variable(
             f"{PREFIX}_CACHE_DIR", "", "built kernels; default $XDG_CACHE_HOME/aiter_inductor"
         ),
+        Variable(
+            f"{PREFIX}_PREBUILT_DIRS",
+            "",
+            "directories that `prebuild` wrote, separated by colons; looked in before the cache",
+        ),
     )
 }
 
@@ -71,6 +76,12 @@ def cache_dir() -> Path:
         return Path(chosen)
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "aiter_inductor"
+
+
+def prebuilt_dirs() -> tuple[Path, ...]:
+    """Where kernels are looked for that were built elsewhere, in order."""
+    listed = VARIABLES[f"{PREFIX}_PREBUILT_DIRS"].value
+    return tuple(Path(part) for part in listed.split(os.pathsep) if part)
 
 
 @dataclass(frozen=True)

@@ -38,4 +38,4 @@ def default_settings() -> JitSettings:
     """The settings that the environment asks for."""
     from aiter_inductor.core import config
 
-    return JitSettings(cache_dir=config.cache_dir())
+    return JitSettings(cache_dir=config.cache_dir(), prebuilt_dirs=config.prebuilt_dirs())
