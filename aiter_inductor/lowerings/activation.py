@@ -15,7 +15,7 @@ from aiter_inductor.lowerings.activation_problem import (
     activation_unsupported,
     quantised_activation_unsupported,
 )
-from aiter_inductor.lowerings.measured import decline_pointwise
+from aiter_inductor.lowerings.measured import decline_act_and_mul
 from aiter_inductor.lowerings.providers import add_hip, add_triton
 from aiter_inductor.lowerings.quant import quant_per_group, quant_per_token, quant_static
 
@@ -184,8 +184,8 @@ def act_and_mul_quant_static(
     return q
 
 
-add_triton(act_and_mul, "activation", refuse=activation_unsupported, decline=decline_pointwise)
-add_hip(act_and_mul, "activation", refuse=activation_unsupported, decline=decline_pointwise)
+add_triton(act_and_mul, "activation", refuse=activation_unsupported, decline=decline_act_and_mul)
+add_hip(act_and_mul, "activation", refuse=activation_unsupported, decline=decline_act_and_mul)
 add_triton(act_and_mul_backward, "activation", refuse=activation_unsupported)
 for made in (act_and_mul_quant, act_and_mul_quant_static):
     add_triton(made, "activation", refuse=quantised_activation_unsupported)

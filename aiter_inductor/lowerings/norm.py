@@ -9,7 +9,11 @@ from torch import Tensor
 
 from aiter_inductor.core.dtypes import accumulate_dtype
 from aiter_inductor.core.op import op
-from aiter_inductor.lowerings.measured import decline_alone, decline_sum
+from aiter_inductor.lowerings.measured import (
+    decline_add_rms_norm,
+    decline_layer_norm,
+    decline_rms_norm,
+)
 from aiter_inductor.lowerings.providers import add_hip, add_triton
 from aiter_inductor.lowerings.rows import (
     RowProblem,
@@ -257,11 +261,13 @@ def _(saved: dict[str, Any], grad: Tensor) -> dict[str, Tensor | None]:
     }
 
 
-for forward in (rms_norm, layer_norm):
-    add_triton(forward, "norm", refuse=rows_unsupported, decline=decline_alone)
-    add_hip(forward, "norm", refuse=hip_rows_unsupported, decline=decline_alone)
-add_triton(add_rms_norm, "norm", refuse=rows_unsupported, decline=decline_sum)
-add_hip(add_rms_norm, "norm", refuse=hip_rows_unsupported, decline=decline_sum)
+for forward, decline in (
+    (rms_norm, decline_rms_norm),
+    (add_rms_norm, decline_add_rms_norm),
+    (layer_norm, decline_layer_norm),
+):
+    add_triton(forward, "norm", refuse=rows_unsupported, decline=decline)
+    add_hip(forward, "norm", refuse=hip_rows_unsupported, decline=decline)
 for backward in (rms_norm_backward, add_rms_norm_backward, layer_norm_backward):
     add_triton(backward, "norm_backward", refuse=backward_unsupported)
 
