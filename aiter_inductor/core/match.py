@@ -49,6 +49,8 @@ class Match:
         outputs: per result of the op the node it replaces, or None where the graph has none.
         interior: all nodes that the op computes, outputs included.
         parts: the matches a fusion was made of; they stand in if nobody takes the fusion.
+        kept: nodes that the op computes anew and that may stay for other readers, as an activation
+            does that is dequantised once for several linears.
     """
 
     pattern: str
@@ -58,6 +60,7 @@ class Match:
     outputs: tuple[Output | None, ...]
     interior: frozenset[fx.Node]
     parts: tuple[Match, ...] = ()
+    kept: frozenset[fx.Node] = frozenset()
 
     @property
     def anchor(self) -> fx.Node:

@@ -144,8 +144,9 @@ class Selector:
                     )
         own = min(ends, key=position.__getitem__)
         before = own if position[newest] < position[own] else newest.next
-        touched = [position[node] for node in (*match.interior, before)]
-        reads = frozenset(s for n in (*inputs, *match.interior) for s in effects_.storages(n))
+        computed = match.interior | match.kept
+        touched = [position[node] for node in (*computed, before)]
+        reads = frozenset(s for n in (*inputs, *computed) for s in effects_.storages(n))
         span = min(touched) - 1, max(touched)
         if crossed := self.effects.between(*span, reads, match.interior):
             return f"{crossed.name} writes to what it reads or switches a mode in between"

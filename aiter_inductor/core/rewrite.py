@@ -85,7 +85,8 @@ def _describe(node: fx.Node, match: Match, found: Any) -> None:
 
 def _erase_dead(graph: fx.Graph, taken: Iterable[Decision]) -> None:
     """Erase the replaced nodes, last first; those that somebody else still reads stay."""
-    replaced = {node for decision in taken for node in decision.match.interior}
+    matches = [decision.match for decision in taken]
+    replaced = {node for match in matches for node in match.interior | match.kept}
     for node in reversed(graph.nodes):
         if node in replaced and not node.users:
             graph.erase_node(node)

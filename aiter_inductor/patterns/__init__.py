@@ -6,6 +6,7 @@ from aiter_inductor.core.match import Fusion, Recogniser
 from aiter_inductor.patterns.fusion import add_norm, into_quant, rope_pair
 from aiter_inductor.patterns.raising import (
     act_and_mul,
+    gemm,
     layer_norm,
     mla,
     quant,
@@ -26,6 +27,7 @@ RAISING: tuple[Recogniser, ...] = (
     rope.rotary_embedding,
     act_and_mul.gated_activation,
     act_and_mul.clamped_swiglu,
+    gemm.dequantised_linear,
     mla.latent_attention,
 )
 

@@ -1,0 +1,218 @@
+"""Linear layers whose weight, and perhaps activations, are dequantised before the product.
+
+`F.linear(q.float() * scale, w.float() * w_scale)` in every spelling of the product, of the way the
+scales are spread over blocks and of the casts. What the program rounds to half precision between
+dequantisation and product is not repeated: kernels apply the scales to sums in float32.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+
+from aiter_inductor.core.dtypes import FP8_DTYPES, ROW_DTYPES, short_name
+from aiter_inductor.core.graph import (
+    arg,
+    commuted,
+    dtype,
+    kind,
+    ndim,
+    only_user,
+    size,
+    sizes,
+)
+from aiter_inductor.core.match import Derived, Match, Miss, Output, recogniser
+from aiter_inductor.core.problem import fixed
+from aiter_inductor.lowerings.gemm import (
+    gemm_fp8_blockscale,
+    gemm_fp8_per_tensor,
+    gemm_fp8_rowwise,
+    gemm_int8,
+    gemm_w8a16,
+)
+from aiter_inductor.patterns.raising.gemm_operand import Operand, in_order, read_operand, shaped
+from aiter_inductor.patterns.raising.gemm_scale import Scaling, every_row, read_scaling
+from aiter_inductor.patterns.raising.tail import strip_widening
+
+PATTERN = "gemm"
+
+
+@dataclass
+class _Product:
+    """`x @ weight.T + bias` as the graph has it, and the node that holds its rounded result."""
+
+    x: fx.Node
+    weight: Operand
+    bias: fx.Node | None
+    end: fx.Node
+    interior: set[fx.Node]
+
+
+@recogniser(PATTERN, "linear", "matmul", "addmm")
+def dequantised_linear(node: fx.Node) -> Match | Miss | None:
+    """A linear layer on `weight.float() * scale`."""
+    product = _product(node)
+    if product is None:
+        return None
+    if isinstance(product, str):
+        return Miss(PATTERN, node, product)
+    if not product.weight.scales:
+        return None
+    N, K = product.weight.values.axes.sizes
+    if fixed(N) is None or fixed(K) is None:
+        return Miss(PATTERN, node, f"the weight is [{N}, {K}], not known when compiling")
+    _follow(product)
+    x = read_operand(product.x)
+    if isinstance(x, str):
+        return Miss(PATTERN, node, x)
+    weight = _weight(product.weight)
+    if weight is None:
+        shown = product.weight.values.node.name
+        return Miss(PATTERN, node, f"{shown} is rearranged between dequantisation and product")
+    scaling = read_scaling(product.weight)
+    if isinstance(scaling, str):
+        return Miss(PATTERN, node, scaling)
+    if x is None or not x.scales:
+        return _weight_only(product, weight, scaling)
+    return _both(node, product, weight, scaling, x)
+
+
+def _product(node: fx.Node) -> _Product | str | None:
+    """The layer behind `node` if its weight is dequantised; a sentence if no kernel does it so."""
+    bias: Any = None
+    if kind(node) == "linear":
+        x, matrix, bias = arg(node, "input"), arg(node, "weight"), arg(node, "bias")
+    elif kind(node) == "addmm":
+        x, matrix, bias = arg(node, "mat1"), arg(node, "mat2"), arg(node, "input")
+    else:
+        x, matrix = arg(node, "input"), arg(node, "other")
+    if not isinstance(x, fx.Node) or ndim(matrix) != 2 or ndim(x) < 1:
+        return None
+    weight = read_operand(matrix)
+    if isinstance(weight, Operand) and kind(node) != "linear":
+        weight = weight.transposed()
+    if not isinstance(weight, Operand):
+        return weight
+    if kind(node) == "addmm" and any(node.kwargs.get(name, 1) != 1 for name in ("alpha", "beta")):
+        return "addmm scales its bias or its product; kernels add the bias as it is"
+    if bias is not None and sizes(bias) != (size(node, -1),):
+        return f"{getattr(bias, 'name', bias)} is added as bias but is no row of {size(node, -1)}"
+    return _Product(x, weight, bias, node, {node})
+
+
+def _follow(product: _Product) -> None:
+    """Take in a bias and a narrowing cast behind the product."""
+    while (user := only_user(product.end)) is not None:
+        if kind(user) == "cast":
+            before, after = dtype(product.end), dtype(user)
+            if before != torch.float32 or after not in ROW_DTYPES or after == before:
+                return
+        elif product.bias is None and (bias := _row(user, product.end)) is not None:
+            product.bias = bias
+        else:
+            return
+        product.end = user
+        product.interior.add(user)
+
+
+def _row(user: fx.Node, end: fx.Node) -> fx.Node | None:
+    for left, right in commuted(user, "add"):
+        if left is end and isinstance(right, fx.Node) and dtype(right) in ROW_DTYPES:
+            if sizes(right) == (size(end, -1),) and dtype(user) == dtype(end):
+                return right
+    return None
+
+
+def _weight(operand: Operand) -> fx.Node | Derived | None:
+    """The stored weight as [N, K]."""
+    N, K = operand.values.axes.sizes
+    if in_order(operand.values):
+        return shaped(operand.values.node, (N, K))
+    turned = operand.transposed()
+    if turned is None or not in_order(turned.values):
+        return None
+    stored = shaped(operand.values.node, (K, N))
+    return None if stored is None else Derived(torch.t, (stored,))
+
+
+def _weight_only(
+    product: _Product, weight: fx.Node | Derived, scaling: Scaling
+) -> Match | Miss | None:
+    node, x, kwargs = product.end, product.x, {}
+    if dtype(x) == torch.float32 and dtype(strip_widening(x)) == dtype(node):
+        x = strip_widening(x)
+    if scaling.constant:
+        scale: Any = Derived(every_row, (scaling.one(), weight))
+    elif scaling.by_row:
+        scale = scaling.as_vector()
+    else:
+        scale = scaling.as_blocks()
+        kwargs = {"block_n": scaling.block_n, "block_k": scaling.block_k}
+    if dtype(x) != dtype(node):
+        held, wanted = short_name(dtype(x) or torch.float32), short_name(dtype(node) or torch.int8)
+        return Miss(PATTERN, node, f"x is {held} and the result {wanted}; kernels keep x's dtype")
+    args = (x, weight, scale, product.bias)
+    return _match(product, gemm_w8a16, args, kwargs, product.weight.nodes)
+
+
+def _both(
+    node: fx.Node, product: _Product, weight: fx.Node | Derived, w: Scaling, x: Operand
+) -> Match | Miss | None:
+    q = shaped(x.values.node, x.values.axes.sizes) if in_order(x.values) else None
+    if q is None:
+        shown = x.values.node.name
+        return Miss(PATTERN, node, f"{shown} is rearranged between dequantisation and product")
+    scaling = read_scaling(x)
+    if isinstance(scaling, str):
+        return Miss(PATTERN, node, scaling)
+    if scaling.columns.axes and not scaling.tokens:
+        reason = f"{scaling.name} varies along K but not by token; no kernel takes that"
+        return Miss(PATTERN, node, reason)
+    dtypes = dtype(x.values.node), dtype(product.weight.values.node)
+    if dtypes[0] != dtypes[1] and not set(dtypes) <= set(FP8_DTYPES):
+        shown = " and ".join(short_name(d) for d in dtypes if d)
+        return Miss(PATTERN, node, f"x and weight are {shown}; kernels multiply equal kinds")
+    kwargs: dict[str, Any] = {"out_dtype": dtype(product.end)}
+    coarse = scaling.per_row and (w.constant or w.by_row)
+    if dtypes[0] == torch.int8 and not coarse:
+        return Miss(PATTERN, node, f"int8 is scaled by blocks ({w.shown()}); kernels scale rows")
+    op, scales = gemm_fp8_blockscale, (scaling.as_groups(), w.as_blocks())
+    if dtypes[0] in FP8_DTYPES and scaling.constant and w.constant:
+        op, scales = gemm_fp8_per_tensor, (scaling.one(), w.one())
+    elif coarse:
+        op = gemm_int8 if dtypes[0] == torch.int8 else gemm_fp8_rowwise
+        by_row = w.as_vector() if w.by_row else Derived(every_row, (w.one(), weight))
+        by_token = scaling.as_groups()
+        if scaling.constant and not scaling.tokens:
+            by_token = Derived(every_token, (scaling.one(), q))
+        scales = (by_token, by_row)
+    elif scaling.constant and not scaling.tokens:
+        reason = (
+            f"x has one scale, {scaling.name}, and the weight {w.shown()}; no kernel mixes them"
+        )
+        return Miss(PATTERN, node, reason)
+    else:
+        kwargs |= {"group_size": scaling.block_k, "block_n": w.block_n, "block_k": w.block_k}
+    if scales[0] is None or scales[1] is None:
+        return Miss(PATTERN, node, f"{scaling.name} cannot be reshaped to one scale a group")
+    nodes = product.weight.nodes | x.nodes
+    return _match(product, op, (q, weight, *scales, product.bias), kwargs, nodes)
+
+
+def every_token(scale: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """One scale [] as a scale a token [*, 1] of x [*, K]."""
+    return scale.expand(*x.shape[:-1], 1)
+
+
+def _match(
+    product: _Product,
+    op: Any,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    kept: frozenset[fx.Node],
+) -> Match:
+    interior = frozenset(product.interior)
+    return Match(op.name, op, args, kwargs, (Output(product.end),), interior, kept=kept)
