@@ -19,8 +19,9 @@ from aiter_inductor.lowerings.gemm_providers import (
     library_is_faster,
     triton_unsupported,
     unmeasured,
+    vendor_unsupported,
 )
-from aiter_inductor.lowerings.providers import add_cpp, add_triton
+from aiter_inductor.lowerings.providers import add_cpp, add_triton, add_vendor
 
 
 def spread(scale: Tensor, sizes: tuple[int, int], blocks: tuple[int, int]) -> Tensor:
@@ -294,6 +295,9 @@ def gemm_w4a16(
 
 for made in (gemm_fp8_blockscale, gemm_fp8_rowwise, gemm_fp8_per_tensor, gemm_w8a16):
     add_cpp(made, "gemm", refuse=dtypes_unsupported, decline=library_is_faster)
+add_vendor(gemm_fp8_blockscale, "gemm", refuse=vendor_unsupported, archs=("sm_90",))
+for made in (gemm_fp8_rowwise, gemm_fp8_per_tensor):
+    add_vendor(made, "gemm", refuse=vendor_unsupported, decline=unmeasured)
 add_triton(gemm_fp8_blockscale, "gemm", refuse=triton_unsupported)
 for made in (gemm_fp8_rowwise, gemm_fp8_per_tensor, gemm_w8a16):
     add_triton(made, "gemm", refuse=triton_unsupported, decline=unmeasured)

@@ -11,6 +11,7 @@ from aiter_inductor.lowerings.gemm_problem import GemmProblem
 
 FEW_ROWS = 128
 LEAST_K = 32
+BLOCK = 128
 
 
 def dtypes_unsupported(problem: GemmProblem, use: Use) -> str | None:
@@ -53,6 +54,27 @@ def triton_unsupported(problem: GemmProblem, use: Use) -> str | None:
         if (size & -size) < LEAST_K:
             return f"scales change every {size} elements of K, not of a tile's {LEAST_K}"
     return _open_sizes(problem)
+
+
+def vendor_unsupported(problem: GemmProblem, use: Use) -> str | None:
+    """What torch's scaled_mm does not take, beside what no provider does."""
+    if reason := dtypes_unsupported(problem, use) or _open_sizes(problem):
+        return reason
+    wanted = use.arch.fp8_dtypes[0]
+    if problem.dtype != wanted or problem.weight_dtype != wanted:
+        found = f"{short_name(problem.dtype)} and {short_name(problem.weight_dtype)}"
+        return f"x and weight are {found}; scaled_mm on {use.arch} takes {short_name(wanted)}"
+    if problem.bias_dtype is not None:
+        return "scaled_mm rounds before a bias could be added"
+    if problem.out_dtype != torch.bfloat16:
+        return f"scaled_mm is asked for bfloat16 only, not {short_name(problem.out_dtype)}"
+    blocks = (problem.group_size, problem.block_n, problem.block_k)
+    if problem.scaling == "block" and blocks != (BLOCK, BLOCK, BLOCK):
+        return f"blocks of 1x{blocks[0]} and {blocks[1]}x{blocks[2]} are not 1x128 and 128x128"
+    least = BLOCK if problem.scaling == "block" else 16
+    if problem.N % least or problem.K % least:
+        return f"N={problem.N} and K={problem.K} are not both multiples of {least}"
+    return None
 
 
 def unmeasured(problem: GemmProblem, use: Use) -> str | None:

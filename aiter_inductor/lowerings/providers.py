@@ -27,6 +27,19 @@ def add_cpp(made: Op, family: str, *, refuse: Verdict, decline: Verdict = accept
     _add_built(made, "cpp", family, refuse, decline)
 
 
+def add_vendor(
+    made: Op,
+    family: str,
+    *,
+    refuse: Verdict,
+    decline: Verdict = accept,
+    archs: tuple[str, ...] | None = None,
+) -> None:
+    """Let `kernels/vendor/<family>.py` provide `made` by a library's own kernel."""
+    run = _host_function(made, "vendor", family)
+    made.provider("vendor", archs=archs, refuse=refuse, decline=decline)(run)
+
+
 def _add_built(made: Op, language: str, family: str, refuse: Verdict, decline: Verdict) -> None:
     """Add a provider that a compiler builds.
 

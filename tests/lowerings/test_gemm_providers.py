@@ -99,6 +99,40 @@ def test_triton_multiplies_blocks_with_any_number_of_rows(arch: str) -> None:
     assert selection.provider is gemm_fp8_blockscale.providers["triton"]
 
 
+WHOLE = replace(BLOCKS, N=256, K=384)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"N": 200}, "N=200 and K=384 are not both multiples of 128"),
+        ({"block_k": 64}, "blocks of 1x128 and 128x64 are not 1x128 and 128x128"),
+        ({"bias_dtype": torch.bfloat16}, "scaled_mm rounds before a bias could be added"),
+        ({"out_dtype": torch.float16}, "scaled_mm is asked for bfloat16 only, not float16"),
+        (
+            {"weight_dtype": torch.float8_e4m3fnuz},
+            (
+                "x and weight are float8_e4m3fn and float8_e4m3fnuz; "
+                "scaled_mm on sm_90 takes float8_e4m3fn"
+            ),
+        ),
+    ],
+    ids=["sizes", "blocks", "bias", "out", "fp8"],
+)
+def test_the_library_says_what_it_leaves(change: dict[str, object], reason: str) -> None:
+    use, vendor = Use(arch_named("sm_90")), gemm_fp8_blockscale.providers["vendor"]
+    assert gemm_fp8_blockscale.select(WHOLE, use).provider is vendor
+    assert vendor.refuse(replace(WHOLE, **change), use) == reason  # type: ignore[arg-type]
+
+
+def test_the_library_has_no_blocks_on_amd() -> None:
+    problem = replace(WHOLE, dtype=torch.float8_e4m3fnuz, weight_dtype=torch.float8_e4m3fnuz)
+    selection = gemm_fp8_blockscale.select(problem, Use(arch_named("gfx942")))
+    assert selection.provider is gemm_fp8_blockscale.providers["triton"]
+    by_row = gemm_fp8_rowwise.select(replace(problem, scaling="row"), Use(arch_named("gfx942")))
+    assert by_row.provider is gemm_fp8_rowwise.providers["vendor"]
+
+
 def test_triton_multiplies_int8() -> None:
     whole = replace(BLOCKS, scaling="row", dtype=torch.int8, weight_dtype=torch.int8)
     use = Use(arch_named("gfx942"))
