@@ -308,7 +308,13 @@ def norm_rows(
     strides: dict[str, Any] = dict.fromkeys(_STRIDES, 0)
     strides.update(strides_of(nest, tuple(present)))
     widest = max(tensor.element_size() for tensor in (x, out) if tensor is not None)
-    config = config or RowConfig.default(N, widest, num_rows=nest.num_rows, group_size=group_size)
+    config = config or RowConfig.default(
+        N,
+        widest,
+        num_rows=nest.num_rows,
+        group_size=group_size,
+        reduces_alone=norm != "none" and residual is None,
+    )
     launchable(norm_kernel)[config.grid(nest.num_rows)](
         x,
         residual,

@@ -18,6 +18,9 @@ from aiter_inductor.core.rows import RowNest
 
 VECTOR_BYTES = 16
 MAX_BLOCK = 16384
+EXACT_BLOCK = 1024
+"""Chunks without idle lanes: an H200 normalises and quantises 4096 rows of 7168 in 27.4 µs by seven
+of them and in 30.9 by one of 8192. With a residual it is the other way round, 69.1 and 62.4."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,15 @@ class RowConfig:
     num_stages: int = 1
 
     @classmethod
-    def default(cls, N: int, itemsize: int, *, num_rows: Any, group_size: int = 1) -> RowConfig:
+    def default(
+        cls,
+        N: int,
+        itemsize: int,
+        *,
+        num_rows: Any,
+        group_size: int = 1,
+        reduces_alone: bool = False,
+    ) -> RowConfig:
         """Untuned choice.
 
         Args:
@@ -47,6 +58,7 @@ class RowConfig:
             itemsize: bytes an element of the widest input.
             num_rows: an int, or a SymInt, which is taken to be large.
             group_size: elements that share a scale; a chunk holds whole groups.
+            reduces_alone: whether a row is normalised, and read from one tensor only.
         """
         whole = triton.next_power_of_2(N)
         if whole <= 1024:
@@ -54,6 +66,8 @@ class RowConfig:
             return cls(whole, rows, num_warps=4 if rows * whole >= 1024 else 1)
         block = max(min(whole, MAX_BLOCK), group_size)
         few = isinstance(num_rows, int) and num_rows <= 256
+        if reduces_alone and group_size == 1 and not few and whole != N and N % EXACT_BLOCK == 0:
+            return cls(EXACT_BLOCK, 1, num_warps=4)
         lanes = block * itemsize // VECTOR_BYTES
         warps = lanes // 32 if few else lanes // 128
         return cls(block, 1, num_warps=min(max(warps, 4), 16))
