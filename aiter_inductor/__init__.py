@@ -14,12 +14,22 @@ _HOME = {
     "aiter": "aiter_inductor.backend",
     "explain": "aiter_inductor.inspection",
     "report": "aiter_inductor.inspection",
+    "quantize_": "aiter_inductor.quantization",
     "assert_fused": "aiter_inductor.core.report",
     "Report": "aiter_inductor.core.report",
     "Site": "aiter_inductor.core.report",
 }
 
-__all__ = ["Report", "Site", "__version__", "aiter", "assert_fused", "explain", "report"]
+__all__ = [
+    "Report",
+    "Site",
+    "__version__",
+    "aiter",
+    "assert_fused",
+    "explain",
+    "quantize_",
+    "report",
+]
 
 
 def __getattr__(name: str) -> Any:

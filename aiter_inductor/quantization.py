@@ -1,0 +1,186 @@
+"""Convert a model's linears to quantised ones, in place.
+
+The modules are plain PyTorch: they run on any backend and device, and `backend="aiter"` compiles
+each to one quantisation, fused into what feeds it, and one product that applies the scales.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from aiter_inductor.core.arch import arch_of
+from aiter_inductor.core.dtypes import ROW_DTYPES, quant_max, short_name
+
+BLOCK = 128
+AMAX_MIN = 1e-10
+"""Keeps the scale of zeros positive; far below what a trained weight or an activation reaches."""
+
+
+class QuantisedLinear(nn.Module):
+    """What all quantised linears share: a weight [N, K] in eight bits, and an optional bias [N]."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+    def __init__(self, linear: nn.Linear, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.limit = quant_max(dtype)
+        self.dtype = dtype
+        self.register_parameter("bias", linear.bias)
+
+    def extra_repr(self) -> str:
+        """Sizes and format, as `nn.Linear` prints its own."""
+        sizes = f"in_features={self.in_features}, out_features={self.out_features}"
+        return f"{sizes}, bias={self.bias is not None}, dtype={short_name(self.dtype)}"
+
+    def quantise(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        """`(q, scale)` of float32 values, one scale for the last dimension."""
+        scale = values.abs().amax(-1, keepdim=True).clamp(min=AMAX_MIN) / self.limit
+        q = values / scale
+        if not self.dtype.is_floating_point:
+            q = q.round()
+        return q.clamp(-self.limit, self.limit).to(self.dtype), scale
+
+
+class BlockScaledLinear(QuantisedLinear):
+    """Weight by blocks of 128 x 128, activations by groups of 128: DeepSeek-V3's layer and names.
+
+    Buffers: weight [N, K], fp8; weight_scale_inv [ceil(N / 128), K / 128], fp32, which despite its
+    name is the factor that dequantises.
+    """
+
+    weight_scale_inv: Tensor
+
+    def __init__(self, linear: nn.Linear, dtype: torch.dtype) -> None:
+        super().__init__(linear, dtype)
+        N, K = linear.weight.shape
+        padded = F.pad(linear.weight.detach().float(), (0, 0, 0, -N % BLOCK))
+        blocks = padded.unflatten(0, (-1, BLOCK)).unflatten(-1, (-1, BLOCK)).transpose(1, 2)
+        q, scale = self.quantise(blocks.flatten(-2))
+        q = q.unflatten(-1, (BLOCK, BLOCK)).transpose(1, 2).reshape(-1, K)[:N]
+        self.register_buffer("weight", q.contiguous())
+        self.register_buffer("weight_scale_inv", scale.squeeze(-1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[*, K] to [*, N], in x's dtype."""
+        groups = x.float().unflatten(-1, (self.in_features // BLOCK, BLOCK))
+        q, scale = self.quantise(groups)
+        rows = (q.float() * scale).flatten(-2).to(x.dtype)
+        spread = self.weight_scale_inv.repeat_interleave(BLOCK, 0).repeat_interleave(BLOCK, 1)
+        columns = (self.weight.float() * spread[: self.out_features]).to(x.dtype)
+        return F.linear(rows, columns, self.bias)
+
+
+class RowScaledLinear(QuantisedLinear):
+    """Weight by output feature, activations by token.
+
+    Buffers: weight [N, K], fp8 or int8; weight_scale [N, 1], fp32.
+    """
+
+    weight_scale: Tensor
+
+    def __init__(self, linear: nn.Linear, dtype: torch.dtype) -> None:
+        super().__init__(linear, dtype)
+        q, scale = self.quantise(linear.weight.detach().float())
+        self.register_buffer("weight", q)
+        self.register_buffer("weight_scale", scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[*, K] to [*, N], in x's dtype."""
+        q, scale = self.quantise(x.float())
+        rows = (q.float() * scale).to(x.dtype)
+        return F.linear(rows, (self.weight.float() * self.weight_scale).to(x.dtype), self.bias)
+
+
+class WeightOnlyLinear(RowScaledLinear):
+    """Weight by output feature, activations as they are. Buffers as in `RowScaledLinear`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[*, K] to [*, N], in x's dtype."""
+        return F.linear(x, (self.weight.float() * self.weight_scale).to(x.dtype), self.bias)
+
+
+_SCHEMES: dict[str, tuple[type[BlockScaledLinear | RowScaledLinear], bool]] = {
+    "fp8_blockscale": (BlockScaledLinear, True),
+    "fp8_rowwise": (RowScaledLinear, True),
+    "fp8_weight_only": (WeightOnlyLinear, True),
+    "int8": (RowScaledLinear, False),
+    "int8_weight_only": (WeightOnlyLinear, False),
+}
+"""By name: the module, and whether it holds fp8 (else int8)."""
+
+
+def quantize_(
+    model: nn.Module,
+    scheme: str,
+    filter: Callable[[str, nn.Linear], bool] | None = None,  # noqa: A002, as a keyword it reads well
+) -> nn.Module:
+    """Replace the `nn.Linear`s inside `model` by quantised ones.
+
+    Nothing is changed unless all that the filter selects can be. On chips whose fp8 is
+    float8_e4m3fnuz weights there are stored so; on the CPU they are float8_e4m3fn.
+
+    Args:
+        model: any module that holds linears in bfloat16, float16 or float32, on any device.
+        scheme: `fp8_blockscale`, `fp8_rowwise`, `int8` (activations are quantised too),
+            `fp8_weight_only` or `int8_weight_only`.
+        filter: `(name, linear) -> whether to convert it`; None converts all.
+
+    Returns:
+        `model`.
+
+    Raises:
+        ValueError: for an unknown scheme, a linear that cannot be converted, or none selected.
+    """
+    if scheme not in _SCHEMES:
+        raise ValueError(f"there is no scheme {scheme!r}; known are {', '.join(_SCHEMES)}")
+    module, is_fp8 = _SCHEMES[scheme]
+    linears = [(n, m) for n, m in model.named_modules(remove_duplicate=False) if _is_linear(m)]
+    chosen = [(n, m) for n, m in linears if filter is None or filter(n, m)]
+    if not chosen:
+        raise ValueError(
+            f"none of the {len(linears)} linears of {type(model).__name__} is selected"
+        )
+    for name, linear in chosen:
+        if reason := _refusal(model, name, linear, module):
+            raise ValueError(f"{name or type(model).__name__} cannot be {scheme}: {reason}")
+    made: dict[nn.Module, nn.Module] = {}
+    for name, linear in chosen:
+        if linear not in made:
+            dtype = _fp8_of(linear.weight.device) if is_fp8 else torch.int8
+            made[linear] = module(linear, dtype).train(linear.training)
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, made[linear])
+    return model
+
+
+def _is_linear(module: nn.Module) -> Any:
+    return type(module) is nn.Linear
+
+
+def _refusal(model: nn.Module, name: str, linear: nn.Linear, module: type) -> str | None:
+    """Why a linear cannot be converted, or None."""
+    if not name:
+        return "it is the model itself, which cannot be replaced in place; wrap it in a module"
+    if linear.weight.dtype not in ROW_DTYPES:
+        return f"its weight is {short_name(linear.weight.dtype)}, not bfloat16, float16 or float32"
+    if linear.weight.numel() == 0:
+        return f"its weight is {list(linear.weight.shape)} and has no largest magnitude"
+    if module is BlockScaledLinear and linear.in_features % BLOCK:
+        return f"in_features={linear.in_features} is not a multiple of {BLOCK}"
+    for path, other in model.named_modules():
+        if other is not linear and any(p is linear.weight for p in other._parameters.values()):
+            return f"its weight is also {path}'s; leave it out with filter"
+    return None
+
+
+def _fp8_of(device: torch.device) -> torch.dtype:
+    """The fp8 of the chip that holds the weight."""
+    known = arch_of(device).fp8_dtypes
+    return known[0] if known else torch.float8_e4m3fn

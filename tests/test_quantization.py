@@ -1,0 +1,145 @@
+"""quantize_: what it makes, that its forward is recognised, and what it refuses."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+import torch
+from torch import nn
+
+import aiter_inductor
+from tests.patterns.rewrite_check import check_rewrite
+
+BF16 = torch.bfloat16
+SCHEMES = {
+    "fp8_blockscale": ("gemm_fp8_blockscale", "quant_per_group"),
+    "fp8_rowwise": ("gemm_fp8_rowwise", "quant_per_token"),
+    "int8": ("gemm_int8", "quant_per_token"),
+    "fp8_weight_only": ("gemm_w8a16", None),
+    "int8_weight_only": ("gemm_w8a16", None),
+}
+every_scheme = pytest.mark.parametrize("scheme", SCHEMES)
+
+
+class Block(nn.Module):
+    """A norm and two linears, the second of which has partial blocks along N."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.RMSNorm(256, eps=1e-6)
+        self.up = nn.Linear(256, 384)
+        self.down = nn.Linear(384, 200, bias=False)
+
+    def forward(self, x):
+        return self.down(torch.relu(self.up(self.norm(x))))
+
+
+def model(dtype=BF16):
+    torch.manual_seed(0)
+    return Block().to(dtype)
+
+
+@every_scheme
+@pytest.mark.parametrize("dtype", [BF16, torch.float32])
+def test_result_is_near_the_original(scheme, dtype):
+    x = torch.randn(2, 3, 256, dtype=dtype)
+    wanted = model(dtype)(x)
+    converted = aiter_inductor.quantize_(model(dtype), scheme)
+    got = converted(x)
+    assert got.dtype == dtype
+    error = (got - wanted).float().norm() / wanted.float().norm()
+    # Rounding to 3 mantissa bits errs by 2.6 %; two operands in each of two layers make 5.2 %.
+    assert 1e-4 < error < 0.07, error
+
+
+@every_scheme
+def test_forward_is_recognised(scheme):
+    gemm, quant = SCHEMES[scheme]
+    converted = aiter_inductor.quantize_(model(), scheme).eval()
+    expect = {"rms_norm": 1, gemm: 2} | ({quant: 2} if quant else {})
+    with torch.no_grad():
+        found = check_rewrite(converted, torch.randn(5, 256, dtype=BF16), expect=expect,
+                              inserted=sum(expect.values()) - (quant is not None))  # fmt: skip
+    assert "linear" not in found.graphs[0].replace("aiter", "")
+
+
+@every_scheme
+def test_state_dict_round_trips(scheme):
+    source = aiter_inductor.quantize_(model(), scheme)
+    file = io.BytesIO()
+    torch.save(source.state_dict(), file)
+    file.seek(0)
+    target = aiter_inductor.quantize_(Block().to(BF16), scheme)
+    target.load_state_dict(torch.load(file))
+    x = torch.randn(4, 256, dtype=BF16)
+    assert torch.equal(target(x), source(x))
+
+
+def test_block_scales_have_the_names_of_deepseek():
+    state = aiter_inductor.quantize_(model(), "fp8_blockscale").state_dict()
+    assert {name: tuple(t.shape) for name, t in state.items()} == {
+        "norm.weight": (256,),
+        "up.bias": (384,),
+        "up.weight": (384, 256),
+        "up.weight_scale_inv": (3, 2),
+        "down.weight": (200, 384),
+        "down.weight_scale_inv": (2, 3),
+    }
+    weight, scale = state["down.weight"].float(), state["down.weight_scale_inv"]
+    block = model().down.weight.detach().float()[128:, 128:256]
+    assert torch.isclose(scale[1, 1], block.abs().max() / 448)
+    assert torch.allclose(weight[128:, 128:256] * scale[1, 1], block, rtol=2**-4, atol=1e-4)
+
+
+def test_zero_weights_stay_zero():
+    layer = nn.Sequential(nn.Linear(128, 128, bias=False))
+    nn.init.zeros_(layer[0].weight)
+    aiter_inductor.quantize_(layer, "fp8_blockscale")
+    assert torch.equal(layer(torch.zeros(2, 128)), torch.zeros(2, 128))
+
+
+def test_filter_selects():
+    converted = aiter_inductor.quantize_(model(), "int8", filter=lambda name, _: name == "up")
+    assert type(converted.down) is nn.Linear
+    assert converted.up.weight.dtype == torch.int8
+    assert "in_features=256, out_features=384, bias=True, dtype=int8" in repr(converted.up)
+
+
+def test_a_linear_used_twice_is_converted_once():
+    shared = nn.Linear(128, 128)
+    layers = aiter_inductor.quantize_(nn.Sequential(shared, shared), "fp8_rowwise")
+    assert layers[0] is layers[1]
+    assert layers[0].weight.dtype == torch.float8_e4m3fn
+
+
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(32, 128)
+        self.head = nn.Linear(128, 32, bias=False)
+        self.head.weight = self.embed.weight
+
+
+REFUSED = [
+    (model, "fp4", None, "there is no scheme 'fp4'; known are fp8_blockscale"),
+    (model, "int8", lambda name, _: False, "none of the 2 linears of Block is selected"),
+    (lambda: nn.Linear(8, 8), "int8", None, "Linear cannot be int8: it is the model itself"),
+    (Tied, "int8", None, "head cannot be int8: its weight is also embed's; leave it out"),
+    (
+        lambda: nn.Sequential(nn.Linear(128, 8), nn.Linear(200, 8)),
+        "fp8_blockscale",
+        None,
+        "1 cannot be fp8_blockscale: in_features=200 is not a multiple of 128",
+    ),
+    (lambda: model(torch.float64), "int8", None, "its weight is float64, not bfloat16"),
+]
+
+
+@pytest.mark.parametrize(("build", "scheme", "choose", "sentence"), REFUSED)
+def test_refusals_change_nothing(build, scheme, choose, sentence):
+    made = build()
+    before = [type(m) for m in made.modules()]
+    with pytest.raises(ValueError, match=sentence):
+        aiter_inductor.quantize_(made, scheme, filter=choose)
+    assert [type(m) for m in made.modules()] == before
