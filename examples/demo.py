@@ -2,7 +2,8 @@
 
 For a Llama-like and a DeepSeek-V3-like model with random weights: the report for this machine and
 for an MI300X, the error against eager beside plain Inductor's own, and the time beside plain
-Inductor's. Runs on a CPU in less than two minutes; nothing is downloaded.
+Inductor's. Last, a few fused sites of the first are executed as the machine code of an MI300X and
+an MI350X, in the simulator. Runs on a CPU in less than two minutes; nothing is downloaded.
 
 In a mixture of experts one rounding can send a token to another expert; bfloat16 eager then shows
 an error against fp32 that neither backend made.
@@ -17,12 +18,14 @@ from collections.abc import Callable
 import torch
 
 import aiter_inductor
-from aiter_inductor.cli import models
+from aiter_inductor.cli import machine_code, models
 from aiter_inductor.cli.timing import measure, ratio
 
 MODELS = ("small-llama", "small-deepseek-v3")
 TARGET = "gfx942"
 BATCH, LENGTH, LAYERS = 2, 64, 2
+CHIPS = ("gfx942", "gfx950")
+SITES = ("rms_norm", "rope_qk", "add_rms_norm", "act_and_mul")
 
 
 def main() -> None:
@@ -32,6 +35,7 @@ def main() -> None:
     warnings.filterwarnings("ignore", message="Dynamo detected a call to a `functools.lru_cache`")
     for name in MODELS:
         show(name, device)
+    execute_machine_code(MODELS[0], device)
     print(f"\ndone in {time.perf_counter() - start:.0f} s")
 
 
@@ -68,6 +72,22 @@ def show(name: str, device: torch.device) -> None:
             f"{float((found - wanted).abs().max()):24.4f}"
             f"{float((found - reference).abs().max()):15.4f}"
         )
+
+
+@torch.no_grad()
+def execute_machine_code(name: str, device: torch.device) -> None:
+    heading(f"{name}: fused sites as machine code, executed by the simulator with every check on")
+    model = models.build(name, device=device, layers=LAYERS)
+    ids = models.token_ids(model, BATCH, LENGTH, device=device)
+    sites = machine_code.capture(model, SITES, target=TARGET, input_ids=ids, use_cache=False)
+    print(f"{'chip':7} {'kernel':7} {'op':13} {'module':40} max error    of up to    time")
+    for arch in CHIPS:
+        for run in (run for site in sites for run in machine_code.execute(site, arch)):
+            print(
+                f"{run.arch:7} {run.provider:7} {run.op:13} {run.path:40} {run.error:9.5f}"
+                f"{run.largest:12.3f}{run.seconds:6.1f} s",
+                flush=True,
+            )
 
 
 def heading(text: str) -> None:
