@@ -77,6 +77,24 @@ def num_loops(*tensors: Tensor, row_major_output: bool = False) -> int:
     return max(len(_loops(sizes, strides)), 1)
 
 
+def result_is_strided(x: Tensor) -> bool:
+    """Whether another dimension than the last is innermost in a dense result laid out like `x`.
+
+    So it is for a transposed `x`, and for one whose rows overlap, as windows over one vector do.
+    """
+    if x.dim() == 0 or _expression(x.shape[-1]) in (0, 1):
+        return False
+    last = _expression(x.stride(-1))
+    others = zip(x.shape[:-1], x.stride()[:-1], strict=True)
+    strides = [_expression(stride) for size, stride in others if _expression(size) != 1]
+    return any(s == last or (isinstance(s, int) and s > 0 and _above(last, s)) for s in strides)
+
+
+def _above(size: Any, number: int) -> bool:
+    """Whether a size, symbolic ones taken to be large, is above a number."""
+    return size > number if isinstance(size, int) else True
+
+
 def _loops(sizes: Sequence[Any], strides: Sequence[Sequence[Any]]) -> list[_Loop]:
     if any(isinstance(n, SymInt) for row in (sizes, *strides) for n in row):
         return _find_loops(sizes, strides)

@@ -12,6 +12,7 @@ from aiter_inductor.core.dtypes import ROW_DTYPES, short_name
 from aiter_inductor.core.heads import RANK, heads_axis, leading
 from aiter_inductor.core.op import Use
 from aiter_inductor.core.problem import Dim, dim, fixed
+from aiter_inductor.core.rows import result_is_strided
 
 MAX_HEAD_DIM = 1024
 
@@ -213,6 +214,8 @@ def _obstacle(q: Tensor, k: Tensor | None, cos: Tensor, sin: Tensor, heads: int)
             return f"{name} has {x.dim()} dimensions; rotary kernels take up to {RANK}"
         if dim(x.stride(-1)) != 1:
             return f"the last stride of {name} is {x.stride(-1)}; rotary kernels read with stride 1"
+        if result_is_strided(x):
+            return f"heads of {name} overlap; rotary kernels write results whose last stride is 1"
         others = leading(x)
         if (others[0], others[tokens]) != (sizes[0], sizes[tokens]):
             return f"k has sizes {tuple(others)} before head_dim but q has {tuple(sizes)}"

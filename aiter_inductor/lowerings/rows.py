@@ -11,7 +11,7 @@ from torch import Tensor
 from aiter_inductor.core.dtypes import FP8_DTYPES, QUANT_DTYPES, ROW_DTYPES, short_name
 from aiter_inductor.core.op import Use
 from aiter_inductor.core.problem import Dim, dim, fixed, product
-from aiter_inductor.core.rows import MAX_LEVELS, num_loops
+from aiter_inductor.core.rows import MAX_LEVELS, num_loops, result_is_strided
 
 MAX_N = 65536
 MAX_BACKWARD_N = 16384
@@ -260,6 +260,8 @@ def _mismatch(
             return f"{name} is {_shape(vector)} but rows have {N} elements"
         if vector is not None and vector.stride(0) != 1:
             return f"{name} has stride {vector.stride(0)}; row kernels read it with stride 1"
+    if any(map(result_is_strided, rows)):
+        return "rows lie transposed or overlap; kernels write results whose last stride is 1"
     devices = {t.device for t in (*rows, weight, bias) if t is not None}
     if len(devices) > 1:
         return f"the tensors are on {' and '.join(sorted(map(str, devices)))}"
