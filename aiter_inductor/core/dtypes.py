@@ -15,6 +15,13 @@ def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+def promoted(left: torch.dtype, right: torch.dtype) -> torch.dtype | None:
+    """What two dtypes combine to; None where torch has no rule, as for fp8 with anything else."""
+    if left != right and {left, right} & {*FP8_DTYPES}:
+        return None
+    return torch.promote_types(left, right)
+
+
 def quant_max(dtype: torch.dtype) -> float:
     """The largest magnitude a symmetric quantisation maps to: 448, 240 or 127.
 

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from aiter_inductor.core.dtypes import promoted
 from aiter_inductor.core.graph import dtype, kind, only_user, operands, size, sizes, source, tensor
 from aiter_inductor.core.match import Derived, Match, Miss, Output, nodes_in, recogniser
 from aiter_inductor.lowerings.rope import rope
@@ -330,7 +331,7 @@ def _match(lanes: Lanes, end: fx.Node, found: Rotation) -> Match:
     assert x_dtype is not None
     assert table_dtype is not None
     table_dtype = table_dtype.to_real()
-    if out != torch.promote_types(x_dtype, table_dtype):
+    if out != promoted(x_dtype, table_dtype):
         kwargs["out_dtype"] = out
     args = (found.x, found.cos, found.sin)
     return Match(PATTERN, rope, args, kwargs, (Output(end),), _between(lanes, end, found.x))

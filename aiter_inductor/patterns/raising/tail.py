@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import fx
 
-from aiter_inductor.core.dtypes import accumulate_dtype
+from aiter_inductor.core.dtypes import accumulate_dtype, promoted
 from aiter_inductor.core.graph import (
     TRANSPARENT,
     commuted,
@@ -160,7 +160,7 @@ def _weight(
     has to come in the dtype it is used in; other rows multiply it in the accumulation dtype.
     """
     plain = operand if rounded else strip_widening(operand)
-    if rounded and product != torch.promote_types(rounded, dtype(plain) or rounded):
+    if rounded and product != promoted(rounded, dtype(plain) or rounded):
         return None
     inside = _between(operand, plain)
     for term, constant in commuted(plain, "add") if offsets else ():
