@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import pytest
 import torch
+from torch import fx
+from torch._inductor import compile_fx
 
 import aiter_inductor.backend  # noqa: F401  defines all ops
 from aiter_inductor.core.op import OPS, Provider, accept
@@ -20,6 +24,25 @@ def every_op_taken() -> Iterator[None]:
     yield
     for op in added:
         del op.providers["cpp"]
+
+
+@pytest.fixture
+def without_codegen(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Inductor stops before it generates code: its ATen graphs run as they are.
+
+    Everything this backend has a part in happens all the same: capture, planning, rewriting,
+    autograd, decomposition and partitioning. It saves the seconds a C++ compiler takes.
+    """
+    stopped = functools.partial(compile_fx.compile_fx, inner_compile=_as_it_is)
+    monkeypatch.setattr(compile_fx, "compile_fx", stopped)
+    with torch._functorch.config.patch(enable_autograd_cache=False):
+        yield
+
+
+def _as_it_is(
+    gm: fx.GraphModule, example_inputs: Sequence[Any], **options: Any
+) -> Callable[..., Any]:
+    return gm.forward
 
 
 @pytest.fixture(autouse=True)
