@@ -31,6 +31,9 @@ SMALL = {
     "num_heads": 4,
     "num_kv_heads": 2,
     "head_dim": 32,
+    "q_len": 1,
+    "kv_len": 24,
+    "kv_lora_rank": 64,
 }
 FP8 = torch.float8_e4m3fn
 positive = st.floats(min_value=1e-3, max_value=1e6)

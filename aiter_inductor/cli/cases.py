@@ -32,6 +32,7 @@ ROPE_DIMS: Dims = {
     "head_dim": 128,
 }
 GEMM_DIMS: Dims = {"num_rows": 4096, "N": 7168, "K": 2048}
+MLA_DIMS: Dims = {"batch": 16, "num_heads": 128, "q_len": 1, "kv_len": 4096, "kv_lora_rank": 512}
 
 
 @dataclass(frozen=True)
@@ -163,6 +164,22 @@ def _gemm(scaling: str, dtype: torch.dtype | None = None) -> Family:
     return Family(GEMM_DIMS, example)
 
 
+def _mla(dims: Dims, fp8: torch.dtype) -> Arguments:
+    """A decoding step; a head is a quarter of a latent row, DeepSeek's 128 of 512."""
+    batch, heads, q_len = dims["batch"], dims["num_heads"], dims["q_len"]
+    kv_len, rank = dims["kv_len"], dims["kv_lora_rank"]
+    nope, rope = rank // 4, rank // 8
+    args = (
+        _bf16(batch, heads, q_len, nope),
+        _bf16(batch, heads, q_len, rope),
+        _bf16(batch, kv_len, rank),
+        _bf16(batch, kv_len, rope),
+        _bf16(heads * 2 * nope, rank),
+        None,
+    )
+    return args, {"scale": (nope + rope) ** -0.5}
+
+
 FAMILIES: Mapping[str, Family] = {
     "rms_norm": _rows("x weight eps", quantised=False),
     "add_rms_norm": _rows("x residual weight eps", quantised=False),
@@ -194,6 +211,7 @@ FAMILIES: Mapping[str, Family] = {
     "gemm_int8": _gemm("row", torch.int8),
     "gemm_w8a16": _gemm("weight_block"),
     "gemm_w4a16": _gemm("weight_group"),
+    "mla_decode": Family(MLA_DIMS, _mla),
 }
 
 BASELINES: tuple[tuple[str, Dims], ...] = (

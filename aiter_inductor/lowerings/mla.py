@@ -7,7 +7,12 @@ from torch import Tensor
 
 from aiter_inductor.core.dtypes import accumulate_dtype
 from aiter_inductor.core.op import op
-from aiter_inductor.lowerings.mla_problem import MlaProblem, mla_unsupported
+from aiter_inductor.lowerings.mla_problem import (
+    MlaProblem,
+    mla_unsupported,
+    split_mla_unsupported,
+)
+from aiter_inductor.lowerings.providers import add_triton
 
 
 @op(problem=MlaProblem.of)
@@ -65,6 +70,9 @@ def _seen_softmax(scores: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
         scores = scores + mask
     unseen = (scores == -torch.inf).all(-1, keepdim=True)
     return scores.softmax(-1).masked_fill(unseen, 0.0)
+
+
+add_triton(mla_decode, "mla", refuse=split_mla_unsupported)
 
 
 @mla_decode.provider("torch", refuse=mla_unsupported, traceable=True)

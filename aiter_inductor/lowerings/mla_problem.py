@@ -12,6 +12,8 @@ from aiter_inductor.core.dtypes import short_name
 from aiter_inductor.core.op import Use
 from aiter_inductor.core.problem import Dim, dim, fixed
 
+MAX_RANK, MAX_ROPE = 512, 128  # 16 heads of fp32 sums over 512 numbers fill 32 KiB of registers
+
 
 @dataclass(frozen=True)
 class MlaProblem:
@@ -162,6 +164,21 @@ def mla_unsupported(problem: MlaProblem, use: Use) -> str | None:
         return problem.mismatch
     if not problem.dtype.is_floating_point or problem.dtype.itemsize < 2:
         return f"latent rows are {short_name(problem.dtype)}; only fp16, bf16 and wider are read"
+    return None
+
+
+def split_mla_unsupported(problem: MlaProblem, use: Use) -> str | None:
+    """What the split-KV kernel does not take."""
+    if reason := mla_unsupported(problem, use):
+        return reason
+    if problem.dtype.itemsize > 4:
+        return f"latent rows are {short_name(problem.dtype)}; sums are kept in fp32"
+    for name, most in (("kv_lora_rank", MAX_RANK), ("qk_rope_head_dim", MAX_ROPE)):
+        width = fixed(getattr(problem, name))
+        if width is None or width > most:
+            return f"{name}={getattr(problem, name)} is not a number up to {most}"
+    if fixed(problem.num_heads) is None:
+        return f"num_heads={problem.num_heads} is not known when compiling"
     return None
 
 

@@ -17,6 +17,7 @@ from aiter_inductor.cli.cases import (
     FAMILIES,
     GEMM_DIMS,
     GROUP_DIMS,
+    MLA_DIMS,
     NORM_DIMS,
     QUANT_DIMS,
     ROPE_DIMS,
@@ -70,6 +71,8 @@ class Case:
     def ragged(self) -> bool:
         """Whether the longest dimension and the number of rows are no powers of two."""
         names = ("num_rows", "N") if "N" in self.dims else ("num_tokens", "head_dim")
+        if "kv_len" in self.dims:
+            names = ("num_heads", "kv_len")
         return all(self.dims[name] & (self.dims[name] - 1) for name in names)
 
     def arguments(self, arch: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -138,6 +141,10 @@ SIZES: Mapping[frozenset[str], tuple[Dims, ...]] = {
     frozenset(ROPE_DIMS): (
         {"batch": 2, "num_tokens": 8, "num_heads": 4, "num_kv_heads": 2, "head_dim": 64},
         {"batch": 2, "num_tokens": 5, "num_heads": 3, "num_kv_heads": 1, "head_dim": 80},
+    ),
+    frozenset(MLA_DIMS): (
+        {"batch": 1, "num_heads": 16, "q_len": 1, "kv_len": 64, "kv_lora_rank": 256},
+        {"batch": 2, "num_heads": 5, "q_len": 2, "kv_len": 41, "kv_lora_rank": 96},
     ),
 }
 """By the names of the sizes an op's problem takes. Several rows a program, and several waves a row;
@@ -217,6 +224,11 @@ STYLES: Mapping[str, tuple[Style, ...]] = {
         _PARTIAL,
         Style("llama", fields={"round_before_weight": True, **_ONE_TABLE}),
         Style("gemma", fields={"weight_offset": 1.0}),
+    ),
+    "mla_decode": (
+        Style("masked", fields={"mask": "bool"}),
+        Style("biased", fields={"mask": "bfloat16", "causal": True}),
+        OF_FP32,
     ),
 }
 """Beyond the plainest call of each op, which is made at every size; a style at one size."""

@@ -18,6 +18,8 @@ COMPILED = (
     "test_floats_compiled.py",
     "test_gemm_compiled.py",
     "test_gemm_simulated.py",
+    "test_mla_compiled.py",
+    "test_mla_simulated.py",
 )
 INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
 
