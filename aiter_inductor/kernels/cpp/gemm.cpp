@@ -46,6 +46,7 @@ struct Gemm {
 namespace {
 
 constexpr int64_t UNIT = 64;
+constexpr int64_t FEW_ELEMENTS = 1 << 19;    // 0.1 ms to pack
 constexpr int64_t PANEL_ELEMENTS = 1 << 18;  // half a megabyte of bf16: a panel of x stays in L2
 
 typedef float Vector __attribute__((vector_size(VECTOR_BYTES)));
@@ -281,7 +282,11 @@ template <class T>
 int run(const Gemm &g) {
     Work<T> work(g);
     if (!work.packed || !work.x_scales) return 1;
-    in_parallel<T>(work, [](void *w) { static_cast<Work<T> *>(w)->pack_rows(); });
+    // Each region ends in a wait for every thread, which few rows are not worth.
+    if (g.M * work.length <= FEW_ELEMENTS)
+        work.pack_rows();
+    else
+        in_parallel<T>(work, [](void *w) { static_cast<Work<T> *>(w)->pack_rows(); });
     in_parallel<T>(work, [](void *w) { static_cast<Work<T> *>(w)->multiply_tiles(); });
     return work.out_of_memory;
 }

@@ -164,8 +164,8 @@ def test_nothing_to_sum_is_the_bias(bias: Tensor | None) -> None:
 
 def test_threads_share_the_rows_and_agree(level: str) -> None:
     generator = torch.Generator().manual_seed(2)
-    x, weight = (codes((rows, 640), torch.float8_e4m3fn, generator) for rows in (230, 77))
-    scales = torch.rand(230, 5, generator=generator), torch.rand(1, 5, generator=generator)
+    x, weight = (codes((rows, 640), torch.float8_e4m3fn, generator) for rows in (900, 77))
+    scales = torch.rand(900, 5, generator=generator), torch.rand(1, 5, generator=generator)
     before, outs = torch.get_num_threads(), []
     for threads in (1, 3):
         torch.set_num_threads(threads)
@@ -173,7 +173,7 @@ def test_threads_share_the_rows_and_agree(level: str) -> None:
     torch.set_num_threads(before)
     assert torch.equal(*outs)
     weight_exact = weight.double() * spread(scales[1], (77, 640), 128, 128)
-    assert_product(outs[0], x.double() * spread(scales[0], (230, 640), 1, 128), weight_exact,
+    assert_product(outs[0], x.double() * spread(scales[0], (900, 640), 1, 128), weight_exact,
                    None, 1e-6)  # fmt: skip
 
 
