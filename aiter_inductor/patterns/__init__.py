@@ -6,7 +6,10 @@ from aiter_inductor.core.match import Fusion, Recogniser
 from aiter_inductor.patterns.fusion import add_norm, into_quant, rope_pair
 from aiter_inductor.patterns.raising import (
     act_and_mul,
+    attention,
+    attention_eager,
     gemm,
+    gemm_scaled_mm,
     layer_norm,
     mla,
     quant,
@@ -28,7 +31,10 @@ RAISING: tuple[Recogniser, ...] = (
     act_and_mul.gated_activation,
     act_and_mul.clamped_swiglu,
     gemm.dequantised_linear,
+    gemm_scaled_mm.library_call,
     mla.latent_attention,
+    attention.fused_attention,
+    attention_eager.spelled_attention,
 )
 
 FUSION: tuple[Fusion, ...] = (

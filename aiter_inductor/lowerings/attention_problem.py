@@ -1,0 +1,174 @@
+"""What an attention is asked to compute, and which of it torch's own SDPA does well."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from aiter_inductor.core.dtypes import short_name
+from aiter_inductor.core.op import Use
+from aiter_inductor.core.problem import Dim, dim
+
+MIN_PAIRS = 128 * 128
+"""Queries times keys from which widening the values pays on the CPU."""
+
+
+@dataclass(frozen=True)
+class AttentionProblem:
+    """One attention, [B, H, S, Dqk] against [B, KVH, T, Dqk] and [B, KVH, T, Dv].
+
+    Attributes:
+        mask: `none`, `bool` or the dtype of an additive mask.
+        mask_shape: its sizes; empty without one.
+        mismatch: why the arguments do not fit together, or empty.
+    """
+
+    batch: Dim
+    num_heads: Dim
+    num_kv_heads: Dim
+    num_queries: Dim
+    num_keys: Dim
+    qk_dim: Dim
+    v_dim: Dim
+    dtype: torch.dtype
+    causal: str
+    window: int | None
+    softcap: float | None
+    scale: float
+    mask: str
+    mask_shape: tuple[Dim, ...]
+    sinks: bool
+    layout: str
+    mismatch: str = ""
+
+    @classmethod
+    def of(
+        cls,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        mask: Tensor | None = None,
+        sinks: Tensor | None = None,
+        *,
+        scale: float,
+        causal: str = "none",
+        window: int | None = None,
+        softcap: float | None = None,
+        layout: str = "bhsd",
+    ) -> AttentionProblem:
+        """The problem behind the arguments of `attention`."""
+        batch, num_heads, num_queries, qk_dim = map(dim, q.shape)
+        return cls(
+            batch=batch,
+            num_heads=num_heads,
+            num_kv_heads=dim(k.shape[1]),
+            num_queries=num_queries,
+            num_keys=dim(k.shape[2]),
+            qk_dim=qk_dim,
+            v_dim=dim(v.shape[-1]),
+            dtype=q.dtype,
+            causal=causal,
+            window=window,
+            softcap=softcap,
+            scale=scale,
+            mask="none" if mask is None else short_name(mask.dtype),
+            mask_shape=() if mask is None else tuple(map(dim, mask.shape)),
+            sinks=sinks is not None,
+            layout=layout,
+            mismatch=_mismatch(q, k, v),
+        )
+
+    def bytes_moved(self) -> Dim:
+        """Query, keys, values and mask read once, the result written once."""
+        queries = self.batch * self.num_heads * self.num_queries * (self.qk_dim + self.v_dim)
+        keys = self.batch * self.num_kv_heads * self.num_keys * (self.qk_dim + self.v_dim)
+        read = (queries + keys) * self.dtype.itemsize
+        if self.mask == "none":
+            return read
+        elements: Dim = 1
+        for size in self.mask_shape:
+            elements = elements * size
+        return read + elements * getattr(torch, self.mask).itemsize
+
+    def flops(self) -> Dim:
+        """Two products over the pairs of query and key that are seen."""
+        return 2 * self.batch * self.num_heads * self._pairs() * (self.qk_dim + self.v_dim)
+
+    def sample(self, *, seed: int, device: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Random heads; a bool mask hides one pair in four."""
+        generator = torch.Generator(device).manual_seed(seed)
+
+        def normal(*shape: Dim) -> Tensor:
+            return torch.randn(shape, generator=generator, device=device)
+
+        q = normal(self.batch, self.num_heads, self.num_queries, self.qk_dim).to(self.dtype)
+        k = normal(self.batch, self.num_kv_heads, self.num_keys, self.qk_dim).to(self.dtype)
+        v = normal(self.batch, self.num_kv_heads, self.num_keys, self.v_dim).to(self.dtype)
+        mask = None
+        if self.mask != "none":
+            drawn = normal(*self.mask_shape)
+            mask = drawn > -0.67 if self.mask == "bool" else drawn.to(getattr(torch, self.mask))
+        sinks = normal(self.num_heads).to(self.dtype) if self.sinks else None
+        names = ("scale", "causal", "window", "softcap", "layout")
+        return (q, k, v, mask, sinks), {name: getattr(self, name) for name in names}
+
+    def _pairs(self) -> Dim:
+        """Pairs of query and key that are seen; every pair where sizes are not known."""
+        S, T = self.num_queries, self.num_keys
+        if self.causal == "none" or not (isinstance(S, int) and isinstance(T, int)):
+            return S * T
+        shift = T - S if self.causal == "bottom_right" else 0
+        ends = (min(max(i + shift + 1, 0), T) for i in range(S))
+        return sum(end if self.window is None else min(end, self.window) for end in ends)
+
+
+def sdpa_unsupported(problem: AttentionProblem, use: Use) -> str | None:
+    """What `scaled_dot_product_attention` cannot be asked for without building a mask."""
+    if problem.mismatch:
+        return problem.mismatch
+    extras = {"window": problem.window, "softcap": problem.softcap}
+    for name, given in extras.items():
+        if given is not None:
+            return f"SDPA has no {name}, and {name}={given:g} is asked for"
+    if problem.sinks:
+        return "SDPA has no attention sinks"
+    if problem.causal == "bottom_right":
+        S, T = problem.num_queries, problem.num_keys
+        return f"SDPA counts S={S} queries from the first of T={T} keys, not from the last"
+    if problem.causal != "none" and problem.mask != "none":
+        return f"SDPA takes causal={problem.causal} or a mask, not both"
+    return None
+
+
+def sdpa_has_nothing_to_add(problem: AttentionProblem, use: Use) -> str | None:
+    """Where the program's own call is as good.
+
+    A fused kernel reads its mask already. Values widened for the CPU's flash kernel are a copy of
+    them all: 16 heads of 48 and 32 in fp32 take 0.48 × the speed of the unfused product at one
+    query of 1024 keys and 0.77 × at 64 of 64, but 2.1 × at 256 of 256 and 12 × at 16 of 1024.
+    """
+    S, T = problem.num_queries, problem.num_keys
+    if use.arch.device_type == "cpu" and _is_less(problem.v_dim, problem.qk_dim):
+        if S == 1 or (isinstance(S, int) and isinstance(T, int) and S * T < MIN_PAIRS):
+            return f"S={S} queries of T={T} keys do not pay for widening v to the heads of q"
+        return None
+    if problem.mask == "none":
+        return None
+    return f"the {problem.mask} mask is read either way: the program's own code is as fast"
+
+
+def _mismatch(q: Tensor, k: Tensor, v: Tensor) -> str:
+    if not q.dtype == k.dtype == v.dtype:
+        names = ", ".join(short_name(t.dtype) for t in (q, k, v))
+        return f"q, k and v are {names}, not of one dtype"
+    heads, kv_heads = dim(q.shape[1]), dim(k.shape[1])
+    if isinstance(heads, int) and isinstance(kv_heads, int) and heads % max(kv_heads, 1):
+        return f"{heads} query heads do not divide into {kv_heads} groups"
+    return ""
+
+
+def _is_less(left: Dim, right: Dim) -> bool:
+    return isinstance(left, int) and isinstance(right, int) and left < right

@@ -1,0 +1,35 @@
+"""`scaled_dot_product_attention`, with the mask and the repeated heads that models give it."""
+
+from __future__ import annotations
+
+import math
+
+from torch import fx
+
+from aiter_inductor.core.graph import arg, number, size, source
+from aiter_inductor.core.match import Match, Miss, recogniser
+from aiter_inductor.patterns.raising.attention_heads import PATTERN, build
+
+
+@recogniser(PATTERN, "sdpa")
+def fused_attention(node: fx.Node) -> Match | Miss | None:
+    """`F.scaled_dot_product_attention(q, k, v, ...)`."""
+    dropout = number(arg(node, "dropout_p", 0.0))
+    if dropout != 0:
+        return Miss(PATTERN, node, f"it drops probabilities with p={dropout}")
+    q = source(node)
+    scale = _scale(node, q)
+    if scale is None:
+        return Miss(PATTERN, node, f"scale is {arg(node, 'scale')}, not known when compiling")
+    causal = "top_left" if arg(node, "is_causal", False) is True else "none"
+    heads = (q, arg(node, "key"), arg(node, "value"))
+    mask = arg(node, "mask")
+    return build(node, heads, mask, frozenset({node}), scale=scale, causal=causal)
+
+
+def _scale(node: fx.Node, q: object) -> float | None:
+    given = arg(node, "scale")
+    if given is not None:
+        return number(given)
+    width = size(q, -1)
+    return 1 / math.sqrt(width) if isinstance(width, int) and width > 0 else None

@@ -1,0 +1,80 @@
+"""Attention masks understood from how the program builds them.
+
+Transformers materialises even the plain causal mask: comparisons of `arange`s, indices unrolled
+from a vmap, and a packed-sequence mask that is derived from positions. Where the positions are the
+default `arange` all of that says no more than "causal, perhaps in a window".
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import fx
+
+from aiter_inductor.core.graph import ndim, size, sizes
+from aiter_inductor.core.problem import Dim
+from aiter_inductor.patterns.raising.mask_affine import Additive, Affine, Condition, positive
+from aiter_inductor.patterns.raising.mask_values import Reader
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a mask lets through: arguments of the op `attention`."""
+
+    causal: str = "none"
+    window: int | None = None
+
+
+def shape_of_mask(mask: fx.Node, num_queries: Dim, num_keys: Dim) -> Shape | None:
+    """The shape of a mask [*, S, T] over the pairs of query and key, None if it is not known.
+
+    Args:
+        mask: bool, or float to be added to the scores.
+        num_queries: S of the attention; the mask must have this size, not 1.
+        num_keys: T of the attention, likewise.
+    """
+    if ndim(mask) < 2 or (size(mask, -2), size(mask, -1)) != (num_queries, num_keys):
+        return None
+    reader = Reader()
+    found = reader.read(mask)
+    seen = found.seen if isinstance(found, Additive) else found
+    if not isinstance(seen, Condition) or reader.is_mutated(mask.graph):
+        return None
+    shape = _classify(seen, sizes(mask) or (), num_keys - num_queries)
+    # A row whose scores are all the lowest number is a mean over every key, not zeros.
+    if isinstance(found, Additive) and not positive(num_keys - num_queries):
+        return None
+    return shape
+
+
+def _classify(seen: Condition, shape: tuple[Dim, ...], extra: Dim) -> Shape | None:
+    """The shape of a condition on tensors of this `shape`; `extra` is T - S."""
+    ahead: set[Dim] = set()
+    behind: set[Dim] = set()
+    for atom in seen.atoms:
+        if positive(atom.least(shape)):
+            continue
+        side = _side(atom)
+        if side is None:
+            return None
+        (ahead if side > 0 else behind).add(atom.constant)
+    if len(ahead) > 1 or len(behind) > 1:
+        return None
+    causal, shift = "none", 0
+    if ahead:
+        (shift,) = ahead
+        if shift not in (0, extra):
+            return None
+        causal = "top_left" if shift == 0 else "bottom_right"
+    if not behind:
+        return Shape(causal)
+    window = next(iter(behind)) + 1 + shift
+    return Shape(causal, window) if isinstance(window, int) and window > 0 else None
+
+
+def _side(atom: Affine) -> int | None:
+    """1 for `query - key + c >= 0`, -1 for `key - query + c >= 0`, None for anything else."""
+    *leading, query, key = atom.coefficients
+    if any(leading) or (query, key) not in ((1, -1), (-1, 1)):
+        return None
+    return query

@@ -1,0 +1,344 @@
+"""What the nodes that build an attention mask hold, read off the graph.
+
+An interpreter over `Affine`, `Condition` and `Additive`; a node it does not know, a tensor whose
+values only the run will tell included, is None, and so is everything computed from it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import fx
+
+from aiter_inductor.core.effects import Effects, storages
+from aiter_inductor.core.graph import dtype, ndim, number, sizes, tensor, value
+from aiter_inductor.core.problem import dim
+from aiter_inductor.patterns.raising.mask_affine import (
+    FALSE,
+    TRUE,
+    Additive,
+    Affine,
+    Condition,
+    Value,
+    at_least_zero,
+)
+
+_MODULES = frozenset({"_operator", "torch", "torch.nn.functional", "torch._C._nn"})
+
+
+class Reader:
+    """Evaluates nodes; remembers which it has seen."""
+
+    def __init__(self) -> None:
+        self.seen: dict[fx.Node, Value | None] = {}
+
+    def read(self, node: object) -> Value | None:
+        """The value of a node or a number, None if it is not known."""
+        if isinstance(node, bool):
+            return TRUE if node else FALSE
+        if isinstance(node, int | torch.SymInt):
+            return Affine((), dim(node))
+        if not isinstance(node, fx.Node):
+            return None
+        if isinstance(found := value(node), int | torch.SymInt) and not isinstance(found, bool):
+            return Affine((), dim(found))
+        if node not in self.seen:
+            self.seen[node] = self._flattened(node)
+        return self.seen[node]
+
+    def is_mutated(self, graph: fx.Graph) -> bool:
+        """Whether the program writes into one of the tensors that were read."""
+        touched = frozenset(s for node in self.seen for s in storages(node))
+        effects = (e for e in Effects(graph).effects if e.node not in self.seen)
+        return any(effect.storages and effect.storages & touched for effect in effects)
+
+    def _flattened(self, node: fx.Node) -> Value | None:
+        """The node's value, with no coefficient on dimensions of size 1."""
+        rule = _RULES.get(_name(node))
+        found = rule(self, node) if rule is not None else None
+        shape = sizes(node)
+        if found is None or shape is None:
+            return None
+        if isinstance(found, Affine):
+            return _on(found, shape)
+        condition = found.seen if isinstance(found, Additive) else found
+        atoms = at_least_zero(*(_on(atom, shape) for atom in condition.atoms))
+        return Additive(atoms) if isinstance(found, Additive) else atoms
+
+
+def _on(found: Affine, shape: tuple[Any, ...]) -> Affine:
+    coefficients = (0,) * (len(shape) - len(found.coefficients)) + found.coefficients
+    kept = tuple(0 if n == 1 else c for c, n in zip(coefficients, shape, strict=True))
+    return Affine(kept, found.constant)
+
+
+def _name(node: fx.Node) -> str:
+    """`add` for `operator.add`, `torch.add` and the method; empty for anything else."""
+    if node.op == "call_method":
+        return str(node.target)
+    known = node.op == "call_function" and getattr(node.target, "__module__", "") in _MODULES
+    return str(getattr(node.target, "__name__", "")) if known else ""
+
+
+def _argument(node: fx.Node, index: int, name: str, default: Any = None) -> Any:
+    return node.args[index] if index < len(node.args) else node.kwargs.get(name, default)
+
+
+def _arange(reader: Reader, node: fx.Node) -> Value | None:
+    kinds = dtype(node)
+    if kinds is None or kinds.is_floating_point:
+        return None
+    bounds = list(node.args)
+    given = node.kwargs
+    start = bounds[0] if len(bounds) > 1 else given.get("start", 0)
+    step = bounds[2] if len(bounds) > 2 else given.get("step", 1)
+    begin = reader.read(start)
+    if not isinstance(begin, Affine) or not isinstance(step, int):
+        return None
+    return Affine((step,), begin.constant)
+
+
+def _sum(reader: Reader, node: fx.Node) -> Value | None:
+    return _linear(reader, node, 1)
+
+
+def _difference(reader: Reader, node: fx.Node) -> Value | None:
+    return _linear(reader, node, -1)
+
+
+def _linear(reader: Reader, node: fx.Node, sign: int) -> Value | None:
+    pair = _integers(reader, node)
+    if pair is None or node.kwargs.get("alpha", 1) != 1:
+        return None
+    return pair[0] + pair[1] * sign
+
+
+def _integers(reader: Reader, node: fx.Node) -> tuple[Affine, Affine] | None:
+    left, right = reader.read(_argument(node, 0, "input")), reader.read(_argument(node, 1, "other"))
+    return (left, right) if isinstance(left, Affine) and isinstance(right, Affine) else None
+
+
+def _compare(atoms: Callable[[Affine], tuple[Affine, ...]]) -> Callable[..., Value | None]:
+    def rule(reader: Reader, node: fx.Node) -> Value | None:
+        pair = _integers(reader, node)
+        return at_least_zero(*atoms(pair[0] - pair[1])) if pair else None
+
+    return rule
+
+
+def _differs(reader: Reader, node: fx.Node) -> Value | None:
+    pair = _integers(reader, node)
+    delta = pair[0] - pair[1] if pair else None
+    if delta is None or not delta.is_constant or not isinstance(delta.constant, int):
+        return None
+    return TRUE if delta.constant else FALSE
+
+
+def _both(reader: Reader, node: fx.Node) -> Value | None:
+    left, right = reader.read(_argument(node, 0, "input")), reader.read(_argument(node, 1, "other"))
+    if isinstance(left, Condition) and isinstance(right, Condition):
+        return left & right
+    return None
+
+
+def _inverse(reader: Reader, node: fx.Node) -> Value | None:
+    found = reader.read(_argument(node, 0, "input"))
+    return found.inverted() if isinstance(found, Condition) else None
+
+
+def _ones(reader: Reader, node: fx.Node) -> Value | None:
+    return TRUE if dtype(node) == torch.bool else None
+
+
+def _full(reader: Reader, node: fx.Node) -> Value | None:
+    fill = _argument(node, 1, "fill_value")
+    return TRUE if dtype(node) == torch.bool and fill is True else None
+
+
+def _tril(reader: Reader, node: fx.Node) -> Value | None:
+    """Bool ones below a diagonal: key <= query + diagonal."""
+    found, diagonal = reader.read(node.args[0]), _argument(node, 1, "diagonal", 0)
+    if found != TRUE or not isinstance(diagonal, int):
+        return None
+    return at_least_zero(Affine((0,) * (ndim(node) - 2) + (1, -1), diagonal))
+
+
+def _triu(reader: Reader, node: fx.Node) -> Value | None:
+    """Bool ones above a diagonal: key >= query + diagonal."""
+    found, diagonal = reader.read(node.args[0]), _argument(node, 1, "diagonal", 0)
+    if found != TRUE or not isinstance(diagonal, int):
+        return None
+    return at_least_zero(Affine((0,) * (ndim(node) - 2) + (-1, 1), -diagonal))
+
+
+def _same(reader: Reader, node: fx.Node) -> Value | None:
+    """A copy, or a cast that keeps integers integers and conditions conditions."""
+    before, after = tensor(node.args[0]), tensor(node)
+    if before is None or after is None or before.shape != after.shape:
+        return None
+    was_bool, is_bool = before.dtype == torch.bool, after.dtype == torch.bool
+    was_float, is_float = before.is_floating_point(), after.is_floating_point()
+    return reader.read(node.args[0]) if (was_bool, was_float) == (is_bool, is_float) else None
+
+
+def _expand(reader: Reader, node: fx.Node) -> Value | None:
+    return reader.read(node.args[0])
+
+
+def _unsqueeze(reader: Reader, node: fx.Node) -> Value | None:
+    at = _argument(node, 1, "dim")
+    if not isinstance(at, int):
+        return None
+    at = at + ndim(node) if at < 0 else at
+    index = (*(slice(None),) * at, None)
+    return _basic(reader.read(node.args[0]), index, ndim(node.args[0]))
+
+
+def _getitem(reader: Reader, node: fx.Node) -> Value | None:
+    found, index = reader.read(node.args[0]), node.args[1]
+    index = index if isinstance(index, tuple) else (index,)
+    if any(isinstance(i, fx.Node) for i in index):
+        return _gathered(reader, found, index, node)
+    return _basic(found, index, ndim(node.args[0]))
+
+
+def _basic(found: Value | None, index: tuple[Any, ...], rank: int) -> Value | None:
+    """Indexing with slices from the start, None, an Ellipsis and integers from the start."""
+    if isinstance(found, Additive):
+        seen = _basic(found.seen, index, rank)
+        return Additive(seen) if isinstance(seen, Condition) else None
+    if isinstance(found, Condition):
+        atoms = [_basic(atom, index, rank) for atom in found.atoms]
+        kept = [atom for atom in atoms if isinstance(atom, Affine)]
+        return Condition(frozenset(kept)) if len(kept) == len(atoms) else None
+    if not isinstance(found, Affine):
+        return None
+    left = list((0,) * (rank - len(found.coefficients)) + found.coefficients)
+    named = sum(item is not None and item is not Ellipsis for item in index)
+    made: list[int] = []
+    constant = found.constant
+    for item in index:
+        if item is None:
+            made.append(0)
+        elif item is Ellipsis:
+            made += [left.pop(0) for _ in range(rank - named)]
+        elif isinstance(item, slice) and _from_start(item):
+            coefficient = left.pop(0)
+            constant = constant + coefficient * (item.start or 0)
+            made.append(coefficient)
+        elif isinstance(item, int) and item >= 0:
+            constant = constant + left.pop(0) * item
+        else:
+            return None
+    return Affine((*made, *left), constant)
+
+
+def _from_start(item: slice) -> bool:
+    start = item.start is None or (isinstance(item.start, int) and item.start >= 0)
+    return start and item.step in (None, 1)
+
+
+def _gathered(
+    reader: Reader, found: Value | None, index: tuple[Any, ...], node: fx.Node
+) -> Value | None:
+    """`x[b, q]` with index tensors for every dimension, none of them negative."""
+    if not isinstance(found, Affine) or len(index) != ndim(node.args[0]):
+        return None
+    total = Affine((), found.constant)
+    coefficients = (0,) * (len(index) - len(found.coefficients)) + found.coefficients
+    for coefficient, item in zip(coefficients, index, strict=True):
+        if not coefficient:
+            continue
+        at, shape = reader.read(item), sizes(item)
+        if not isinstance(at, Affine) or shape is None:
+            return None
+        if at_least_zero(Affine((), at.least(shape))) != TRUE:
+            return None
+        total = total + at * coefficient
+    return total
+
+
+def _diff(reader: Reader, node: fx.Node) -> Value | None:
+    """`torch.diff(x, prepend=first, dim=-1)` where the step is the same everywhere."""
+    x, first = reader.read(node.args[0]), reader.read(node.kwargs.get("prepend"))
+    axis = _argument(node, 2, "dim", -1)
+    if (
+        not isinstance(x, Affine)
+        or not isinstance(first, Affine)
+        or _argument(node, 1, "n", 1) != 1
+    ):
+        return None
+    prepended = tensor(node.kwargs["prepend"])
+    if axis not in (-1, ndim(node) - 1) or prepended is None or dim(prepended.shape[-1]) != 1:
+        return None
+    step = x.coefficients[-1]
+    start = Affine((*x.coefficients[:-1], 0), x.constant) - first
+    return Affine((), step) if start.is_constant and start.constant == step else None
+
+
+def _cumsum(reader: Reader, node: fx.Node) -> Value | None:
+    found = reader.read(node.args[0])
+    nothing = isinstance(found, Condition) and found.is_false
+    return Affine((), 0) if nothing or found == Affine((0,) * ndim(node), 0) else None
+
+
+def _where(reader: Reader, node: fx.Node) -> Value | None:
+    """`torch.where(seen, 0, lowest)`."""
+    condition = reader.read(_argument(node, 0, "condition"))
+    shown, hidden = _argument(node, 1, "input"), _argument(node, 2, "other")
+    if not isinstance(condition, Condition):
+        return None
+    return Additive(condition) if _is_zero(shown) and _is_lowest(hidden, node) else None
+
+
+def _masked_fill(reader: Reader, node: fx.Node) -> Value | None:
+    """`zeros.masked_fill(hidden, lowest)`."""
+    hidden = reader.read(_argument(node, 1, "mask"))
+    seen = hidden.inverted() if isinstance(hidden, Condition) else None
+    fill = _argument(node, 2, "value")
+    if seen is None or not (_is_zero(node.args[0]) and _is_lowest(fill, node)):
+        return None
+    return Additive(seen)
+
+
+def _is_zero(operand: object) -> bool:
+    zeros = isinstance(operand, fx.Node) and _name(operand) in ("zeros", "zeros_like", "new_zeros")
+    return zeros or number(operand) == 0
+
+
+def _is_lowest(operand: object, node: fx.Node) -> bool:
+    """Whether a fill value is minus infinity or the lowest number of the mask's dtype."""
+    found, kinds = number(operand), dtype(node)
+    if found is None or kinds is None or not kinds.is_floating_point:
+        return False
+    return found == -math.inf or found <= torch.finfo(kinds).min
+
+
+_RULES: Mapping[str, Callable[[Reader, fx.Node], Value | None]] = {
+    "arange": _arange,
+    "add": _sum,
+    "sub": _difference,
+    "le": _compare(lambda d: (-d,)),
+    "lt": _compare(lambda d: (-d.plus(1),)),
+    "ge": _compare(lambda d: (d,)),
+    "gt": _compare(lambda d: (d.plus(-1),)),
+    "eq": _compare(lambda d: (d, -d)),
+    "ne": _differs,
+    **dict.fromkeys(("and_", "__and__", "bitwise_and", "logical_and"), _both),
+    **dict.fromkeys(("invert", "inv", "__invert__", "bitwise_not", "logical_not"), _inverse),
+    **dict.fromkeys(("ones", "new_ones", "ones_like"), _ones),
+    "full": _full,
+    "tril": _tril,
+    "triu": _triu,
+    **dict.fromkeys(("to", "bool", "long", "int", "clone", "contiguous", "detach"), _same),
+    "expand": _expand,
+    "unsqueeze": _unsqueeze,
+    "getitem": _getitem,
+    "diff": _diff,
+    "cumsum": _cumsum,
+    "where": _where,
+    "masked_fill": _masked_fill,
+}

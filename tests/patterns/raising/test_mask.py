@@ -1,0 +1,121 @@
+"""Masks understood from how they are built, and those that must be passed on."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from tests.patterns.raising.test_attention import S, arguments, heads
+from tests.patterns.rewrite_check import check_rewrite
+
+
+def rows_and_columns(T=S):
+    return torch.arange(S)[:, None], torch.arange(T)[None, :]
+
+
+def window(size):
+    i, j = rows_and_columns()
+    return (j > i - size) & (j <= i)
+
+
+def packed(positions):
+    """transformers' packed-sequence mask: tokens see their own sequence."""
+    first = positions[:, :1] - 1
+    sequence = (torch.diff(positions, prepend=first, dim=-1) != 1).cumsum(-1)
+    b = torch.arange(positions.shape[0])[:, None, None, None]
+    i, j = torch.arange(S)[None, None, :, None], torch.arange(S)[None, None, None, :]
+    return (sequence[b, i] == sequence[b, j]) & (positions[b, j] <= positions[b, i])
+
+
+UNDERSTOOD = {
+    "tril": (lambda: torch.ones(S, S, dtype=torch.bool).tril(), "top_left", None),
+    "not triu": (
+        lambda: ~torch.triu(torch.ones(S, S, dtype=torch.bool), diagonal=1),
+        "top_left",
+        None,
+    ),
+    "le": (lambda: torch.le(*reversed(rows_and_columns())), "top_left", None),
+    "gt, swapped": (lambda: torch.arange(S)[:, None] + 1 > torch.arange(S), "top_left", None),
+    "window": (lambda: window(3), "top_left", 3),
+    "window as long as the sequence": (lambda: window(S), "top_left", None),
+    "everything": (lambda: torch.ones(S, S, dtype=torch.bool), "none", None),
+    "minus infinity": (
+        lambda: torch.zeros(S, S).masked_fill(
+            torch.ones(S, S, dtype=torch.bool).triu(1), float("-inf")
+        ),
+        "top_left",
+        None,
+    ),
+    "positions by default": (
+        lambda: packed((torch.arange(S) + 0).unsqueeze(0).expand(2, -1)),
+        "top_left",
+        None,
+    ),
+}
+
+
+@pytest.mark.parametrize("case", UNDERSTOOD)
+def test_understood(case):
+    build, causal, size = UNDERSTOOD[case]
+
+    def run(q, k, v):
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=build(), enable_gqa=True)
+
+    found = arguments(check_rewrite(run, *heads(), expect={"attention": 1}))
+    assert found["mask"] is None
+    assert (found["causal"], found["window"]) == (causal, size)
+
+
+@pytest.mark.parametrize(
+    "T, shift, causal", [(9, 3, "bottom_right"), (9, 0, "top_left"), (4, 0, "top_left")]
+)
+def test_alignment(T, shift, causal):
+    def run(q, k, v):
+        i, j = rows_and_columns(T)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=j <= i + shift, enable_gqa=True)
+
+    found = arguments(check_rewrite(run, *heads(T=T), expect={"attention": 1}))
+    assert (found["mask"], found["causal"]) == (None, causal)
+
+
+def written(mask):
+    mask[:, 0] = True
+    mask[2] = torch.tensor([True, False] * 3)
+    return mask
+
+
+NOT_UNDERSTOOD = {
+    "shifted": lambda p: torch.arange(S) <= torch.arange(S)[:, None] + 1,
+    "keys hidden": lambda p: (torch.arange(S) <= torch.arange(S)[:, None]) & (p > 0),
+    "written to": lambda p: written(torch.ones(S, S, dtype=torch.bool).tril()),
+    "positions given": lambda p: packed(p[None].expand(2, -1)),
+    "strided": lambda p: torch.arange(S) * 2 <= torch.arange(S)[:, None],
+    "either": lambda p: (torch.arange(S) <= torch.arange(S)[:, None]) | (torch.arange(S) == 4),
+    "not the lowest": lambda p: torch.where(torch.ones(S, S, dtype=torch.bool).tril(), 0.0, -1e4),
+    "chunks": lambda p: (torch.arange(S) // 3) == (torch.arange(S)[:, None] // 3),
+    "offset in a tensor": lambda p: torch.arange(S) <= torch.arange(S)[:, None] + p[0],
+    "broken sequence": lambda p: packed((torch.arange(S) * 2)[None].expand(2, -1)),
+}
+
+
+@pytest.mark.parametrize("case", NOT_UNDERSTOOD)
+def test_passed_on(case):
+    def run(q, k, v, positions):
+        mask = NOT_UNDERSTOOD[case](positions)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)
+
+    positions = torch.tensor([0, 1, 2, 0, 1, 2])
+    found = arguments(check_rewrite(run, *heads(), positions, expect={"attention": 1}))
+    assert found["mask"] is not None
+    assert found["causal"] == "none"
+
+
+def test_a_hidden_row_of_lowest_numbers_is_a_mean():
+    def run(q, k, v):
+        seen = torch.arange(3) <= torch.arange(S)[:, None] - 3
+        mask = torch.where(seen, torch.zeros(()), torch.finfo(torch.float32).min)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)
+
+    found = arguments(check_rewrite(run, *heads(T=3), expect={"attention": 1}))
+    assert found["mask"] is not None
