@@ -1,0 +1,64 @@
+"""`torch._scaled_mm` and `torch.nn.functional.scaled_mm` with one scale, or one a row."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import fx
+
+from aiter_inductor.core.dtypes import FP8_DTYPES, ROW_DTYPES, short_name
+from aiter_inductor.core.graph import arg, dtype, kind, ndim, sizes, source
+from aiter_inductor.core.match import Derived, Match, Miss, Output, recogniser
+from aiter_inductor.lowerings.gemm import gemm_fp8_per_tensor, gemm_fp8_rowwise
+from aiter_inductor.patterns.raising.gemm_axes import TRANSPOSES
+
+PATTERN = "gemm"
+
+
+@recogniser(PATTERN, "scaled_mm", "scaled_mm_recipes")
+def library_call(node: fx.Node) -> Match | Miss | None:
+    """A product of fp8 matrices [M, K] and [K, N] that torch scales."""
+    x, matrix, bias = arg(node, "input"), arg(node, "mat2"), arg(node, "bias")
+    scales = [_only(arg(node, name)) for name in ("scale_a", "scale_b")]
+    if ndim(x) != 2 or ndim(matrix) != 2:
+        return None
+    if reason := _differs(node, x, matrix, scales):
+        return Miss(PATTERN, node, reason)
+    (M, _), (_, N) = sizes(x) or (0, 0), sizes(matrix) or (0, 0)
+    shapes = [sizes(scale) for scale in scales]
+    weight: Any = Derived(torch.t, (matrix,))
+    if kind(matrix) in TRANSPOSES and ndim(source(matrix)) == 2:
+        weight = source(matrix)
+    if all(all(n == 1 for n in shape or ()) for shape in shapes):
+        op = gemm_fp8_per_tensor
+    elif shapes == [(M, 1), (1, N)]:
+        op = gemm_fp8_rowwise
+    else:
+        shown = " and ".join(str(list(shape or ())) for shape in shapes)
+        return Miss(PATTERN, node, f"scales are {shown}; kernels take [] or [{M}, 1] and [1, {N}]")
+    kwargs = {"out_dtype": dtype(node)}
+    args = (x, weight, *scales, bias)
+    return Match(op.name, op, args, kwargs, (Output(node),), frozenset({node}))
+
+
+def _only(scale: Any) -> Any:
+    """The scale, out of the list that a call with recipes holds it in."""
+    return scale[0] if isinstance(scale, list | tuple) and len(scale) == 1 else scale
+
+
+def _differs(node: fx.Node, x: Any, matrix: Any, scales: list[Any]) -> str | None:
+    """Why no kernel computes the call, or None."""
+    for operand in (x, matrix):
+        if dtype(operand) not in FP8_DTYPES:
+            return f"{operand.name} is {short_name(dtype(operand) or torch.uint8)}, not float8_e4m3"
+    if dtype(node) not in ROW_DTYPES:
+        return (
+            f"the result is {short_name(dtype(node) or torch.uint8)}; kernels write 16 or 32 bits"
+        )
+    if arg(node, "scale_result") is not None:
+        return "the result is scaled too; kernels scale x and the weight"
+    for scale in scales:
+        if dtype(scale) != torch.float32:
+            return f"scales are {short_name(dtype(scale) or torch.uint8)}; kernels take one float32"
+    return None

@@ -1,0 +1,51 @@
+"""Calls of torch's scaled products: recognised, with torch's own numbers."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from tests.patterns.rewrite_check import check_rewrite
+
+BF16, FN = torch.bfloat16, torch.float8_e4m3fn
+SCALES = {
+    "gemm_fp8_per_tensor": (torch.tensor(0.02), torch.tensor(0.03)),
+    "gemm_fp8_rowwise": (0.01 + torch.rand(16, 1) / 50, 0.01 + torch.rand(1, 32) / 50),
+}
+
+
+def operands():
+    torch.manual_seed(0)
+    return torch.randn(16, 64).to(FN), torch.randn(32, 64).to(FN)
+
+
+@pytest.mark.parametrize("op", SCALES)
+@pytest.mark.parametrize("bias", [False, True])
+def test_scaled_mm(op, bias):
+    bias = torch.randn(32).to(BF16) if bias else None
+
+    def program(x, w, sa, sb):
+        return torch._scaled_mm(x, w.t(), scale_a=sa, scale_b=sb, bias=bias, out_dtype=BF16)
+
+    check_rewrite(program, *operands(), *SCALES[op], expect={op: 1})
+
+
+@pytest.mark.parametrize("op", SCALES)
+def test_scaled_mm_with_recipes(op):
+    kinds = F.ScalingType
+    recipe = kinds.TensorWise if op == "gemm_fp8_per_tensor" else kinds.RowWise
+
+    def program(x, w, sa, sb):
+        return F.scaled_mm(x, w.t(), sa, recipe, sb, recipe, output_dtype=BF16)
+
+    check_rewrite(program, *operands(), *SCALES[op], expect={op: 1})
+
+
+def test_an_fp8_result_is_a_near_miss():
+    def program(x, w, sa, sb):
+        return torch._scaled_mm(x, w.t(), scale_a=sa, scale_b=sb, out_dtype=FN)
+
+    found = check_rewrite(program, *operands(), *SCALES["gemm_fp8_per_tensor"], expect={},
+                          inserted=0)  # fmt: skip
+    assert found.reasons() == ["the result is float8_e4m3fn; kernels write 16 or 32 bits"]
