@@ -17,6 +17,7 @@ from torch import fx
 from aiter_inductor.core import config, inductor
 from aiter_inductor.core.arch import Arch, arch_named, arch_of
 from aiter_inductor.core.effects import Effects
+from aiter_inductor.core.faults import Faults
 from aiter_inductor.core.graph import value
 from aiter_inductor.core.op import Use
 from aiter_inductor.core.plan import Decision, Selector, fuse_matches, raise_matches
@@ -37,12 +38,13 @@ class Plan:
 
 def plan(graph: fx.Graph, options: config.Options, arch: Arch, number: int = 0) -> Plan:
     """Decide every site of `graph` without changing it."""
-    raised = raise_matches(graph, RAISING)
-    notes = fuse_matches(raised.matches, FUSION, options)
-    selector = Selector(Effects(graph), options, Use(arch))
+    faults = Faults(options.strict)
+    raised = raise_matches(graph, RAISING, faults)
+    notes = fuse_matches(raised.matches, FUSION, options, faults)
+    selector = Selector(Effects(graph), options, Use(arch), faults)
     decisions = tuple(d for match in raised.matches.found for d in selector.decide(match))
     sites = sites_of(graph, decisions, raised.misses, number)
-    return Plan(decisions, Report(arch.name, 1, sites, tuple(notes)))
+    return Plan(decisions, Report(arch.name, 1, sites, (*notes, *faults.sentences)))
 
 
 def plan_module(gm: fx.GraphModule, options: config.Options) -> dict[fx.Graph, Plan]:
@@ -50,8 +52,11 @@ def plan_module(gm: fx.GraphModule, options: config.Options) -> dict[fx.Graph, P
     plans = {}
     for number, graph in enumerate(_graphs(gm)):
         arch = arch_named(options.target) if options.target else _arch_of_graph(graph)
-        with inductor.fake_mode_of(graph):
+        contained, first = Faults(options.strict).contained, next(iter(graph.nodes))
+        with inductor.fake_mode_of(graph), contained(f"planning graph {number}", first) as step:
             plans[graph] = plan(graph, options, arch, number)
+        if step.fault:
+            plans[graph] = Plan((), Report(arch.name, 1, (), (step.fault,)))
     return plans
 
 

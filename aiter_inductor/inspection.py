@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -31,12 +32,13 @@ def explain(
         model: a module or function; a compiled one is looked through.
         target: plan for this chip (`gfx942`, `gfx950`, `sm_90`, `cpu`) instead of the one here.
         dynamic: as for `torch.compile`.
-        disable: as the option `aiter.disable`.
+        disable: as the option `aiter.disable`, over the environment as there.
 
     Raises:
         UnknownTargetError: for a target that is not known.
     """
-    options = config.Options(frozenset(disable), target=arch_named(target).name if target else None)
+    options = config.Options.read({"aiter.disable": disable} if disable else {})
+    options = replace(options, target=arch_named(target).name if target else None)
     reports: dict[str, Report] = {}
 
     def capture(gm: fx.GraphModule, example_inputs: list[Any]) -> Callable[..., Any]:

@@ -11,10 +11,11 @@ import pytest
 
 @pytest.fixture(autouse=True, scope="session")
 def without_ambient_settings() -> Iterator[None]:
-    """Variables of the prefix AITER_INDUCTOR are the tests' own business."""
+    """Variables of the prefix AITER_INDUCTOR are the tests' own business; mistakes stay loud."""
     with pytest.MonkeyPatch.context() as patch:
         for name in [name for name in os.environ if name.startswith("AITER_INDUCTOR")]:
             patch.delenv(name)
+        patch.setenv("AITER_INDUCTOR_STRICT", "1")
         yield
 
 

@@ -15,7 +15,7 @@ from aiter_inductor.core.errors import OptionValueError, UnknownOptionError
 
 PREFIX = "AITER_INDUCTOR"
 
-OPTION_NAMES = ("aiter.disable", "aiter.force")
+OPTION_NAMES = ("aiter.disable", "aiter.force", "aiter.strict")
 """Entries of `torch.compile(options=...)` that belong to this backend and not to Inductor."""
 
 
@@ -46,6 +46,11 @@ VARIABLES = {
             f"{PREFIX}_FORCE",
             "0",
             "1: take every kernel that can run, also where Inductor's code measured as fast",
+        ),
+        Variable(
+            f"{PREFIX}_STRICT",
+            "0",
+            "1: raise what planning did not foresee instead of leaving the site to Inductor",
         ),
         Variable(f"{PREFIX}_REPORT", "0", "1: print the report of each compiled graph to stderr"),
         Variable(
@@ -92,11 +97,13 @@ class Options:
         disable: patterns (`rope`), fused ops (`rms_norm_quant`), providers (`triton`) and module
             paths (`model.layers.0.mlp`, with everything below it) to leave to Inductor.
         force: take a kernel that can run even where Inductor's code was measured as fast.
+        strict: raise what planning did not foresee instead of leaving the site to Inductor.
         target: plan for this chip without compiling; None plans for the chip that holds the inputs.
     """
 
     disable: frozenset[str] = frozenset()
     force: bool = False
+    strict: bool = False
     target: str | None = None
 
     @classmethod
@@ -111,12 +118,10 @@ class Options:
             if name not in OPTION_NAMES:
                 raise UnknownOptionError(name, OPTION_NAMES)
         disable = options.get("aiter.disable", _words(VARIABLES[f"{PREFIX}_DISABLE"].value))
-        force = options.get("aiter.force", _flag(f"{PREFIX}_FORCE"))
         if isinstance(disable, str) or not isinstance(disable, list | tuple | set | frozenset):
             raise OptionValueError("aiter.disable", disable, "a list of names")
-        if not isinstance(force, bool):
-            raise OptionValueError("aiter.force", force, "True or False")
-        return cls(frozenset(map(str, disable)), force)
+        force, strict = (_switch(options, name) for name in ("force", "strict"))
+        return cls(frozenset(map(str, disable)), force, strict)
 
     def disables(self, *names: str) -> str | None:
         """The first of `names` that is switched off; a module path covers what is below it."""
@@ -125,6 +130,13 @@ class Options:
                 if name == off or (off and name.startswith(off + ".")):
                     return off
         return None
+
+
+def _switch(options: Mapping[str, object], name: str) -> bool:
+    given = options.get(f"aiter.{name}", _flag(f"{PREFIX}_{name.upper()}"))
+    if not isinstance(given, bool):
+        raise OptionValueError(f"aiter.{name}", given, "True or False")
+    return given
 
 
 def _flag(name: str) -> bool:

@@ -15,6 +15,7 @@ from torch import fx
 
 from aiter_inductor.core import effects as effects_
 from aiter_inductor.core.config import Options
+from aiter_inductor.core.faults import STRICT, Faults
 from aiter_inductor.core.graph import kind, module_path, tensor
 from aiter_inductor.core.match import Fusion, Match, Matches, Miss, Recogniser, fake, leak
 from aiter_inductor.core.op import Provider, Use
@@ -42,7 +43,9 @@ class Findings:
     misses: list[Miss] = field(default_factory=list)
 
 
-def raise_matches(graph: fx.Graph, recognisers: Sequence[Recogniser]) -> Findings:
+def raise_matches(
+    graph: fx.Graph, recognisers: Sequence[Recogniser], faults: Faults = STRICT
+) -> Findings:
     """Try every recogniser on the nodes it is anchored on; the first match of a node stands."""
     by_kind: dict[str, list[Recogniser]] = defaultdict(list)
     for recogniser in recognisers:
@@ -52,7 +55,11 @@ def raise_matches(graph: fx.Graph, recognisers: Sequence[Recogniser]) -> Finding
     taken: set[fx.Node] = set()
     for node in graph.nodes:
         for recogniser in by_kind.get(kind(node) or "", ()):
-            found = recogniser.recognise(node)
+            found: Match | Miss | None = None
+            with faults.contained(f"recognising {recogniser.pattern}", node) as step:
+                found = recogniser.recognise(node)
+            if step.fault:
+                found = Miss(recogniser.pattern, node, step.fault)
             if isinstance(found, Miss):
                 findings.misses.append(found)
             elif found is not None and found.anchor not in taken:
@@ -62,7 +69,9 @@ def raise_matches(graph: fx.Graph, recognisers: Sequence[Recogniser]) -> Finding
     return findings
 
 
-def fuse_matches(matches: Matches, fusions: Sequence[Fusion], options: Options) -> list[str]:
+def fuse_matches(
+    matches: Matches, fusions: Sequence[Fusion], options: Options, faults: Faults = STRICT
+) -> list[str]:
     """Apply each fusion, in order, to every match of its ops; returns the refusals."""
     notes = []
     for rule in fusions:
@@ -72,7 +81,9 @@ def fuse_matches(matches: Matches, fusions: Sequence[Fusion], options: Options) 
             for match in matches.of(op):
                 if not any(match is current for current in matches.found):
                     continue
-                fused = rule.fuse(match, matches)
+                fused: Match | str | None = None
+                with faults.contained(f"fusing {rule.name}", match.anchor):
+                    fused = rule.fuse(match, matches)
                 if isinstance(fused, str):
                     notes.append(f"{rule.name} at {module_path(match.anchor) or 'root'}: {fused}")
                 elif fused is not None:
@@ -87,6 +98,7 @@ class Selector:
     effects: effects_.Effects
     options: Options
     use: Use
+    faults: Faults
 
     def decide(self, match: Match) -> list[Decision]:
         """One decision for the whole match, or one for each part if nobody can take the whole.
@@ -94,7 +106,10 @@ class Selector:
         Where Inductor's code is preferred for the whole, it gets the whole: it fuses these parts
         too, and a kernel for one of them would only stand in between.
         """
-        decision = self._whole(match)
+        with self.faults.contained(f"planning {match.op.name}", match.anchor) as step:
+            decision = self._whole(match)
+        if step.fault:
+            decision = Decision(match, None, step.fault)
         if decision.provider is not None or decision.declined or not match.parts:
             return [decision]
         return [found for part in match.parts for found in self.decide(part)]

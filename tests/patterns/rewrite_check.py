@@ -161,7 +161,7 @@ def _detached(value: Any) -> Any:
 def _rewrite(gm: fx.GraphModule, target: str, result: Rewritten) -> None:
     with inductor.fake_mode_of(gm.graph), mock.patch.object(Op, "select", _take_reference):
         result.misses += raise_matches(gm.graph, RAISING).misses
-        planned = plan(gm.graph, Options(force=True), arch_named(target))
+        planned = plan(gm.graph, Options(force=True, strict=True), arch_named(target))
         result.decisions += planned.decisions
         result.notes += planned.report.notes
         result.inserted += apply(gm.graph, planned.decisions)

@@ -34,7 +34,7 @@ def test_taken_or_left_the_result_is_eagers(program: str, given: str) -> None:
 
 def planned_for_gfx950(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
     """A backend that rewrites for a chip that converts to fp8 e4m3fn, and compiles nothing."""
-    options = Options(frozenset(), force=True, target="gfx950")
+    options = Options(force=True, strict=True, target="gfx950")
     for graph, plan in plan_module(gm, options).items():
         with inductor.fake_mode_of(graph):
             apply(graph, plan.decisions)

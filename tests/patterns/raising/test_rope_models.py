@@ -53,7 +53,7 @@ def reports(model: PreTrainedModel, cache: str, mode: str, *, training: bool) ->
     found: list[Report] = []
 
     def capture(gm: torch.fx.GraphModule, example_inputs: object) -> object:
-        options = Options(force=True, target="gfx942")
+        options = Options(force=True, strict=True, target="gfx942")
         found.extend(plan.report for plan in plan_module(gm, options).values())
         return gm.forward
 
