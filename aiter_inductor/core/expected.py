@@ -22,6 +22,7 @@ _CLASSES = (
     ("layer_norm", re.compile(r"LayerNorm(Fp32)?$")),
 )
 _FUNCTIONS = (("rope", re.compile(r"^_?apply_(\w+_)?(rotary|rope)")),)
+_TORCH = str(PurePath(torch.__file__).parent)
 _FRAME = re.compile(r'File "([^"]+)", line (\d+), in (\S+)')
 
 
@@ -62,11 +63,15 @@ def regions(graph: fx.Graph) -> list[Region]:
 
 
 def source_line(node: fx.Node) -> str:
-    """`modeling_llama.py:61` for the line of the program that made `node`; empty if unknown."""
+    """`modeling_llama.py:61` for the line of the program that made `node`; empty if unknown.
+
+    Lines of torch itself, as of the module `torch.nn.RMSNorm`, are passed over for their caller.
+    """
     frames = _FRAME.findall(node.meta.get("stack_trace") or "")
     if not frames:
         return ""
-    file, line, _ = frames[-1]
+    theirs = [frame for frame in frames if not frame[0].startswith(_TORCH)]
+    file, line, _ = (theirs or frames)[-1]
     return f"{PurePath(file).name}:{line}"
 
 
