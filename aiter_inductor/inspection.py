@@ -47,7 +47,8 @@ def explain(
         return gm.forward
 
     plain = getattr(model, "_orig_mod", model)
-    torch.compile(plain, backend=capture, dynamic=dynamic)(*args, **kwargs)
+    with inductor.captured_by(capture, plain, dynamic) as captured:
+        captured(*args, **kwargs)
     return sum_reports(list(reports.values())) if reports else Report(target or "cpu", 0, ())
 
 
@@ -60,6 +61,8 @@ def report(model: torch.nn.Module) -> Report:
     reports = recall([*model.parameters(), *model.buffers()])
     if not reports:
         raise LookupError(
-            f"{type(model).__name__} has not been compiled with backend='aiter' in this process"
+            f"no graph with parameters of this {type(model).__name__} has been compiled with "
+            "backend='aiter' in this process; another instance of its class, whose code it may "
+            "share, has a report of its own"
         )
     return sum_reports(reports)

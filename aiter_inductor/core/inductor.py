@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,25 @@ def reset() -> None:
         from torch._inductor.cudagraph_trees import reset_cudagraph_trees
 
         reset_cudagraph_trees()
+
+
+@contextlib.contextmanager
+def captured_by(
+    backend: Callable[..., Any], model: Callable[..., Any], dynamic: bool | None
+) -> Iterator[Callable[..., Any]]:
+    """`model` compiled with `backend`, beside whatever the program itself compiled of it.
+
+    Dynamo counts compilations by code and stops, running eagerly, after eight. Those of a capture
+    are kept apart where torch can (2.13); elsewhere at least the capture itself is not stopped.
+    """
+    from torch._dynamo import config
+
+    known = inspect.signature(torch.compile).parameters
+    apart: Any = {"isolate_recompiles": True} if "isolate_recompiles" in known else {}
+    with config.patch(
+        recompile_limit=config.accumulated_recompile_limit, fail_on_recompile_limit_hit=True
+    ):
+        yield torch.compile(model, backend=backend, dynamic=dynamic, **apart)
 
 
 def recompile(gm: fx.GraphModule) -> None:
