@@ -21,7 +21,7 @@ from aiter_inductor.core.faults import Faults
 from aiter_inductor.core.graph import value
 from aiter_inductor.core.op import Use
 from aiter_inductor.core.plan import Decision, Selector, fuse_matches, raise_matches
-from aiter_inductor.core.record import remember
+from aiter_inductor.core.record import forget, remember
 from aiter_inductor.core.report import Report
 from aiter_inductor.core.rewrite import apply
 from aiter_inductor.core.sites import sites_of
@@ -93,7 +93,13 @@ def aiter(
     return inductor.compile_graph(gm, example_inputs, patches)
 
 
-aiter.reset = inductor.reset  # type: ignore[attr-defined]
+def reset() -> None:
+    """What `torch._dynamo.reset()` calls: no compiled graph stays in use."""
+    inductor.reset()
+    forget()
+
+
+aiter.reset = reset  # type: ignore[attr-defined]
 
 
 def sum_reports(reports: Sequence[Report]) -> Report:

@@ -24,6 +24,11 @@ def remember(report: Report, frame: str, example_inputs: Sequence[Any]) -> None:
             _by_tensor.setdefault(tensor, {})[frame] = report
 
 
+def forget() -> None:
+    """Drop all reports: Dynamo numbers its frames anew after a reset."""
+    _by_tensor.clear()
+
+
 def recall(tensors: Iterable[torch.Tensor]) -> list[Report]:
     """The newest report of every frame that was compiled with one of `tensors`."""
     found: dict[str, Report] = {}
