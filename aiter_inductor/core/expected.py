@@ -1,7 +1,8 @@
 """Where patterns ought to be, by the program's own names, independently of any recogniser.
 
 A module whose class is called `...RMSNorm` computes an RMSNorm; a function called
-`apply_rotary_...` rotates each tensor it returns. These are the sites that count as missed when no
+`apply_rotary_...` rotates each tensor it returns; a cast to fp8 or int8 that a scale feeds
+quantises. These are the sites that count as missed when no
 recogniser claims them, so a new spelling shows up as a gap and not as silence.
 """
 
@@ -15,6 +16,7 @@ from pathlib import PurePath
 import torch
 from torch import fx
 
+from aiter_inductor.core.expected_quant import quantisation_at
 from aiter_inductor.core.graph import clean_path, module_path, value
 
 _CLASSES = (
@@ -31,7 +33,7 @@ class Region:
     """The nodes of one call of a module or function that is named after a pattern.
 
     Attributes:
-        pattern: what the name promises.
+        pattern: what the name promises; `quant` for any of the quantisations.
         module: path of the module.
         nodes: its nodes in graph order.
     """
@@ -39,6 +41,10 @@ class Region:
     pattern: str
     module: str
     nodes: dict[fx.Node, None] = field(default_factory=dict)
+
+    def covers(self, pattern: str) -> bool:
+        """Whether a site of `pattern` is what the region promises."""
+        return pattern == self.pattern or pattern.startswith(f"{self.pattern}_")
 
     def number(self) -> int:
         """How many sites it should hold: one a module call, one a tensor a function returns."""
@@ -59,6 +65,9 @@ def regions(graph: fx.Graph) -> list[Region]:
             continue
         for pattern, key, module in _claims(node):
             found.setdefault((pattern, *key), Region(pattern, module)).nodes[node] = None
+        if cast := quantisation_at(node):
+            region = Region("quant", module_path(node), dict.fromkeys(cast))
+            found["quant", node.name] = region
     return list(found.values())
 
 

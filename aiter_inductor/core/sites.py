@@ -52,16 +52,16 @@ def _site(leaf: Match, decision: Decision, number: int) -> Site:
 def _missed(
     region: Region, claimed: Sequence[Match], misses: Iterable[Miss], number: int
 ) -> Iterator[Site]:
-    here = [m for m in claimed if m.pattern == region.pattern and m.interior & region.nodes.keys()]
+    here = [m for m in claimed if region.covers(m.pattern) and m.interior & region.nodes.keys()]
     lacking = region.number() - len(here)
     if lacking <= 0:
         return
-    near = [miss for miss in misses if miss.node in region.nodes and miss.pattern == region.pattern]
+    near = [miss for miss in misses if miss.node in region.nodes and region.covers(miss.pattern)]
     reason = near[0].reason if near else _nothing_known(region)
     node = near[0].node if near else next(iter(region.nodes))
     for _ in range(lacking):
         yield Site(
-            pattern=region.pattern,
+            pattern=near[0].pattern if near else region.pattern,
             status="missed",
             provider=None,
             fused_into=None,

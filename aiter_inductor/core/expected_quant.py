@@ -1,0 +1,78 @@
+"""Casts that ought to be quantisations, by what feeds them, independently of any recogniser.
+
+A cast to int8 or fp8 alone says little: masks and codes are cast too. It quantises if what it casts
+was divided by (or multiplied with the reciprocal of) a largest magnitude that the program computes,
+or was rounded or clamped after a division by a scale of one element that it is given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import fx
+
+from aiter_inductor.core.dtypes import QUANT_DTYPES
+from aiter_inductor.core.graph import TRANSPARENT, VIEWS, dtype, kind, operands, source, tensor
+
+OPERATORS = frozenset({"quantize_per_tensor", "quantize_per_token"})
+_BOUNDS = frozenset({"round", "clamp", "clamp_min", "clamp_max", "minimum", "maximum"})
+_BETWEEN = _BOUNDS | VIEWS | TRANSPARENT | {"cast", "add", "sub"}
+_SCALE = _BETWEEN | {"abs", "mul", "div", "reciprocal", "pow", "where", "getitem", "select"}
+_LARGEST = frozenset({"amax", "max", "aminmax"})
+_FAR = 16
+
+
+def quantisation_at(node: fx.Node) -> tuple[fx.Node, ...]:
+    """The nodes from the scaled values to the cast `node`, in graph order; none if it is another.
+
+    An operator of torch's own that quantises is such a node by itself.
+    """
+    found = kind(node)
+    if found in OPERATORS:
+        return (node,)
+    if found != "cast" or dtype(node) not in QUANT_DTYPES:
+        return ()
+    passed = [node]
+    values = source(node)
+    while isinstance(values, fx.Node) and kind(values) in _BETWEEN and len(passed) < _FAR:
+        passed.append(values)
+        values = source(values)
+    if not isinstance(values, fx.Node) or kind(values) not in ("mul", "div"):
+        return ()
+    bounded = any(kind(each) in _BOUNDS for each in passed)
+    if any(_computed(s) or (bounded and _given(s)) for s in _scales(values)):
+        return (values, *reversed(passed))
+    return ()
+
+
+def _scales(node: fx.Node) -> Iterator[fx.Node]:
+    """What may be the scale of a quotient or of a product."""
+    if pair := operands(node, "div"):
+        pair = (None, pair[1])
+    else:
+        pair = operands(node, "mul")
+    yield from (each for each in pair or () if isinstance(each, fx.Node))
+
+
+def _computed(scale: fx.Node) -> bool:
+    """Whether a largest magnitude is among the few nodes that `scale` is made of."""
+    seen: set[fx.Node] = set()
+    ahead = [scale]
+    while ahead and len(seen) < _FAR:
+        node = ahead.pop()
+        if kind(node) in _LARGEST:
+            return True
+        unary = kind(node) is None and len(node.all_input_nodes) == 1
+        if node not in seen and (unary or kind(node) in _SCALE):
+            seen.add(node)
+            ahead.extend(node.all_input_nodes)
+    return False
+
+
+def _given(scale: fx.Node) -> bool:
+    """Whether it is one element that the program holds, such as a buffer."""
+    while kind(scale) in VIEWS | TRANSPARENT | {"cast", "reciprocal"}:
+        scale = source(scale)
+    found = tensor(scale)
+    holds = scale.op in ("placeholder", "get_attr")
+    return holds and found is not None and found.dim() <= 1 and all(n == 1 for n in found.shape)
