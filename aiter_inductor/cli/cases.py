@@ -32,6 +32,7 @@ ROPE_DIMS: Dims = {
     "head_dim": 128,
 }
 GEMM_DIMS: Dims = {"num_rows": 4096, "N": 7168, "K": 2048}
+ATTENTION_DIMS: Dims = {"batch": 1, "num_heads": 32, "num_kv_heads": 8, "num_tokens": 4096}
 MLA_DIMS: Dims = {"batch": 16, "num_heads": 128, "q_len": 1, "kv_len": 4096, "kv_lora_rank": 512}
 
 
@@ -164,6 +165,14 @@ def _gemm(scaling: str, dtype: torch.dtype | None = None) -> Family:
     return Family(GEMM_DIMS, example)
 
 
+def _attention(dims: Dims, fp8: torch.dtype) -> Arguments:
+    """Causal prefill with heads of 128."""
+    batch, tokens, kv_heads = dims["batch"], dims["num_tokens"], dims["num_kv_heads"]
+    q = _bf16(batch, dims["num_heads"], tokens, 128)
+    k, v = _bf16(batch, kv_heads, tokens, 128), _bf16(batch, kv_heads, tokens, 128)
+    return (q, k, v), {"scale": 128**-0.5, "causal": "top_left"}
+
+
 def _mla(dims: Dims, fp8: torch.dtype) -> Arguments:
     """A decoding step; a head is a quarter of a latent row, DeepSeek's 128 of 512."""
     batch, heads, q_len = dims["batch"], dims["num_heads"], dims["q_len"]
@@ -211,6 +220,7 @@ FAMILIES: Mapping[str, Family] = {
     "gemm_int8": _gemm("row", torch.int8),
     "gemm_w8a16": _gemm("weight_block"),
     "gemm_w4a16": _gemm("weight_group"),
+    "attention": Family(ATTENTION_DIMS, _attention),
     "mla_decode": Family(MLA_DIMS, _mla),
 }
 
