@@ -19,8 +19,12 @@ from aiter_inductor.core.graph import value
 
 _INPLACE_OPERATORS = frozenset(
     getattr(operator, name)
-    for name in ("iadd", "isub", "imul", "itruediv", "ifloordiv", "ipow", "iand", "ior", "setitem")
-)
+    for name in (
+        "iadd", "isub", "imul", "imatmul", "itruediv", "ifloordiv", "imod", "ipow", "ilshift",
+        "irshift", "iand", "ior", "ixor", "iconcat", "setitem", "delitem",
+    )
+)  # fmt: skip
+_INPLACE_METHODS = frozenset(f"__{function.__name__}__" for function in _INPLACE_OPERATORS)
 
 
 @dataclass(frozen=True)
@@ -94,7 +98,7 @@ def _written(node: fx.Node) -> list[Any] | None:
         return list(out) if isinstance(out, tuple | list) else [out]
     if node.op == "call_method":
         inplace = target.endswith("_") and not target.endswith("__")
-        return [node.args[0]] if inplace or target == "__setitem__" else None
+        return [node.args[0]] if inplace or target in _INPLACE_METHODS else None
     if node.op == "call_module":
         return None
     if target in _INPLACE_OPERATORS or node.kwargs.get("inplace") is True:
@@ -104,7 +108,9 @@ def _written(node: fx.Node) -> list[Any] | None:
     if isinstance(target, torch._ops.HigherOrderOperator):
         return [n for n in node.all_input_nodes if storages(n)]
     name = getattr(target, "__name__", "")
-    if name.endswith("_") and not name.endswith("__") and node.args:
+    # and_, or_ and not_ of the operator module are named so because the plain words are reserved.
+    functional = getattr(target, "__module__", "") == operator.add.__module__
+    if name.endswith("_") and not name.endswith("__") and not functional and node.args:
         return [node.args[0]]
     return None
 

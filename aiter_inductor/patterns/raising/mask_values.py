@@ -52,8 +52,8 @@ class Reader:
     def is_mutated(self, graph: fx.Graph) -> bool:
         """Whether the program writes into one of the tensors that were read."""
         touched = frozenset(s for node in self.seen for s in storages(node))
-        effects = (e for e in Effects(graph).effects if e.node not in self.seen)
-        return any(effect.storages and effect.storages & touched for effect in effects)
+        effects = Effects(graph).effects
+        return any(e.storages and e.storages & touched for e in effects)
 
     def _flattened(self, node: fx.Node) -> Value | None:
         """The node's value, with no coefficient on dimensions of size 1."""
