@@ -227,7 +227,7 @@ def test_files_and_functions_are_short():
 
 
 def test_native_sources_are_short():
-    suffixes = {".hip", ".h", ".hpp", ".c", ".cpp", ".s"}
+    suffixes = {".hip", ".cu", ".h", ".hpp", ".c", ".cpp", ".s"}
     folders = (PACKAGE, SIMULATOR)
     long = [
         f"{p.relative_to(ROOT)} has {n} lines"

@@ -35,7 +35,7 @@ class Arch:
 
 
 _AMD_PROVIDERS = ("triton", "hip", "ck", "asm", "vendor", "torch")
-_NVIDIA_PROVIDERS = ("triton", "hip", "vendor", "torch")
+_NVIDIA_PROVIDERS = ("cuda", "triton", "hip", "vendor", "torch")
 
 KNOWN = {
     arch.name: arch

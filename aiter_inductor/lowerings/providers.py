@@ -22,6 +22,11 @@ def add_hip(made: Op, family: str, *, refuse: Verdict, decline: Verdict = accept
     _add_built(made, "hip", family, refuse, decline)
 
 
+def add_cuda(made: Op, family: str, *, refuse: Verdict, decline: Verdict = accept) -> None:
+    """Let `kernels/cuda/<family>.py` provide `made` on sm_90, built when first called."""
+    _add_built(made, "cuda", family, refuse, decline)
+
+
 def add_cpp(made: Op, family: str, *, refuse: Verdict, decline: Verdict = accept) -> None:
     """Let `kernels/cpp/<family>.py` provide `made` on the CPU, built when first called."""
     _add_built(made, "cpp", family, refuse, decline)

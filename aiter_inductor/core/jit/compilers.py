@@ -46,6 +46,14 @@ def listing_name(module: Module) -> str:
     return f"{module.name}.s"
 
 
+def _specific(arch: str) -> str:
+    """The target with all instructions of `arch`: wgmma and setmaxnreg exist for sm_90a only.
+
+    Such a binary runs on every chip of compute capability 9.0, which is all that sm_90 means here.
+    """
+    return f"{arch}a" if arch == "sm_90" else arch
+
+
 def _only_source(module: Module, arch: str) -> Path:
     if len(module.sources) != 1:
         raise BuildError(
@@ -113,7 +121,7 @@ class ZigClang:
 
 @dataclass(frozen=True)
 class Nvcc:
-    """NVIDIA's compiler, reading the HIP sources as CUDA."""
+    """NVIDIA's compiler, reading `.hip` sources as CUDA."""
 
     path: Path
     version: str
@@ -126,7 +134,9 @@ class Nvcc:
     def edges(self, module: Module, arch: str) -> tuple[Edge, ...]:
         """Source to cubin in one command; ptxas reports registers and spills in the log."""
         source, output = str(_only_source(module, arch)), artifact_name(module, arch)
-        flags = ("-x", "cu", "-std=c++17", "-O3", f"-arch={arch}", "-cubin", "-Xptxas", "-v")
+        target = _specific(arch).removeprefix("sm_")
+        code = f"-gencode=arch=compute_{target},code=sm_{target}"
+        flags = ("-x", "cu", "-std=c++17", "-O3", code, "-cubin", "-Xptxas", "-v")
         command = (str(self.path), *flags, *module.arguments(), "-o", output, source)
         return (Edge(output, (source,), command),)
 
@@ -151,7 +161,7 @@ class Rtc:
         offload = "--offload-arch" if self.prefix == "hiprtc" else "--gpu-architecture"
         # The library gets text, not a file, so it does not know the directory of the source.
         beside = f"-I{source.parent}"
-        flags = (f"{offload}={arch}", "-std=c++17", beside, *module.arguments())
+        flags = (f"{offload}={_specific(arch)}", "-std=c++17", beside, *module.arguments())
         options = ("--library", self.library, "--prefix", self.prefix, "--", *flags)
         command = (sys.executable, script, str(source), output, *options)
         return (Edge(output, (str(source), script), command),)

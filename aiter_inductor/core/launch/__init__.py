@@ -19,8 +19,10 @@ from aiter_inductor.core.launch.signature import (
     i32,
     i64,
     pointer,
+    tensor_map_of,
 )
 from aiter_inductor.core.launch.simulated import SimulatedKernel, SimulationUnavailableError
+from aiter_inductor.core.launch.tensor_map import TensorMapError, tensor_map
 
 __all__ = [
     "CudaRuntime",
@@ -33,10 +35,13 @@ __all__ = [
     "RuntimeLibraryError",
     "SimulatedKernel",
     "SimulationUnavailableError",
+    "TensorMapError",
     "f32",
     "i32",
     "i64",
     "loaded_library",
     "pointer",
     "runtime_of",
+    "tensor_map",
+    "tensor_map_of",
 ]

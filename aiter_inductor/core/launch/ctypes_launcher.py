@@ -9,7 +9,8 @@ from typing import Any
 
 _CPU_DEVICE = -1  # what Tensor.get_device() says for a CPU tensor
 _MAX_DEVICES = 64
-_FORMATS = {"p": "Q", "i": "i", "l": "q", "f": "f", "d": "d"}
+_TENSOR_MAP_BYTES = 128
+_FORMATS = {"p": "Q", "i": "i", "l": "q", "f": "f", "d": "d", "m": f"{_TENSOR_MAP_BYTES}s"}
 _LAUNCH = ctypes.CFUNCTYPE(
     ctypes.c_int, ctypes.c_void_p, *[ctypes.c_uint] * 7, *[ctypes.c_void_p] * 3
 )
@@ -41,6 +42,7 @@ class CtypesLauncher:
     ) -> None:
         self._name = name
         self._parameters = parameters
+        self._buffer_bytes = max(map(_end, parameters), default=0)
         self._max_grid = max_grid
         self._max_items_x = max_items_x
         self._max_threads = max_threads
@@ -70,13 +72,15 @@ class CtypesLauncher:
             )
         grids, blocks = self._sizes("grid", grid), self._sizes("block", block)
         self._check_sizes(grids, blocks, shared_bytes)
-        buffer = bytearray(8 * (len(arguments) + 1))
+        buffer = bytearray(self._buffer_bytes)
         device: int | None = None
         for described, given in zip(self._parameters, arguments, strict=True):
             letter, offset = described[1].lower(), described[4]
-            value: int | float
+            value: int | float | bytes
             if letter == "p":
                 device, value = self._address(described, given, device)
+            elif letter == "m":
+                value = self._tensor_map(described, given)
             else:
                 value = self._number(described, given)
             struct.pack_into(_FORMATS[letter], buffer, offset, value)
@@ -147,6 +151,17 @@ class CtypesLauncher:
                 f"{common}"
             )
 
+    def _tensor_map(self, described: Described, given: Any) -> bytes:
+        name = described[0]
+        if not isinstance(given, bytes):
+            kind = type(given).__name__
+            raise TypeError(f"{self._name}: {name} is {kind}, not the bytes of a tensor map")
+        if len(given) != _TENSOR_MAP_BYTES:
+            raise ValueError(
+                f"{self._name}: {name} has {len(given)} bytes; a tensor map has {_TENSOR_MAP_BYTES}"
+            )
+        return given
+
     def _number(self, described: Described, given: Any) -> int | float:
         name, letter = described[:2]
         if letter in "fd":
@@ -188,8 +203,7 @@ class CtypesLauncher:
         params = (ctypes.c_void_p * len(self._parameters))(*(base + p[4] for p in self._parameters))
         extra = None
         if self._end_marker >= 0:
-            _, letter, _, _, offset = self._parameters[-1]
-            size = ctypes.c_size_t(offset + struct.calcsize(_FORMATS[letter.lower()]))
+            size = ctypes.c_size_t(_end(self._parameters[-1]))
             extra = (ctypes.c_void_p * 5)(1, base, 2, ctypes.addressof(size), self._end_marker)
         status = self._launch(
             self._functions[device], *sizes, stream, None if extra else params, extra
@@ -197,3 +211,9 @@ class CtypesLauncher:
         if status:
             self._fail(status)
             raise RuntimeError(f"{self._name}: launch status {status}")
+
+
+def _end(described: Described) -> int:
+    """Bytes of the argument buffer up to the end of this parameter."""
+    _, letter, _, _, offset = described
+    return offset + struct.calcsize(_FORMATS[letter.lower()])

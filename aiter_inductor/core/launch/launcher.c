@@ -9,6 +9,8 @@
 #include <structmember.h>
 
 #define MAX_PARAMETERS 48
+#define MAX_BUFFER_BYTES 1024
+#define TENSOR_MAP_BYTES 128
 #define MAX_DEVICES 64
 #define CPU_DEVICE (-1) /* what Tensor.get_device() says for a CPU tensor */
 
@@ -18,7 +20,7 @@ typedef int (*launch_fn)(void *function, unsigned grid_x, unsigned grid_y, unsig
 typedef int (*get_device_fn)(int *device);
 
 typedef struct {
-  char kind; /* p i l f d; see signature.py */
+  char kind; /* p i l f d m; see signature.py */
   char optional;
   unsigned align;
   unsigned offset;
@@ -173,6 +175,20 @@ static int pack_number(Launcher *self, Parameter *parameter, PyObject *given, vo
   return 0;
 }
 
+/* Bytes that the caller encoded; they are copied, so nothing needs to outlive the launch. */
+static int pack_tensor_map(Launcher *self, Parameter *parameter, PyObject *given, void *slot) {
+  if (!PyBytes_Check(given)) {
+    PyErr_Format(PyExc_TypeError, "%U: %U is %s, not the bytes of a tensor map", self->name,
+                 parameter->name, Py_TYPE(given)->tp_name);
+    return -1;
+  }
+  if (PyBytes_GET_SIZE(given) != TENSOR_MAP_BYTES)
+    return refuse_value("%U: %U has %zd bytes; a tensor map has %d", self->name, parameter->name,
+                        PyBytes_GET_SIZE(given), TENSOR_MAP_BYTES);
+  memcpy(slot, PyBytes_AS_STRING(given), TENSOR_MAP_BYTES);
+  return 0;
+}
+
 /* Calls callable(device); the result is an integer of pointer size. */
 static int ask(PyObject *callable, int device, intptr_t *answer) {
   PyObject *argument = PyLong_FromLong(device);
@@ -236,7 +252,7 @@ static PyObject *call(PyObject *callable, PyObject *const *given, size_t flagged
   Launcher *self = (Launcher *)callable;
   Py_ssize_t count = PyVectorcall_NARGS(flagged);
   unsigned long long grid[3], block[3];
-  char buffer[8 * MAX_PARAMETERS];
+  char buffer[MAX_BUFFER_BYTES];
   int device = INT_MIN;
   if (keywords && PyTuple_GET_SIZE(keywords))
     return PyErr_Format(PyExc_TypeError, "%U takes no keyword arguments", self->name);
@@ -252,7 +268,8 @@ static PyObject *call(PyObject *callable, PyObject *const *given, size_t flagged
     void *slot = buffer + parameter->offset;
     int failed = parameter->kind == 'p'
                      ? pack_pointer(self, parameter, given[i + 3], slot, &device)
-                     : pack_number(self, parameter, given[i + 3], slot);
+                 : parameter->kind == 'm' ? pack_tensor_map(self, parameter, given[i + 3], slot)
+                                          : pack_number(self, parameter, given[i + 3], slot);
     if (failed) return NULL;
   }
   if (launch_in_context(self, device, grid, block, (unsigned)shared_bytes, buffer)) return NULL;
@@ -272,9 +289,11 @@ static int add_parameter(Launcher *self, PyObject *described) {
   self->num_parameters++;
   parameter->optional = *letter == 'P';
   parameter->kind = *letter == 'P' ? 'p' : *letter;
-  unsigned size = parameter->kind == 'i' || parameter->kind == 'f' ? 4 : 8;
+  unsigned size = parameter->kind == 'm'                             ? TENSOR_MAP_BYTES
+                  : parameter->kind == 'i' || parameter->kind == 'f' ? 4
+                                                                     : 8;
   self->buffer_bytes = parameter->offset + size;
-  if (self->buffer_bytes > 8 * MAX_PARAMETERS)
+  if (self->buffer_bytes > MAX_BUFFER_BYTES)
     return refuse_value("%U: %U lies beyond the argument buffer", self->name, parameter->name);
   return 0;
 }

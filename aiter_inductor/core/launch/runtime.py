@@ -143,6 +143,30 @@ class CudaRuntime(_DriverRuntime):
             self._check("CtxSetCurrent", context)
         return previous
 
+    def encode_tiled(
+        self,
+        out_address: int,
+        dtype: int,
+        rank: int,
+        address: int,
+        sizes: ctypes.Array[ctypes.c_uint64],
+        strides: ctypes.Array[ctypes.c_uint64],
+        box: ctypes.Array[ctypes.c_uint32],
+        steps: ctypes.Array[ctypes.c_uint32],
+        swizzle: int,
+        l2_promotion: int,
+    ) -> None:
+        """cuTensorMapEncodeTiled without interleaving, zeros beyond the tensor.
+
+        Raises:
+            RuntimeLibraryError: with the driver's name of the error.
+        """
+        out, tensor = ctypes.c_void_p(out_address), ctypes.c_void_p(address)
+        modes = (0, swizzle, l2_promotion, 0)
+        self._check(
+            "TensorMapEncodeTiled", out, dtype, rank, tensor, sizes, strides, box, steps, *modes
+        )
+
     def _allow_shared(self, function: ctypes.c_void_p, shared_bytes: int) -> None:
         if shared_bytes > _CUDA_WITHOUT_ATTRIBUTE_BYTES:
             self._check("FuncSetAttribute", function, _MAX_DYNAMIC_SHARED, shared_bytes)

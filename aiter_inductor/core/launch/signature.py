@@ -6,8 +6,15 @@ from dataclasses import dataclass
 
 import torch
 
-# kind: letter in the launcher's format, size in bytes
-_KINDS = {"pointer": ("p", 8), "i32": ("i", 4), "i64": ("l", 8), "f32": ("f", 4), "f64": ("d", 8)}
+# kind: letter in the launcher's format, size and alignment in bytes
+_KINDS = {
+    "pointer": ("p", 8, 8),
+    "i32": ("i", 4, 4),
+    "i64": ("l", 8, 8),
+    "f32": ("f", 4, 4),
+    "f64": ("d", 8, 8),
+    "tensor_map": ("m", 128, 64),
+}
 
 
 @dataclass(frozen=True)
@@ -16,7 +23,7 @@ class Parameter:
 
     Attributes:
         name: as refusals call it.
-        kind: `pointer`, `i32`, `i64`, `f32` or `f64`.
+        kind: `pointer`, `i32`, `i64`, `f32`, `f64` or `tensor_map`.
         dtype: of the tensor behind a pointer; None takes any.
         optional: whether None may be passed, as a null pointer.
         align: bytes to which a pointer must be aligned.
@@ -42,8 +49,13 @@ class Parameter:
 
     @property
     def size_bytes(self) -> int:
-        """Bytes it takes in the argument buffer; also its alignment there."""
+        """Bytes it takes in the argument buffer."""
         return _KINDS[self.kind][1]
+
+    @property
+    def slot_align(self) -> int:
+        """Bytes to which its place in the argument buffer is aligned."""
+        return _KINDS[self.kind][2]
 
 
 @dataclass(frozen=True)
@@ -63,7 +75,7 @@ class KernelSignature:
         """Byte offset of each parameter in the argument buffer, laid out as a C struct."""
         offsets, at = [], 0
         for parameter in self.parameters:
-            at = -(-at // parameter.size_bytes) * parameter.size_bytes
+            at = -(-at // parameter.slot_align) * parameter.slot_align
             offsets.append(at)
             at += parameter.size_bytes
         return tuple(offsets)
@@ -94,3 +106,8 @@ def i64(name: str) -> Parameter:
 def f32(name: str) -> Parameter:
     """A single-precision number."""
     return Parameter(name, "f32")
+
+
+def tensor_map_of(name: str) -> Parameter:
+    """A TMA descriptor, the 128 bytes of `tensor_map(...)`, passed by value."""
+    return Parameter(name, "tensor_map")

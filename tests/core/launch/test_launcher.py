@@ -8,7 +8,15 @@ from typing import Any
 import pytest
 import torch
 
-from aiter_inductor.core.launch import KernelSignature, RuntimeLibraryError, f32, i32, i64, pointer
+from aiter_inductor.core.launch import (
+    KernelSignature,
+    RuntimeLibraryError,
+    f32,
+    i32,
+    i64,
+    pointer,
+    tensor_map_of,
+)
 from aiter_inductor.core.launch.kernel import _described
 
 SIGNATURE = KernelSignature(
@@ -36,11 +44,18 @@ class OnDevice:
         return self._address
 
 
+WITH_MAP = KernelSignature("scale", (i32("n"), tensor_map_of("x_map"), f32("eps")))
+
+
 @pytest.fixture
 def launch(launcher, runtime) -> Any:
+    return launcher_of(SIGNATURE, launcher, runtime)
+
+
+def launcher_of(signature: KernelSignature, launcher: Any, runtime: Any) -> Any:
     return launcher(
         name="scale",
-        parameters=_described(SIGNATURE),
+        parameters=_described(signature),
         max_grid=(2**31 - 1, 65535, 65535),
         max_items_x=2**32 - 1,
         max_threads=256,
@@ -164,3 +179,23 @@ def test_signature_refuses_an_unknown_kind():
 
     with pytest.raises(ValueError, match="x is of kind 'i8'; kinds are pointer, i32"):
         Parameter("x", "i8")
+
+
+def test_tensor_maps_are_passed_by_value(launcher, runtime, seen):
+    launch = launcher_of(WITH_MAP, launcher, runtime)
+    launch(1, 64, 0, -3, bytes(range(128)), 0.5)
+    assert WITH_MAP.offsets == (0, 64, 192)
+    assert seen.size == 196
+    packed = bytes(seen.arguments[: seen.size])
+    assert struct.unpack_from("=i", packed) == (-3,)
+    assert packed[64:192] == bytes(range(128))
+    assert struct.unpack_from("=f", packed, 192) == (0.5,)
+
+
+def test_what_is_no_tensor_map_is_refused(launcher, runtime, seen):
+    launch = launcher_of(WITH_MAP, launcher, runtime)
+    with pytest.raises(TypeError, match="scale: x_map is OnDevice, not the bytes of a tensor map"):
+        launch(1, 64, 0, 1, X, 0.5)
+    with pytest.raises(ValueError, match="scale: x_map has 64 bytes; a tensor map has 128"):
+        launch(1, 64, 0, 1, b"x" * 64, 0.5)
+    assert seen.launches == 0
