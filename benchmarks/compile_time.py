@@ -15,6 +15,7 @@ import os
 import statistics
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from aiter_inductor.cli.progress import progress
@@ -58,6 +59,21 @@ def seconds(backend: str, layers: int) -> tuple[float, float]:
     return used, wall
 
 
+def ratio(found: Mapping[str, Sequence[tuple[float, float]]]) -> float:
+    """Processor time over plain Inductor's: the median over pairs of runs."""
+    pairs = zip(found["aiter"], found["inductor"], strict=True)
+    return statistics.median(ours[0] / theirs[0] for ours, theirs in pairs)
+
+
+def table(found: Mapping[str, Sequence[tuple[float, float]]]) -> str:
+    """Medians of both backends, and their ratio."""
+    lines = []
+    for backend, measured in found.items():
+        used, wall = (statistics.median(column) for column in zip(*measured, strict=True))
+        lines.append(f"{backend:9} {used:6.1f} s of processors, {wall:6.1f} s in all")
+    return "\n".join([*lines, f"ratio {ratio(found):.3f} (limit {LIMIT})"])
+
+
 def main() -> int:
     """Print the medians and their ratio; returns 1 if it is above the limit."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -67,13 +83,8 @@ def main() -> int:
     found: dict[str, list[tuple[float, float]]] = {backend: [] for backend in BACKENDS}
     for backend in progress(BACKENDS * arguments.runs, "compiling with "):
         found[backend].append(seconds(backend, arguments.layers))
-    for backend, measured in found.items():
-        used, wall = (statistics.median(column) for column in zip(*measured, strict=True))
-        print(f"{backend:9} {used:6.1f} s of processors, {wall:6.1f} s in all")
-    pairs = zip(found["aiter"], found["inductor"], strict=True)
-    ratio = statistics.median(ours[0] / theirs[0] for ours, theirs in pairs)
-    print(f"ratio {ratio:.3f} (limit {LIMIT})")
-    return int(ratio > LIMIT)
+    print(table(found))
+    return int(ratio(found) > LIMIT)
 
 
 if __name__ == "__main__":
