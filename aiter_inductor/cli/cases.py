@@ -34,6 +34,14 @@ ROPE_DIMS: Dims = {
 GEMM_DIMS: Dims = {"num_rows": 4096, "N": 7168, "K": 2048}
 ATTENTION_DIMS: Dims = {"batch": 1, "num_heads": 32, "num_kv_heads": 8, "num_tokens": 4096}
 MLA_DIMS: Dims = {"batch": 16, "num_heads": 128, "q_len": 1, "kv_len": 4096, "kv_lora_rank": 512}
+KV_DIMS: Dims = {
+    "num_tokens": 4096,
+    "num_kv_heads": 8,
+    "head_dim": 128,
+    "num_pages": 1024,
+    "page_size": 16,
+    "cache_bits": 16,
+}
 
 
 @dataclass(frozen=True)
@@ -189,6 +197,20 @@ def _mla(dims: Dims, fp8: torch.dtype) -> Arguments:
     return args, {"scale": (nope + rope) ** -0.5}
 
 
+def _kv_cache(dims: Dims, fp8: torch.dtype) -> Arguments:
+    """Keys and values into vLLM's layout, in bf16 or, where cache_bits is 8, in fp8."""
+    tokens, heads, D = dims["num_tokens"], dims["num_kv_heads"], dims["head_dim"]
+    dtype = fp8 if dims["cache_bits"] == 8 else torch.bfloat16
+    pages = dims["num_pages"], dims["page_size"]
+    args = (
+        *(_bf16(tokens, heads, D) for _ in range(2)),
+        *(torch.empty(*pages, heads, D, dtype=dtype, device="meta") for _ in range(2)),
+        torch.empty(tokens, dtype=torch.int64, device="meta"),
+        *(torch.empty(1, device="meta") if dtype == fp8 else None for _ in range(2)),
+    )
+    return args, {}
+
+
 FAMILIES: Mapping[str, Family] = {
     "rms_norm": _rows("x weight eps", quantised=False),
     "add_rms_norm": _rows("x residual weight eps", quantised=False),
@@ -222,6 +244,7 @@ FAMILIES: Mapping[str, Family] = {
     "gemm_w4a16": _gemm("weight_group"),
     "attention": Family(ATTENTION_DIMS, _attention),
     "mla_decode": Family(MLA_DIMS, _mla),
+    "kv_cache_write": Family(KV_DIMS, _kv_cache),
 }
 
 BASELINES: tuple[tuple[str, Dims], ...] = (

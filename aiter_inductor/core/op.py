@@ -205,7 +205,10 @@ def op(
         name = reference.__name__
         if name in OPS:
             raise OpDefinitionError(f"an op called {name!r} exists already")
-        reference.__annotations__ = typing.get_type_hints(reference)
+        hints = typing.get_type_hints(reference)
+        if hints.get("return") is type(None):
+            hints["return"] = None  # as a schema spells it
+        reference.__annotations__ = hints
         made = Op(name, reference, problem, inspect.signature(reference), mutates)
         made.__doc__ = reference.__doc__
         register.operator(name, reference, mutates, lambda arguments: _resolve(made, arguments))

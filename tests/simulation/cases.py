@@ -17,6 +17,7 @@ from aiter_inductor.cli.cases import (
     FAMILIES,
     GEMM_DIMS,
     GROUP_DIMS,
+    KV_DIMS,
     MLA_DIMS,
     NORM_DIMS,
     QUANT_DIMS,
@@ -146,6 +147,11 @@ SIZES: Mapping[frozenset[str], tuple[Dims, ...]] = {
         {"batch": 1, "num_heads": 16, "q_len": 1, "kv_len": 64, "kv_lora_rank": 256},
         {"batch": 2, "num_heads": 5, "q_len": 2, "kv_len": 41, "kv_lora_rank": 96},
     ),
+    frozenset(KV_DIMS): (
+        dict(zip(KV_DIMS, (16, 2, 128, 4, 16, 16), strict=True)),
+        dict(zip(KV_DIMS, (13, 3, 80, 3, 16, 16), strict=True)),
+        dict(zip(KV_DIMS, (13, 1, 48, 3, 16, 8), strict=True)),
+    ),
 }
 """By the names of the sizes an op's problem takes. Several rows a program, and several waves a row;
 rows whose length is odd, and no multiple of what the waves load at once."""
@@ -182,6 +188,8 @@ _PARTIAL = Style("partial", fields={"rotary_dim": 32, "table_width": 32})
 _ONE_TABLE = {"table_batch": 1, "table_dtype": FP32, "out_dtype": FP32}
 _TOKENS_FIRST = Style("tokens first", fields={"tokens_before_heads": True})
 _UNDONE = Style("transposed", fields={"transposed": True, **_PAIRS})
+
+_INTO_PACKED = (Style("packed", fields={"layout": "packed"}),)
 
 STYLES: Mapping[str, tuple[Style, ...]] = {
     "rms_norm": (*_WEIGHTS, PERMUTED, OF_FP16, Style("to fp32", keywords={"out_dtype": FP32})),
@@ -229,6 +237,11 @@ STYLES: Mapping[str, tuple[Style, ...]] = {
         Style("masked", fields={"mask": "bool"}),
         Style("biased", fields={"mask": "bfloat16", "causal": True}),
         OF_FP32,
+    ),
+    "kv_cache_write": (
+        *3 * _INTO_PACKED,
+        Style("int32 slots", fields={"slot_dtype": torch.int32, "v_head_dim": 44}),
+        OF_FP16,
     ),
 }
 """Beyond the plainest call of each op, which is made at every size; a style at one size."""
