@@ -42,6 +42,7 @@ KV_DIMS: Dims = {
     "page_size": 16,
     "cache_bits": 16,
 }
+ROPE_KV_DIMS: Dims = {**KV_DIMS, "num_heads": 32}
 
 
 @dataclass(frozen=True)
@@ -211,6 +212,14 @@ def _kv_cache(dims: Dims, fp8: torch.dtype) -> Arguments:
     return args, {}
 
 
+def _rope_kv_cache(dims: Dims, fp8: torch.dtype) -> Arguments:
+    """The same behind a rotation by tables of a row for each token."""
+    (k, v, *cache), _ = _kv_cache(dims, fp8)
+    q = _bf16(dims["num_tokens"], dims["num_heads"], dims["head_dim"])
+    tables = (_bf16(dims["num_tokens"], dims["head_dim"]) for _ in range(2))
+    return (q, k, v, *tables, None, *cache), {}
+
+
 FAMILIES: Mapping[str, Family] = {
     "rms_norm": _rows("x weight eps", quantised=False),
     "add_rms_norm": _rows("x residual weight eps", quantised=False),
@@ -245,6 +254,7 @@ FAMILIES: Mapping[str, Family] = {
     "attention": Family(ATTENTION_DIMS, _attention),
     "mla_decode": Family(MLA_DIMS, _mla),
     "kv_cache_write": Family(KV_DIMS, _kv_cache),
+    "rope_kv_cache_write": Family(ROPE_KV_DIMS, _rope_kv_cache),
 }
 
 BASELINES: tuple[tuple[str, Dims], ...] = (

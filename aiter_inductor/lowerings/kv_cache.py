@@ -1,4 +1,7 @@
-"""New keys and values written into a cache of pages, in vLLM's and in AITER's layout."""
+"""New keys and values written into a cache of pages, in vLLM's and in AITER's layout.
+
+Alone, or with the rotary embedding of q and k before it.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,11 @@ from aiter_inductor.lowerings.kv_cache_problem import (
 )
 from aiter_inductor.lowerings.providers import add_hip
 from aiter_inductor.lowerings.quant import cast_to
+from aiter_inductor.lowerings.rope import rope_qk
+from aiter_inductor.lowerings.rope_kv_problem import (
+    RopeKvCacheProblem,
+    rope_kv_cache_unsupported,
+)
 
 
 @op(problem=KvCacheProblem.of, mutates=("key_cache", "value_cache"))
@@ -89,3 +97,58 @@ def _bytes(x: Tensor) -> Tensor:
 
 
 add_hip(kv_cache_write, "kv_cache", refuse=kv_cache_unsupported)
+
+
+@op(problem=RopeKvCacheProblem.of_rope, mutates=("key_cache", "value_cache"))
+def rope_kv_cache_write(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    positions: Tensor | None,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    slots: Tensor,
+    key_scale: Tensor | None = None,
+    value_scale: Tensor | None = None,
+    *,
+    layout: str = "paged",
+    interleaved_in: bool = False,
+    interleaved_out: bool = False,
+    rotary_dim: int | None = None,
+) -> Tensor:
+    """Rotate `q` and `k`, rounding to their dtype, and store k and v as `kv_cache_write` does.
+
+    Args:
+        q: [num_tokens, num_heads, head_dim], any float dtype.
+        k: [num_tokens, num_kv_heads, head_dim], dtype of `q`.
+        v: [num_tokens, num_kv_heads, head_dim], dtype of `q`.
+        cos: [num_tokens, rotary_dim or half of it], or [num_positions, ...] with `positions`.
+        sin: like `cos`.
+        positions: [num_tokens], int64: the row of cos and sin of each token; None is one a token.
+        key_cache, value_cache, slots, key_scale, value_scale, layout: as in `kv_cache_write`.
+        interleaved_in, interleaved_out, rotary_dim: as in `rope`.
+
+    Returns:
+        The rotated q, [num_tokens, num_heads, head_dim], contiguous.
+    """
+    rotated: tuple[Tensor, Tensor]
+    cos, sin = ((x if positions is None else x[positions]).unsqueeze(1) for x in (cos, sin))
+    rotated = rope_qk.reference(
+        q,
+        k,
+        cos,
+        sin,
+        interleaved_in=interleaved_in,
+        interleaved_out=interleaved_out,
+        rotary_dim=rotary_dim,
+        out_dtype=q.dtype,
+    )
+    kv_cache_write.reference(
+        rotated[1], v, key_cache, value_cache, slots, key_scale, value_scale, layout=layout
+    )
+    return rotated[0].contiguous()
+
+
+add_hip(rope_kv_cache_write, "rope_kv", refuse=rope_kv_cache_unsupported)

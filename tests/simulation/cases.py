@@ -22,6 +22,7 @@ from aiter_inductor.cli.cases import (
     NORM_DIMS,
     QUANT_DIMS,
     ROPE_DIMS,
+    ROPE_KV_DIMS,
     case_of,
     load_ops,
 )
@@ -152,6 +153,10 @@ SIZES: Mapping[frozenset[str], tuple[Dims, ...]] = {
         dict(zip(KV_DIMS, (13, 3, 80, 3, 16, 16), strict=True)),
         dict(zip(KV_DIMS, (13, 1, 48, 3, 16, 8), strict=True)),
     ),
+    frozenset(ROPE_KV_DIMS): (
+        dict(zip(ROPE_KV_DIMS, (16, 2, 64, 4, 16, 16, 4), strict=True)),
+        dict(zip(ROPE_KV_DIMS, (13, 1, 80, 3, 16, 8, 3), strict=True)),
+    ),
 }
 """By the names of the sizes an op's problem takes. Several rows a program, and several waves a row;
 rows whose length is odd, and no multiple of what the waves load at once."""
@@ -243,6 +248,12 @@ STYLES: Mapping[str, tuple[Style, ...]] = {
         Style("int32 slots", fields={"slot_dtype": torch.int32, "v_head_dim": 44}),
         OF_FP16,
     ),
+    "rope_kv_cache_write": (
+        *2 * _INTO_PACKED,
+        Style("at positions", fields={**_HALVES, "num_positions": 40, "table_dtype": FP32}),
+        Style("gpt-j", fields={**_PAIRS, "layout": "packed"}),
+        Style("partial", fields={"rotary_dim": 32, "table_width": 16}),
+    ),
 }
 """Beyond the plainest call of each op, which is made at every size; a style at one size."""
 
@@ -267,7 +278,7 @@ def sizes_of(op: str) -> tuple[Dims, ...]:
 def fitting(style: Style, sizes: tuple[Dims, ...], index: int) -> Dims:
     """One of `sizes`, in turn, that `style` can be called at."""
     if "table_width" in style.fields:
-        return next(dims for dims in sizes if dims["head_dim"] == 64)
+        return next(dims for dims in sizes if dims["head_dim"] == 64)  # as the tables
     if style.permuted:
         return next(dims for dims in sizes if dims["num_rows"] % 2 == 0)
     if style.special:

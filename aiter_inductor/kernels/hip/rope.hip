@@ -6,29 +6,8 @@
 // the two elements of a pair lie side by side), FULL_TABLE, TABLE_PAIRS, TRANSPOSED, THREADS,
 // LANES a head, UNITS a lane, VEC pairs a unit.
 #include "reduce.h"
+#include "rotation.h"
 #include "weight.h"
-
-constexpr int ROTATED_UNITS = HALF / VEC, TAIL_UNITS = TAIL / VEC;
-constexpr int HEAD_DIM = 2 * HALF + TAIL;
-
-// VEC pairs: the first elements in `a`, the second ones in `b`; of a tail, VEC elements in `a`.
-struct Unit {
-  float a[VEC], b[VEC];
-};
-
-template <class T, bool PAIRS> SIMT_DEVICE void load_pairs(const T* from, int unit, Unit& to) {
-  if constexpr (PAIRS) {
-    float both[2 * VEC];
-    load(from + unit * (2 * VEC), both);
-    UNROLL for (int i = 0; i < VEC; i++) {
-      to.a[i] = both[2 * i];
-      to.b[i] = both[2 * i + 1];
-    }
-  } else {
-    load(from + unit * VEC, to.a);
-    load(from + HALF + unit * VEC, to.b);
-  }
-}
 
 SIMT_DEVICE void store_pairs(OUT* to, int unit, const Unit& from) {
   if constexpr (OUT_PAIRS) {
@@ -44,28 +23,6 @@ SIMT_DEVICE void store_pairs(OUT* to, int unit, const Unit& from) {
   }
 }
 
-SIMT_DEVICE void load_table(const C* table, int unit, Unit& to) {
-  if constexpr (FULL_TABLE) {
-    load_pairs<C, TABLE_PAIRS>(table, unit, to);
-  } else {
-    load(table + unit * VEC, to.a);
-    UNROLL for (int i = 0; i < VEC; i++) to.b[i] = to.a[i];
-  }
-}
-
-SIMT_DEVICE void rotate(const Unit& cosines, const Unit& sines, Unit& x) {
-  UNROLL for (int i = 0; i < VEC; i++) {
-    const float a = x.a[i], b = x.b[i];
-    if constexpr (TRANSPOSED) {
-      x.a[i] = a * cosines.a[i] + b * sines.b[i];
-      x.b[i] = b * cosines.b[i] - a * sines.a[i];
-    } else {
-      x.a[i] = a * cosines.a[i] - b * sines.a[i];
-      x.b[i] = b * cosines.b[i] + a * sines.b[i];
-    }
-  }
-}
-
 // Which head a group of lanes handles, and where it lies in q or k, the tables and the output.
 struct Head {
   const X* x;
@@ -74,13 +31,6 @@ struct Head {
   const C *cos, *sin;
   bool live;
 };
-
-SIMT_DEVICE bool is_rotated(int unit) { return unit < ROTATED_UNITS; }
-SIMT_DEVICE bool is_tail(int unit) {
-  return unit >= ROTATED_UNITS && unit < ROTATED_UNITS + TAIL_UNITS;
-}
-SIMT_DEVICE int tail_offset(int unit) { return 2 * HALF + (unit - ROTATED_UNITS) * VEC; }
-SIMT_DEVICE int unit_of(int i) { return thread_index() % LANES + i * LANES; }
 
 SIMT_DEVICE void load_head(const Head& head, Unit (&x)[UNITS]) {
   UNROLL for (int i = 0; i < UNITS; i++) {

@@ -129,7 +129,7 @@ def rope(
     out_dtype: torch.dtype | None = None,
 ) -> Tensor:
     """Rotate `x` [*, D] of up to four dimensions; cos and sin broadcast over its heads."""
-    style = _style(x, cos, rotary_dim, interleaved_in, interleaved_out, transposed=transposed)
+    style = rope_style(x, cos, rotary_dim, interleaved_in, interleaved_out, transposed=transposed)
     out = _output(x, cos, out_dtype, style)
     _launch(_Tensors(x, None, out, None, None, None, cos, sin), style)
     return out
@@ -148,7 +148,7 @@ def rope_qk(
     out_dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Rotate `q` and `k` of one dtype, head_dim, batch and token count in one launch."""
-    style = _style(q, cos, rotary_dim, interleaved_in, interleaved_out, transposed=transposed)
+    style = rope_style(q, cos, rotary_dim, interleaved_in, interleaved_out, transposed=transposed)
     q_out, k_out = (_output(x, cos, out_dtype, style) for x in (q, k))
     _launch(_Tensors(q, k, q_out, k_out, None, None, cos, sin), style)
     return q_out, k_out
@@ -171,7 +171,7 @@ def qk_norm_rope(
     out_dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:
     """RMS-normalise each head of `q` and `k` by weights [D], then rotate, in one launch."""
-    style = _style(
+    style = rope_style(
         q,
         cos,
         rotary_dim,
@@ -200,7 +200,7 @@ class _Tensors(NamedTuple):
 _PLANS: dict[object, LaunchPlan] = {}
 
 
-def _style(
+def rope_style(
     x: Tensor,
     cos: Tensor,
     rotary_dim: int | None,
@@ -211,6 +211,11 @@ def _style(
     norm: bool = False,
     round_before_weight: bool = False,
 ) -> RopeStyle:
+    """Of a rotation as the op `rope` describes it.
+
+    Raises:
+        ValueError: for widths that do not fit together.
+    """
     head_dim = x.shape[-1]
     rotary_dim = head_dim if rotary_dim is None else rotary_dim
     if rotary_dim % 2 or not 0 < rotary_dim <= head_dim:
