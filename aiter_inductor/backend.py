@@ -16,7 +16,7 @@ from torch import fx
 
 from aiter_inductor.core import config, inductor
 from aiter_inductor.core.arch import Arch, arch_named, arch_of
-from aiter_inductor.core.effects import Effects
+from aiter_inductor.core.effects import effects_of
 from aiter_inductor.core.faults import Faults
 from aiter_inductor.core.graph import value
 from aiter_inductor.core.op import Use
@@ -41,8 +41,9 @@ def plan(graph: fx.Graph, options: config.Options, arch: Arch, number: int = 0) 
     faults = Faults(options.strict)
     raised = raise_matches(graph, RAISING, faults)
     notes = fuse_matches(raised.matches, FUSION, options, faults)
-    selector = Selector(Effects(graph), options, Use(arch), faults)
+    selector = Selector(effects_of(graph), options, Use(arch), faults)
     decisions = tuple(d for match in raised.matches.found for d in selector.decide(match))
+    effects_of.cache_clear()
     sites = sites_of(graph, decisions, raised.misses, number)
     return Plan(decisions, Report(arch.name, 1, sites, (*notes, *faults.sentences)))
 

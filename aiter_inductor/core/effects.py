@@ -10,6 +10,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Collection
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -67,6 +68,15 @@ class Effects:
         if written is None:
             return None
         return Effect(position, node, frozenset(s for w in written for s in storages(w)))
+
+
+@lru_cache(maxsize=1)
+def effects_of(graph: fx.Graph) -> Effects:
+    """The effects of a graph that is being planned, found once for all who ask.
+
+    Planning changes no graph; whoever does clears this cache first.
+    """
+    return Effects(graph)
 
 
 def storages(node: object) -> frozenset[int]:

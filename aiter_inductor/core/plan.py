@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import fx
@@ -20,12 +21,12 @@ from aiter_inductor.core.graph import kind, module_path, tensor
 from aiter_inductor.core.match import Fusion, Match, Matches, Miss, Recogniser, fake, leak
 from aiter_inductor.core.op import Provider, Use
 from aiter_inductor.core.problem import describe
-from aiter_inductor.core.results import mismatch
+from aiter_inductor.core.results import FakeResults, mismatch
 
 
 @dataclass(frozen=True)
 class Decision:
-    """Who computes one match, where it is put, and why."""
+    """Who computes one match, where it is put, why, and what it gives for fake values."""
 
     match: Match
     provider: Provider | None
@@ -33,6 +34,7 @@ class Decision:
     before: fx.Node | None = None
     problem: str = ""
     declined: bool = False
+    results: Any = field(default=None, compare=False)
 
 
 @dataclass
@@ -53,6 +55,7 @@ def raise_matches(
             by_kind[anchor].append(recogniser)
     findings = Findings()
     taken: set[fx.Node] = set()
+    effects_.effects_of.cache_clear()
     for node in graph.nodes:
         for recogniser in by_kind.get(kind(node) or "", ()):
             found: Match | Miss | None = None
@@ -99,6 +102,7 @@ class Selector:
     options: Options
     use: Use
     faults: Faults
+    results: FakeResults = field(default_factory=FakeResults)
 
     def decide(self, match: Match) -> list[Decision]:
         """One decision for the whole match, or one for each part if nobody can take the whole.
@@ -135,9 +139,12 @@ class Selector:
                 problem=describe(problem),
                 declined=selection.declined,
             )
-        if reason := mismatch(match, selection.provider.name):
+        results = self.results.of(match, selection.provider.name)
+        if reason := mismatch(match, results):
             return Decision(match, None, reason, problem=describe(problem))
-        return Decision(match, selection.provider, selection.reason, before, describe(problem))
+        return Decision(
+            match, selection.provider, selection.reason, before, describe(problem), results=results
+        )
 
     def place(self, match: Match) -> fx.Node | str:
         """The node before which the op can stand, or why there is none.

@@ -11,7 +11,6 @@ from torch import fx
 from aiter_inductor.core.graph import value
 from aiter_inductor.core.match import Derived, Match, Output, fake
 from aiter_inductor.core.plan import Decision
-from aiter_inductor.core.results import run
 
 _COPIED_META = ("nn_module_stack", "source_fn_stack", "stack_trace", "fwd_source_fn_stack")
 
@@ -41,7 +40,7 @@ def _insert(graph: fx.Graph, decision: Decision) -> None:
         call = graph.call_function(
             match.op.overload, args, {**kwargs, "provider": decision.provider.name}
         )
-        _describe(call, match, run(match, decision.provider.name))
+        _describe(call, match, decision.results)
         single = len(match.outputs) == 1
         for index, output in enumerate(match.outputs):
             if output is None:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from aiter_inductor.core.effects import Effects, storages
+from aiter_inductor.core.effects import effects_of, storages
 from aiter_inductor.core.graph import dtype, ndim, number, sizes, tensor, value
 from aiter_inductor.core.problem import dim
 from aiter_inductor.patterns.raising.mask_affine import (
@@ -52,7 +52,7 @@ class Reader:
     def is_mutated(self, graph: fx.Graph) -> bool:
         """Whether the program writes into one of the tensors that were read."""
         touched = frozenset(s for node in self.seen for s in storages(node))
-        effects = Effects(graph).effects
+        effects = effects_of(graph).effects
         return any(e.storages and e.storages & touched for e in effects)
 
     def _flattened(self, node: fx.Node) -> Value | None:
