@@ -15,6 +15,7 @@ COMMANDS = {
     "doctor": "what is here: chip, versions, compilers, settings, and what is therefore available",
     "explain": "what the backend makes of a model, on this chip or planned for another",
     "bench": "eager, plain Inductor and this backend side by side, for ops or for models",
+    "tune": "measure which kernel is fastest here at which size, and keep it in a table",
     "prebuild": "build HIP kernels ahead of time, for chips that need not be here",
     "cache": "list, verify or clear the built kernels",
 }

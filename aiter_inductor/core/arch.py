@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
@@ -21,6 +21,9 @@ class Arch:
         fp8_dtypes: the fp8 formats its conversion instructions produce.
         lds_bytes: shared memory one workgroup may use.
         providers: technologies that have kernels for it, in no order of preference.
+        compute_units: CUs or SMs; of a chip that is not here, those of the usual model.
+        tflops: of its data sheet, dense, with 8-bit operands; 0 where no table is kept.
+        peak_gbs: GB/s of its memory, by the data sheet; 0 where no table is kept.
     """
 
     name: str
@@ -29,6 +32,13 @@ class Arch:
     fp8_dtypes: tuple[torch.dtype, ...]
     lds_bytes: int
     providers: tuple[str, ...]
+    compute_units: int = 0
+    tflops: float = 0.0
+    peak_gbs: float = 0.0
+
+    def peak_tflops(self, dtype: torch.dtype) -> float:
+        """The most that products of this dtype can reach; 0 if it is not known."""
+        return self.tflops / dtype.itemsize
 
     def __str__(self) -> str:
         return self.name
@@ -40,9 +50,13 @@ _NVIDIA_PROVIDERS = ("cuda", "triton", "hip", "vendor", "torch")
 KNOWN = {
     arch.name: arch
     for arch in (
-        Arch("gfx942", "cuda", 64, (torch.float8_e4m3fnuz,), 65536, _AMD_PROVIDERS),
-        Arch("gfx950", "cuda", 64, (torch.float8_e4m3fn,), 163840, _AMD_PROVIDERS),
-        Arch("sm_90", "cuda", 32, (torch.float8_e4m3fn,), 232448, _NVIDIA_PROVIDERS),
+        Arch(
+            "gfx942", "cuda", 64, (torch.float8_e4m3fnuz,), 65536, _AMD_PROVIDERS, 304, 2615, 6000
+        ),
+        Arch("gfx950", "cuda", 64, (torch.float8_e4m3fn,), 163840, _AMD_PROVIDERS, 256, 5033, 8000),
+        Arch(
+            "sm_90", "cuda", 32, (torch.float8_e4m3fn,), 232448, _NVIDIA_PROVIDERS, 132, 1979, 4800
+        ),
         Arch("cpu", "cpu", 0, (torch.float8_e4m3fn, torch.float8_e4m3fnuz), 0, ("cpp", "torch")),
     )
 }
@@ -76,4 +90,5 @@ def _detect(index: int) -> Arch:
         name = properties.gcnArchName.split(":")[0]
     else:
         name = f"sm_{properties.major}{properties.minor}"
-    return KNOWN.get(name) or Arch(name, "cuda", properties.warp_size, (), 0, ())
+    found = KNOWN.get(name) or Arch(name, "cuda", properties.warp_size, (), 0, ())
+    return replace(found, compute_units=properties.multi_processor_count)

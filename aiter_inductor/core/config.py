@@ -61,6 +61,11 @@ VARIABLES = {
             "",
             "directories that `prebuild` wrote, separated by colons; looked in before the cache",
         ),
+        Variable(
+            f"{PREFIX}_TUNED_DIRS",
+            "",
+            "directories that `tune` wrote, separated by colons; read beside the shipped tables",
+        ),
     )
 }
 
@@ -85,8 +90,12 @@ def cache_dir() -> Path:
 
 def prebuilt_dirs() -> tuple[Path, ...]:
     """Where kernels are looked for that were built elsewhere, in order."""
-    listed = VARIABLES[f"{PREFIX}_PREBUILT_DIRS"].value
-    return tuple(Path(part) for part in listed.split(os.pathsep) if part)
+    return _paths(f"{PREFIX}_PREBUILT_DIRS")
+
+
+def tuned_dirs() -> tuple[Path, ...]:
+    """Where measurements are kept beside those shipped."""
+    return _paths(f"{PREFIX}_TUNED_DIRS")
 
 
 @dataclass(frozen=True)
@@ -146,6 +155,10 @@ def _flag(name: str) -> bool:
     if value in ("1", "true", "yes", "on"):
         return True
     raise OptionValueError(name, value, "0 or 1")
+
+
+def _paths(name: str) -> tuple[Path, ...]:
+    return tuple(Path(part) for part in VARIABLES[name].value.split(os.pathsep) if part)
 
 
 def _words(text: str) -> list[str]:

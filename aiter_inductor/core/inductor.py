@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from aiter_inductor.core.config import OPTION_NAMES
+from aiter_inductor.core.config import OPTION_NAMES, tuned_dirs
 from aiter_inductor.core.errors import OptionValueError, UnknownOptionError
 from aiter_inductor.core.graph import value
 
@@ -126,19 +126,23 @@ def frame_being_compiled() -> str:
     return "" if compile_id is None else str(compile_id).split("/")[0]
 
 
-@lru_cache(maxsize=1)
 def meaning_key() -> str:
-    """A digest of everything that gives the ops their meaning: all sources and tables shipped.
+    """A digest of everything that gives the ops their meaning: all sources, and all tables.
 
     Graph caches see an operator's name and arguments only; without this a second process would run
     the code that an older formula, kernel or tuned table produced.
     """
+    return _digest((Path(__file__).parent.parent, *tuned_dirs()))
+
+
+@lru_cache
+def _digest(roots: tuple[Path, ...]) -> str:
     digest = hashlib.sha256()
-    root = Path(__file__).parent.parent
-    for path in sorted(root.rglob("*")):
-        if path.is_file() and path.suffix != ".pyc":
-            digest.update(str(path.relative_to(root)).encode())
-            digest.update(path.read_bytes())
+    for root in roots:
+        for path in sorted(root.rglob("*")):
+            if path.is_file() and path.suffix != ".pyc":
+                digest.update(str(path.relative_to(root)).encode())
+                digest.update(path.read_bytes())
     return digest.hexdigest()
 
 

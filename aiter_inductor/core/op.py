@@ -17,11 +17,14 @@ from typing import Any
 import torch
 
 from aiter_inductor.core import register
-from aiter_inductor.core.arch import Arch
+from aiter_inductor.core.arch import Arch, arch_of
 from aiter_inductor.core.errors import OpDefinitionError
-from aiter_inductor.core.problem import Problem
+from aiter_inductor.core.problem import Problem, fixed
+from aiter_inductor.core.tuning import ByRows, Tables, Tuning
 
 OPS: dict[str, Op] = {}
+BY_ROWS = "rows:"
+"""How a graph names the choice at run time: `rows:vendor,triton`."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,9 @@ class Provider:
         run: same signature as the reference.
         traceable: Inductor may look inside `run` (Triton kernels and ATen calls only); otherwise
             the call stays opaque in the compiled graph.
+        config: the class of its launch parameters, which `run` takes as `config`; None if it has
+            none to choose.
+        cede: why a provider after it goes first where no table decides, or None.
     """
 
     name: str
@@ -60,6 +66,8 @@ class Provider:
     refuse: Verdict
     decline: Verdict
     traceable: bool
+    config: Callable[[], type] | None = None
+    cede: Verdict = lambda problem, use: None
 
     def serves(self, arch: Arch) -> bool:
         """Whether it has a kernel for `arch`, for any problem."""
@@ -104,6 +112,8 @@ class Op:
     mutates: tuple[str, ...]
     providers: dict[str, Provider] = field(default_factory=dict)
     differentiable: bool = False
+    tables: Tables | None = None
+    _by_rows: dict[str, Provider] = field(default_factory=dict)
 
     @property
     def overload(self) -> torch._ops.OpOverload:
@@ -129,7 +139,7 @@ class Op:
         """The first provider that takes `problem`, or None with each one's reason."""
         if use.training and not self.differentiable:
             return Selection(None, f"gradients flow through it and {self.name} has no backward")
-        reasons = []
+        reasons, takers = [], []
         serving = [p for p in self.providers.values() if p.serves(use.arch)]
         if not serving:
             return Selection(None, f"no {self.name} kernel for {use.arch}: Inductor compiles it")
@@ -139,9 +149,58 @@ class Op:
             if reason is None and not use.force and (evidence := provider.decline(problem, use)):
                 reason, declined = f"{provider.name}: {evidence}", True
             if reason is None:
-                return Selection(provider, f"{provider.name} takes it")
-            reasons.append(reason)
-        return Selection(None, "; ".join(reasons), declined)
+                takers.append(provider)
+                if self.tables is None:
+                    break
+            else:
+                reasons.append(reason)
+        if not takers:
+            return Selection(None, "; ".join(reasons), declined)
+        if self.tables is None:
+            return Selection(takers[0], f"{takers[0].name} takes it")
+        return self._fastest(self.tables, takers, problem, use)
+
+    def _fastest(
+        self, tables: Tables, takers: list[Provider], problem: Problem, use: Use
+    ) -> Selection:
+        """By the tuned table; where it says nothing, the first of `takers`.
+
+        For an open number of rows, either the one provider that is fastest at all of them and
+        chooses its launch parameters when called, or `by_rows`.
+        """
+        rows, key = tables.tuning.of_problem(problem)
+        ladder = tables.ladder(use.arch, key, [p.name for p in takers])
+        if (size := fixed(rows)) is not None:
+            if ladder is None:
+                first = next((p for p in takers if not p.cede(problem, use)), takers[0])
+                return Selection(first, f"{first.name} takes it")
+            step = ladder.at(size)
+            measured = f"{step.latency_us:.4g} µs at {tables.tuning.rows}={step.rows}"
+            return Selection(self.providers[step.provider], f"{step.provider} took {measured}")
+        names = ladder.providers() if ladder else (takers[0].name,)
+        first = self.providers[names[0]]
+        if len(names) == 1 and not (first.traceable and first.config):
+            return Selection(first, f"{first.name} takes it")
+        shown = " or ".join(names)
+        return Selection(self.by_rows(names), f"{shown}, by {tables.tuning.rows} when called")
+
+    def by_rows(self, names: tuple[str, ...]) -> Provider:
+        """The provider that asks the table at each call who of `names` is to compute it."""
+        assert self.tables is not None
+        name = BY_ROWS + ",".join(names)
+        if name not in self._by_rows:
+            runs = {each: self.providers[each].run for each in names}
+            run = ByRows(self.tables, runs, arch_of)
+            self._by_rows[name] = Provider(name, run, None, accept, accept, traceable=False)
+        return self._by_rows[name]
+
+    def tuned(self, tuning: Tuning) -> None:
+        """Choose among providers, and their launch parameters, by tables with this key."""
+
+        def configs() -> dict[str, type | None]:
+            return {p.name: p.config() if p.config else None for p in self.providers.values()}
+
+        self.tables = Tables(self.name, tuning, configs)
 
     def provider(
         self,
@@ -151,8 +210,12 @@ class Op:
         refuse: Verdict = accept,
         decline: Verdict = accept,
         traceable: bool = False,
+        config: Callable[[], type] | None = None,
+        cede: Verdict = accept,
     ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         """Add an implementation; the decorated function takes the reference's arguments.
+
+        One with a `config` class also takes an instance of it as keyword `config`.
 
         Raises:
             OpDefinitionError: if the name is taken or the parameters differ from the reference's.
@@ -166,7 +229,8 @@ class Op:
                 raise OpDefinitionError(
                     f"provider {name!r} of {self.name} takes {theirs}, the reference takes {ours}"
                 )
-            self.providers[name] = Provider(name, run, archs, refuse, decline, traceable)
+            made = Provider(name, run, archs, refuse, decline, traceable, config, cede)
+            self.providers[name] = made
             return run
 
         return add
@@ -224,8 +288,10 @@ def _resolve(made: Op, arguments: Mapping[str, Any]) -> register.Body:
     inputs = {name: value for name, value in arguments.items() if name != "provider"}
     if named == "reference":
         return register.Body(made.reference, traceable=True)
-    if named:
-        provider: Provider | None = made.providers[named]
+    if named.startswith(BY_ROWS):
+        provider: Provider | None = made.by_rows(tuple(named.removeprefix(BY_ROWS).split(",")))
+    elif named:
+        provider = made.providers[named]
     else:
         provider = made.select(made.problem(**inputs), Use(register.arch_of_call(inputs))).provider
     if provider is None:

@@ -14,13 +14,15 @@ from aiter_inductor.core.dtypes import accumulate_dtype
 from aiter_inductor.core.op import op
 from aiter_inductor.lowerings.gemm_problem import GemmProblem
 from aiter_inductor.lowerings.gemm_providers import (
+    decline_weight_only,
     dtypes_unsupported,
     int8_unsupported,
     library_is_faster,
+    triton_is_faster,
     triton_unsupported,
-    unmeasured,
     vendor_unsupported,
 )
+from aiter_inductor.lowerings.gemm_tuning import TUNINGS
 from aiter_inductor.lowerings.providers import add_cpp, add_triton, add_vendor
 
 
@@ -293,12 +295,30 @@ def gemm_w4a16(
     return _linear(x.to(wide), columns, bias, None, x.dtype)
 
 
+for made in (
+    gemm_fp8_blockscale,
+    gemm_fp8_rowwise,
+    gemm_fp8_per_tensor,
+    gemm_int8,
+    gemm_w8a16,
+    gemm_w4a16,
+):
+    made.tuned(TUNINGS[made.name])
 for made in (gemm_fp8_blockscale, gemm_fp8_rowwise, gemm_fp8_per_tensor, gemm_w8a16):
     add_cpp(made, "gemm", refuse=dtypes_unsupported, decline=library_is_faster)
-add_vendor(gemm_fp8_blockscale, "gemm", refuse=vendor_unsupported, archs=("sm_90",))
+add_vendor(
+    gemm_fp8_blockscale,
+    "gemm",
+    refuse=vendor_unsupported,
+    cede=triton_is_faster,
+    archs=("sm_90",),
+)
 for made in (gemm_fp8_rowwise, gemm_fp8_per_tensor):
-    add_vendor(made, "gemm", refuse=vendor_unsupported, decline=unmeasured)
-add_triton(gemm_fp8_blockscale, "gemm", refuse=triton_unsupported)
-for made in (gemm_fp8_rowwise, gemm_fp8_per_tensor, gemm_w8a16):
-    add_triton(made, "gemm", refuse=triton_unsupported, decline=unmeasured)
-add_triton(gemm_int8, "gemm", refuse=int8_unsupported, decline=unmeasured)
+    add_vendor(made, "gemm", refuse=vendor_unsupported, cede=triton_is_faster)
+CONFIG = "GemmConfig"
+for made in (gemm_fp8_blockscale, gemm_fp8_rowwise, gemm_fp8_per_tensor):
+    add_triton(made, "gemm", refuse=triton_unsupported, config=CONFIG)
+add_triton(gemm_int8, "gemm", refuse=int8_unsupported, config=CONFIG)
+add_triton(
+    gemm_w8a16, "gemm", refuse=triton_unsupported, decline=decline_weight_only, config=CONFIG
+)

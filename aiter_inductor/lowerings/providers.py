@@ -7,14 +7,36 @@ import importlib
 from collections.abc import Callable
 from typing import Any
 
+from aiter_inductor.core.arch import arch_of
 from aiter_inductor.core.op import Op, Use, Verdict, accept
 from aiter_inductor.core.register import arch_of_call
+from aiter_inductor.core.tuning import ByRows
 
 
-def add_triton(made: Op, family: str, *, refuse: Verdict, decline: Verdict = accept) -> None:
-    """Let `kernels/triton/<family>.py` provide `made`; Inductor sees and launches the kernels."""
+def add_triton(
+    made: Op,
+    family: str,
+    *,
+    refuse: Verdict,
+    decline: Verdict = accept,
+    config: str | None = None,
+) -> None:
+    """Let `kernels/triton/<family>.py` provide `made`; Inductor sees and launches the kernels.
+
+    Args:
+        made: the op.
+        family: name of the module.
+        refuse, decline: as of every provider.
+        config: name of the class of its launch parameters, in `<family>_config.py`, if tables hold
+            them for this op.
+    """
     run = _host_function(made, "triton", family)
-    made.provider("triton", refuse=refuse, decline=decline, traceable=True)(run)
+    if config is None:
+        made.provider("triton", refuse=refuse, decline=decline, traceable=True)(run)
+        return
+    cls = functools.partial(_attribute, f"triton.{family}_config", config)
+    run = _configured(made, "triton", run)
+    made.provider("triton", refuse=refuse, decline=decline, traceable=True, config=cls)(run)
 
 
 def add_hip(made: Op, family: str, *, refuse: Verdict, decline: Verdict = accept) -> None:
@@ -38,11 +60,12 @@ def add_vendor(
     *,
     refuse: Verdict,
     decline: Verdict = accept,
+    cede: Verdict = accept,
     archs: tuple[str, ...] | None = None,
 ) -> None:
     """Let `kernels/vendor/<family>.py` provide `made` by a library's own kernel."""
     run = _host_function(made, "vendor", family)
-    made.provider("vendor", archs=archs, refuse=refuse, decline=decline)(run)
+    made.provider("vendor", archs=archs, refuse=refuse, decline=decline, cede=cede)(run)
 
 
 def _add_built(made: Op, language: str, family: str, refuse: Verdict, decline: Verdict) -> None:
@@ -75,10 +98,27 @@ def _add_built(made: Op, language: str, family: str, refuse: Verdict, decline: V
 def _host_function(made: Op, language: str, family: str) -> Callable[..., Any]:
     @functools.wraps(made.reference)
     def run(*args: Any, **kwargs: Any) -> Any:
-        kernels = importlib.import_module(f"aiter_inductor.kernels.{language}.{family}")
-        return getattr(kernels, made.name)(*args, **kwargs)
+        return _attribute(f"{language}.{family}", made.name)(*args, **kwargs)
 
     return run
+
+
+def _attribute(module: str, name: str) -> Any:
+    return getattr(importlib.import_module(f"aiter_inductor.kernels.{module}"), name)
+
+
+def _configured(made: Op, name: str, run: Callable[..., Any]) -> Callable[..., Any]:
+    """`run`, with the launch parameters that the op's table has for this provider."""
+    assert made.tables is not None
+    table = ByRows(made.tables, {name: run}, arch_of)
+
+    @functools.wraps(made.reference)
+    def run_tuned(*args: Any, config: Any = None, **kwargs: Any) -> Any:
+        if config is None:
+            return table(*args, **kwargs)
+        return run(*args, config=config, **kwargs)
+
+    return run_tuned
 
 
 def _needs_compiler(refuse: Verdict) -> Verdict:

@@ -2,78 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
-
 import torch
 import triton
 from torch import Tensor
 
+from aiter_inductor.kernels.triton.gemm_config import GemmConfig, scale_step
 from aiter_inductor.kernels.triton.gemm_kernel import add_splits_kernel, gemm_kernel
 from aiter_inductor.kernels.triton.launch import launchable
-
-PROGRAMS = {True: 304, False: 132}
-"""Programs that fill an MI300X (under ROCm) and an H200."""
-
-MAX_SPLIT = 16
-
-
-@dataclass(frozen=True)
-class GemmConfig:
-    """Launch parameters of the product; each field is a column of the tuned table.
-
-    Attributes:
-        block_m, block_n, block_k: the tile, powers of two, at least 16; `block_k` divides the
-            elements of K that share a scale.
-        split_k: parts into which K is cut, each summed by programs of its own.
-        group_m: rows of tiles that advance together.
-        num_warps: warps of 32 lanes; a chip with wider ones launches half as many.
-        num_stages: tiles in flight.
-        waves_per_eu: of AMD's compiler; 0 leaves it to choose.
-        matrix_instr_nonkdim: 16 or 32, the matrix instruction's rows on CDNA; 0 leaves it.
-    """
-
-    block_m: int
-    block_n: int
-    block_k: int
-    split_k: int = 1
-    group_m: int = 8
-    num_warps: int = 4
-    num_stages: int = 3
-    waves_per_eu: int = 0
-    matrix_instr_nonkdim: int = 0
-
-    @classmethod
-    def default(cls, M: Any, N: int, K: int, *, amd: bool, block_k: int = 128) -> GemmConfig:
-        """Untuned choice; an M that is not an int is taken to be large."""
-        rows = M if isinstance(M, int) else 4096
-        # Hopper's matrix instruction takes 64 rows, CDNA's 16.
-        least = 16 if amd else 64
-        block_m = min(max(triton.next_power_of_2(max(rows, 1)), least), 128)
-        block_n = 128 if N >= 128 else max(triton.next_power_of_2(N), 16)
-        tiles = triton.cdiv(max(rows, 1), block_m) * triton.cdiv(max(N, 1), block_n)
-        most = max(K // (4 * block_k), 1)
-        split = min(PROGRAMS[amd] // tiles, most, MAX_SPLIT) if rows <= 256 else 1
-        split_k = 1 << (max(split, 1).bit_length() - 1)
-        return cls(
-            block_m,
-            block_n,
-            block_k,
-            split_k=split_k,
-            num_warps=8 if block_m == 128 else 4,
-            num_stages=2 if amd else 3,
-        )
-
-    def launch(self) -> dict[str, int]:
-        """Keywords for the launch."""
-        if not torch.version.hip:
-            return {"num_warps": self.num_warps, "num_stages": self.num_stages}
-        options = {"num_warps": max(self.num_warps // 2, 1), "num_stages": self.num_stages}
-        chosen = {
-            "waves_per_eu": self.waves_per_eu,
-            "matrix_instr_nonkdim": self.matrix_instr_nonkdim,
-        }
-        return options | {name: value for name, value in chosen.items() if value}
 
 
 def gemm_fp8_blockscale(
@@ -158,13 +93,6 @@ def gemm_w8a16(
     return scaled_gemm(
         x, weight, None, weight_scale, bias, scaling, x.dtype, sizes=sizes, config=config
     )
-
-
-def scale_step(scaling: str, sizes: tuple[int, int, int]) -> int:
-    """The widest tile along K, a power of two up to 128, within which no scale changes."""
-    if scaling == "block":
-        return min(sizes[0] & -sizes[0], sizes[2] & -sizes[2], 128)
-    return min(sizes[2] & -sizes[2], 128) if scaling == "weight_block" else 128
 
 
 def scaled_gemm(

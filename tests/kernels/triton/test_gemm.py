@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from aiter_inductor.kernels.triton import gemm
-from aiter_inductor.kernels.triton.gemm import GemmConfig
+from aiter_inductor.kernels.triton.gemm_config import GemmConfig, scale_step
 
 FP8 = torch.float8_e4m3fn
 SMALL = GemmConfig(16, 32, 64, group_m=2)
@@ -136,9 +136,9 @@ def test_no_rows_and_nothing_to_sum():
 
 
 def test_default_tiles_divide_what_shares_a_scale():
-    assert gemm.scale_step("block", (128, 128, 96)) == 32
-    assert gemm.scale_step("weight_block", (1, 128, 64)) == 64
-    assert gemm.scale_step("row", (1, 1, 1)) == 128
+    assert scale_step("block", (128, 128, 96)) == 32
+    assert scale_step("weight_block", (1, 128, 64)) == 64
+    assert scale_step("row", (1, 1, 1)) == 128
 
 
 @pytest.mark.parametrize(

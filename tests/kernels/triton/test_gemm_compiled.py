@@ -9,7 +9,7 @@ import torch
 
 from aiter_inductor.core.arch import arch_named
 from aiter_inductor.kernels.triton import gemm
-from aiter_inductor.kernels.triton.gemm import GemmConfig
+from aiter_inductor.kernels.triton.gemm_config import GemmConfig
 from tests.kernels.triton.compiled import TARGETS, compiled
 
 N, K = 1024, 2048

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from aiter_inductor.kernels.triton import gemm
-from aiter_inductor.kernels.triton.gemm import GemmConfig
+from aiter_inductor.kernels.triton.gemm_config import GemmConfig
 from aiter_inductor.kernels.triton.simulated import simulating
 from tests.kernels.triton.test_gemm import assert_product, codes, scales, spread
 

@@ -1,0 +1,100 @@
+"""Quantised linear layers on the accelerator: every provider against float64."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from aiter_inductor.cli.cases import load_ops
+from aiter_inductor.core.arch import arch_of
+from aiter_inductor.core.op import Use
+from aiter_inductor.lowerings.gemm_problem import GemmProblem
+from tests.lowerings.test_gemm import expected
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no accelerator here")
+
+OPS = load_ops()
+BF16, INT8 = torch.bfloat16, torch.int8
+SHAPES = [(1, 128, 128), (64, 2176, 7168), (300, 384, 1536), (7, 200, 328), (0, 256, 256)]
+KINDS: dict[str, tuple[str, dict[str, Any]]] = {
+    "block": (
+        "gemm_fp8_blockscale",
+        {"scaling": "block", "group_size": 128, "block_n": 128, "block_k": 128},
+    ),
+    "row": ("gemm_fp8_rowwise", {"scaling": "row"}),
+    "tensor": ("gemm_fp8_per_tensor", {"scaling": "tensor"}),
+    "int8": ("gemm_int8", {"scaling": "row", "dtype": INT8, "weight_dtype": INT8}),
+    "fp8 rows": ("gemm_w8a16", {"scaling": "weight_row", "dtype": BF16}),
+    "int8 blocks": (
+        "gemm_w8a16",
+        {
+            "scaling": "weight_block",
+            "dtype": BF16,
+            "weight_dtype": INT8,
+            "block_n": 128,
+            "block_k": 128,
+        },
+    ),
+    "int4": (
+        "gemm_w4a16",
+        {
+            "scaling": "weight_group",
+            "dtype": BF16,
+            "weight_dtype": torch.uint8,
+            "group_size": 128,
+        },
+    ),
+}
+
+
+def offered() -> list[tuple[str, str]]:
+    """Every kind with every provider that its op has for a GPU."""
+    return [(k, p) for k, (op, _) in KINDS.items() for p in OPS[op].providers if p != "cpp"]
+
+
+@pytest.mark.parametrize("biased", [False, True], ids=["", "bias"])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize(("kind", "name"), offered())
+def test_provider(kind: str, name: str, shape: tuple[int, int, int], biased: bool) -> None:
+    op, provider = OPS[KINDS[kind][0]], OPS[KINDS[kind][0]].providers[name]
+    use = Use(arch_of(torch.device("cuda")), force=True)
+    fp8 = use.arch.fp8_dtypes[0]
+    fields = {"dtype": fp8, "weight_dtype": fp8, "out_dtype": BF16} | KINDS[kind][1]
+    problem = GemmProblem(*shape, **fields)
+    if biased:
+        problem = replace(problem, bias_dtype=BF16)
+    if not provider.serves(use.arch):
+        pytest.skip(f"{name} has no kernel for {use.arch}")
+    if reason := provider.refusal(problem, use):
+        pytest.skip(reason)
+    args, kwargs = problem.sample(seed=1, device="cuda")
+    poison = torch.full((1 << 24,), torch.nan, device="cuda")
+    del poison
+    found = provider.run(*args, **kwargs)
+    assert found.dtype == BF16
+    exact = expected(problem, [a if a is None else a.cpu() for a in args]).cuda()
+    largest = exact.abs().max() if exact.numel() else 1.0
+    # Half a step of bfloat16 at the value, and sums in float32 of terms that cancel.
+    assert ((found.double() - exact).abs() <= exact.abs() * 2**-8 + largest * 1e-3).all(), op.name
+
+
+@pytest.mark.parametrize("kind", [k for k in KINDS if k != "int4"])
+def test_more_elements_than_an_int32_counts(kind: str) -> None:
+    op = OPS[KINDS[kind][0]]
+    fp8 = arch_of(torch.device("cuda")).fp8_dtypes[0]
+    fields = {"dtype": fp8, "weight_dtype": fp8, "out_dtype": BF16} | KINDS[kind][1]
+    N, K = 270336, 8192
+    problem = GemmProblem(8, N, K, **fields)
+    last = slice(N - 256, N)
+    args, kwargs = problem.sample(seed=1, device="cuda")
+    found = op.providers["triton"].run(*args, **kwargs)[:, last]
+    torch.cuda.synchronize()
+    args, tail = list(args), replace(problem, N=256)
+    args[1] = args[1][last]
+    if args[-2].dim():
+        args[-2] = args[-2][-(256 // 128 if "block" in tail.scaling else 256) :]
+    exact = expected(tail, [a if a is None else a.cpu() for a in args]).cuda()
+    assert ((found.double() - exact).abs() <= exact.abs() * 2**-8 + exact.abs().max() * 1e-3).all()
