@@ -44,6 +44,7 @@ DEVICE u64 mn_major_descriptor(u32 shared, u32 column_bytes) {
 // Wgmma<N>::bf16<A_MN, B_MN>(d, a, b, accumulate): 16 of K; an operand is MN-major where asked.
 // Wgmma<N>::bf16<B_MN>(d, a[4], b, accumulate): a from registers, laid out as d is, in pairs:
 //   a[0..3] = (d0, d1), (d2, d3), (d4, d5), (d6, d7) of the 16 columns.
+// Wgmma<N>::fp16, the same of fp16.
 template <u32 N> struct Wgmma;
 
 #define PREDICATE(I) "{\n.reg .pred p;\nsetp.ne.b32 p, %" #I ", 0;\n"
@@ -114,6 +115,25 @@ template <u32 N> struct Wgmma;
 #define BOUND_128 BOUND_124, D4(124)
 
 // The accumulators are operands %0 to %(R-1), the others the numbers that follow.
+#define WGMMA_16(NAME, TYPE, N, R, I1, I2, I3, I4, I5, I6)                                         \
+  template <bool A_MN, bool B_MN>                                                                  \
+  static __device__ __forceinline__ void NAME(float (&d)[R], u64 a, u64 b, u32 accumulate) {       \
+    asm volatile(PREDICATE(I2) "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." TYPE "." TYPE     \
+                 " {" LIST_##R "}, %" #R ", %" #I1 ", p, 1, 1, %" #I3 ", %" #I4 ";\n}\n"           \
+                 : BOUND_##R                                                                       \
+                 : "l"(a), "l"(b), "r"(accumulate), "n"((int)A_MN), "n"((int)B_MN));               \
+  }                                                                                                \
+  template <bool B_MN>                                                                             \
+  static __device__ __forceinline__ void NAME(float (&d)[R], const u32 (&a)[4], u64 b,             \
+                                              u32 accumulate) {                                    \
+    asm volatile(PREDICATE(I5) "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." TYPE "." TYPE     \
+                 " {" LIST_##R "}, {%" #R ", %" #I1 ", %" #I2 ", %" #I3 "}, %" #I4                 \
+                 ", p, 1, 1, %" #I6 ";\n}\n"                                                       \
+                 : BOUND_##R                                                                       \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(accumulate),            \
+                   "n"((int)B_MN));                                                                \
+  }
+
 #define WGMMA(N, R, I1, I2, I3, I4, I5, I6)                                                        \
   template <> struct Wgmma<N> {                                                                    \
     static __device__ __forceinline__ void e4m3(float (&d)[R], u64 a, u64 b, u32 accumulate) {     \
@@ -122,23 +142,8 @@ template <u32 N> struct Wgmma;
                    : BOUND_##R                                                                     \
                    : "l"(a), "l"(b), "r"(accumulate));                                             \
     }                                                                                              \
-    template <bool A_MN, bool B_MN>                                                                \
-    static __device__ __forceinline__ void bf16(float (&d)[R], u64 a, u64 b, u32 accumulate) {     \
-      asm volatile(PREDICATE(I2) "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32.bf16.bf16 {"      \
-                   LIST_##R "}, %" #R ", %" #I1 ", p, 1, 1, %" #I3 ", %" #I4 ";\n}\n"              \
-                   : BOUND_##R                                                                     \
-                   : "l"(a), "l"(b), "r"(accumulate), "n"((int)A_MN), "n"((int)B_MN));             \
-    }                                                                                              \
-    template <bool B_MN>                                                                           \
-    static __device__ __forceinline__ void bf16(float (&d)[R], const u32 (&a)[4], u64 b,           \
-                                                u32 accumulate) {                                  \
-      asm volatile(PREDICATE(I5) "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32.bf16.bf16 {"      \
-                   LIST_##R "}, {%" #R ", %" #I1 ", %" #I2 ", %" #I3 "}, %" #I4                    \
-                   ", p, 1, 1, %" #I6 ";\n}\n"                                                     \
-                   : BOUND_##R                                                                     \
-                   : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(accumulate),          \
-                     "n"((int)B_MN));                                                              \
-    }                                                                                              \
+    WGMMA_16(bf16, "bf16", N, R, I1, I2, I3, I4, I5, I6)                                           \
+    WGMMA_16(fp16, "f16", N, R, I1, I2, I3, I4, I5, I6)                                            \
   };
 
 WGMMA(8, 4, 5, 6, 7, 8, 9, 10)
@@ -175,3 +180,4 @@ WGMMA(248, 124, 125, 126, 127, 128, 129, 130)
 WGMMA(256, 128, 129, 130, 131, 132, 133, 134)
 
 #undef WGMMA
+#undef WGMMA_16

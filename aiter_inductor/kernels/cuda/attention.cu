@@ -1,0 +1,305 @@
+// Flash attention forward for sm_90: softmax(q k^T * scale) v over heads that share keys and values.
+//
+// One warp copies queries, keys and values by TMA. WARPGROUPS warpgroups each hold 64 queries: the
+// scores of a tile of keys are in flight while the tile before is weighed against its values, and
+// while one warpgroup computes exponentials another has the tensor cores. Blocks are persistent,
+// and the first tile of the next queries is in flight while a result is written.
+// The ideas are those of FlashAttention-3 (Shah et al., 2024); layouts are in attention_work.h.
+
+#include "attention_softmax.h"
+#include "tma.h"
+#include "wgmma.h"
+
+// ---- the warp that copies
+
+struct Copier {
+  Shared shared;
+  const TensorMap &q_map, &k_map, &v_map;
+  KvRing k_ring, v_ring;
+
+  template <u32 BYTES, int COLUMNS>
+  __device__ void tile(KvRing& ring, u32 to, const TensorMap& map, int tile, int head, int batch) {
+    ring.wait_empty();
+    barrier_expect(ring.full(), BYTES);
+    UNROLL for (int column = 0; column < COLUMNS; column++)
+      tma_load_4d(to + column * KV_COLUMN_BYTES, map, ring.full(), 64 * column, tile * BLOCK_N,
+                  head, batch);
+    ring.next();
+  }
+  __device__ void keys(int number, int head, int batch) {
+    tile<K_BYTES, QK_COLUMNS>(k_ring, shared.k(k_ring.place), k_map, number, head, batch);
+  }
+  __device__ void values(int number, int head, int batch) {
+    tile<V_BYTES, V_COLUMNS>(v_ring, shared.v(v_ring.place), v_map, number, head, batch);
+  }
+  __device__ void queries(QRing ring, u32 to, int row, int head, int batch) {
+    ring.wait_empty();
+    barrier_expect(ring.full(), Q_BYTES);
+    UNROLL for (int column = 0; column < QK_COLUMNS; column++)
+      tma_load_4d(to + column * Q_COLUMN_BYTES, q_map, ring.full(), 64 * column, row, head, batch);
+  }
+
+  // In the order in which they are used: the keys of a tile, then the values of the one after it.
+  __device__ void run(const Problem& problem, int* counter) {
+    ItemRing items = shared.item_ring();
+    int index = blockIdx.x;
+    u32 parity = 0;
+    while (true) {
+      const int next = counter ? gridDim.x + atomicAdd(counter, 1) : index + gridDim.x;
+      const Item item = item_at(problem, index);
+      items.wait_empty();
+      write_item(shared.item(items.place), item);
+      barrier_arrive(items.full());
+      items.next();
+      if (item.head < 0) return;
+      const int batch = item.head / problem.num_heads, head = item.head % problem.num_heads;
+      const int kv_head = head / problem.heads_per_kv;
+      for (int w = 0; w < WARPGROUPS; w++) {
+        QRing ring = shared.q_ring(w);
+        ring.parity = parity;
+        queries(ring, shared.q(w), item.rows + 64 * w, head, batch);
+      }
+      parity ^= 1;
+      keys(item.end - 1, kv_head, batch);
+#pragma unroll 1
+      for (int number = item.end - 2; number >= item.begin; number--) {
+        keys(number, kv_head, batch);
+        values(number + 1, kv_head, batch);
+      }
+      values(item.begin, kv_head, batch);
+      index = next;
+    }
+  }
+};
+
+// ---- the warpgroups that multiply
+
+// Where results go: strides in elements; `lse` [all_heads, num_queries] may be null.
+struct Results {
+  u16* out;
+  float* lse;
+  const float* sinks;
+  i64 batch_stride, head_stride, row_stride;
+  int v_dim;
+  float scale;  // on the scores
+};
+
+DEVICE void swap_with(u32& kept, u32& sent, bool upper, int lanes) {
+  const u32 got = __shfl_xor_sync(~0u, upper ? kept : sent, lanes);
+  (upper ? kept : sent) = got;
+}
+
+struct Multiplier {
+  Shared shared;
+  int warpgroup;
+  float scale;  // on the scores, times log2(e)
+  QRing q_ring;
+  KvRing k_ring, v_ring;
+  ItemRing items;
+  Softmax softmax;
+  float s[BLOCK_N / 2];  // scores, then exponentials
+  u32 p[BLOCK_N / 4];    // exponentials in 16 bits
+  float o[V_DIM / 2];
+
+  __device__ Multiplier(Shared shared, int warpgroup, float scale)
+      : shared(shared), warpgroup(warpgroup), scale(scale), q_ring(shared.q_ring(warpgroup)),
+        k_ring(shared.k_ring()), v_ring(shared.v_ring()), items(shared.item_ring()) {}
+
+  __device__ static void release(u32 empty_barrier) {
+    if (threadIdx.x % WARP == 0) barrier_arrive(empty_barrier);
+  }
+  __device__ Item next_item() {
+    items.wait_full();
+    const Item item = read_item(shared.item(items.place));
+    __syncwarp();
+    release(items.empty());
+    items.next();
+    return item;
+  }
+
+  // Warpgroups take turns at the tensor cores.
+  __device__ void wait_turn() const { named_sync(1 + warpgroup, 2 * WARPGROUP); }
+  __device__ void pass_turn() const {
+    named_arrive(1 + (warpgroup + 1) % WARPGROUPS, 2 * WARPGROUP);
+  }
+
+  __device__ void start_scores() {
+    const u64 q = k_major_descriptor(shared.q(warpgroup));
+    const u64 k = k_major_descriptor(shared.k(k_ring.place));
+    keep(s);
+    wgmma_fence();
+    UNROLL for (int step = 0; step < QK_DIM / 16; step++) {
+      const u64 q_at = q + (step / 4 * Q_COLUMN_BYTES + step % 4 * 32) / 16;
+      const u64 k_at = k + (step / 4 * KV_COLUMN_BYTES + step % 4 * 32) / 16;
+      if (FP16)
+        Wgmma<BLOCK_N>::template fp16<false, false>(s, q_at, k_at, step > 0);
+      else
+        Wgmma<BLOCK_N>::template bf16<false, false>(s, q_at, k_at, step > 0);
+    }
+    wgmma_commit();
+  }
+  __device__ void start_output(bool accumulate) {
+    const u64 v = mn_major_descriptor(shared.v(v_ring.place), KV_COLUMN_BYTES);
+    keep(o);
+    wgmma_fence();
+    UNROLL for (int step = 0; step < BLOCK_N / 16; step++) {
+      const u32 a[4] = {p[4 * step], p[4 * step + 1], p[4 * step + 2], p[4 * step + 3]};
+      if (FP16)
+        Wgmma<V_DIM>::template fp16<true>(o, a, v + step * 2048 / 16, accumulate || step > 0);
+      else
+        Wgmma<V_DIM>::template bf16<true>(o, a, v + step * 2048 / 16, accumulate || step > 0);
+    }
+    wgmma_commit();
+  }
+  __device__ void rescale_output() {
+    if (!softmax.rescale) return;
+    UNROLL for (int i = 0; i < V_DIM / 2; i++) o[i] *= softmax.factor[i % 4 / 2];
+  }
+  __device__ void round() {
+    UNROLL for (int i = 0; i < BLOCK_N / 4; i++) p[i] = pack_16(s[2 * i], s[2 * i + 1]);
+  }
+  // After the scores of tile `number` have arrived.
+  template <bool FIRST> __device__ void weigh(const Problem& problem, const Item& item, int number) {
+    keep(s);
+    release(k_ring.empty());
+    k_ring.next();
+    if (number == item.begin) {
+      release(q_ring.empty());
+      q_ring.next();
+    }
+    const int first_row = item.rows + 64 * warpgroup;
+    const int row = first_row + threadIdx.x % WARPGROUP / WARP * 16 + threadIdx.x % WARP / 4;
+    hide(s, problem, first_row, row, number);
+    softmax.template step<FIRST>(s, scale);
+    keep(s);
+  }
+
+  __device__ void run(const Problem& problem, const Results& results);
+  __device__ void write(const Problem& problem, const Results& results, const Item& item);
+};
+
+__device__ __forceinline__ void Multiplier::run(const Problem& problem, const Results& results) {
+  if (warpgroup == WARPGROUPS - 1) pass_turn();
+  Item item = next_item();
+  if (item.head < 0) return;
+  q_ring.wait_full();
+  k_ring.wait_full();
+  start_scores();
+  while (true) {
+    wgmma_wait<0>();
+    weigh<true>(problem, item, item.end - 1);
+    round();
+    v_ring.wait_full();
+    bool accumulate = false;
+#pragma unroll 1
+    for (int number = item.end - 2; number >= item.begin; number--) {
+      k_ring.wait_full();
+      wait_turn();
+      start_scores();
+      rescale_output();
+      start_output(accumulate);
+      pass_turn();
+      wgmma_wait<1>();
+      weigh<false>(problem, item, number);
+      // The wait for the next values stands here because ptxas moves a wait for wgmma up as far as
+      // the block of instructions goes, over all the exponentials that are to overlap it.
+      const u32 used = v_ring.empty();
+      v_ring.next();
+      v_ring.wait_full();
+      wgmma_wait<0>();
+      keep(o);
+      release(used);
+      round();
+      accumulate = true;
+    }
+    const Item next = next_item();
+    wait_turn();
+    rescale_output();
+    start_output(accumulate);
+    if (next.head < 0) pass_turn();
+    wgmma_wait<0>();
+    keep(o);
+    release(v_ring.empty());
+    v_ring.next();
+    if (next.head < 0) break;
+    q_ring.wait_full();
+    k_ring.wait_full();
+    start_scores();
+    pass_turn();
+    write(problem, results, item);
+    item = next;
+  }
+  write(problem, results, item);
+}
+
+// Divides by the sums and writes: four lanes exchange what they hold of a row, so that each writes
+// 16 bytes of it.
+__device__ __forceinline__ void Multiplier::write(const Problem& problem, const Results& results,
+                                                  const Item& item) {
+  const int lane = threadIdx.x % WARP, warp = threadIdx.x % WARPGROUP / WARP, quarter = lane % 4;
+  const int batch = item.head / problem.num_heads, head = item.head % problem.num_heads;
+  const int row = item.rows + 64 * warpgroup + 16 * warp + lane / 4;
+  float inverse[2];
+  UNROLL for (int h = 0; h < 2; h++) {
+    const float base = softmax.base(h) * scale;
+    float sum = row_sum(softmax.sum[h]);
+    if (results.sinks) sum += exp2_approx(results.sinks[head] * 1.44269504f - base);
+    inverse[h] = sum == 0.f ? 0.f : 1.f / sum;
+    if (results.lse && quarter == 0 && row + 8 * h < problem.num_queries)
+      results.lse[(i64)item.head * problem.num_queries + row + 8 * h] =
+          softmax.base(h) * results.scale + __logf(sum);
+  }
+  u16* to = results.out + batch * results.batch_stride + head * results.head_stride +
+            row * results.row_stride;
+  UNROLL for (int j = 0; j < V_DIM / 8; j += 4) {
+    UNROLL for (int h = 0; h < 2; h++) {
+      u32 x[4];
+      UNROLL for (int i = 0; i < 4; i++) {
+        const float* pair = &o[4 * (j + i) + 2 * h];
+        x[i] = pack_16(pair[0] * inverse[h], pair[1] * inverse[h]);
+      }
+      swap_with(x[0], x[1], quarter & 1, 1);
+      swap_with(x[2], x[3], quarter & 1, 1);
+      swap_with(x[0], x[2], quarter & 2, 2);
+      swap_with(x[1], x[3], quarter & 2, 2);
+      const int column = 8 * (j + quarter);
+      if (row + 8 * h < problem.num_queries && column < results.v_dim)
+        *(uint4*)(to + 8 * h * results.row_stride + column) = make_uint4(x[0], x[1], x[2], x[3]);
+    }
+  }
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
+    attention_kernel(const __grid_constant__ TensorMap q_map, const __grid_constant__ TensorMap k_map,
+                     const __grid_constant__ TensorMap v_map, u16* out, float* lse,
+                     const float* sinks, int* counter, int num_heads, int heads_per_kv,
+                     int all_heads, int num_queries, int num_keys, int shift, int window,
+                     int row_blocks, int heads_together, int v_dim, float scale, float scale_log2,
+                     i64 batch_stride, i64 head_stride, i64 row_stride) {
+  extern __shared__ u8 storage[];
+  const Shared shared{(shared_address(storage) + 1023) & ~1023u};
+  const Problem problem{num_heads, heads_per_kv, all_heads,  num_queries,   num_keys,
+                        shift,     window,       row_blocks, heads_together};
+  if (threadIdx.x == 0) {
+    for (int w = 0; w < WARPGROUPS; w++) shared.q_ring(w).init();
+    shared.k_ring().init();
+    shared.v_ring().init();
+    shared.item_ring().init();
+    fence_barrier_init();
+  }
+  __syncthreads();
+  if (threadIdx.x < WARPGROUP) {
+    drop_registers<WARPGROUPS == 2 ? 40 : 32>();
+    if (threadIdx.x == 0) {
+      Copier copier{shared, q_map, k_map, v_map, shared.k_ring(), shared.v_ring()};
+      copier.run(problem, counter);
+    }
+  } else {
+    raise_registers<WARPGROUPS == 2 ? 232 : 160>();
+    // The same in all lanes, and known to be to the compiler.
+    const int warpgroup = __shfl_sync(~0u, (int)threadIdx.x / (int)WARPGROUP - 1, 0);
+    Multiplier multiplier(shared, warpgroup, scale_log2);
+    multiplier.run(problem,
+                   {out, lse, sinks, batch_stride, head_stride, row_stride, v_dim, scale});
+  }
+}

@@ -1,0 +1,124 @@
+// What a block of attention.cu keeps in shared memory, and which queries it works on next.
+//
+// The build defines QK_DIM and V_DIM (elements of a head, rounded up to multiples of 64), BLOCK_N
+// (keys of a tile, a multiple of 16), WARPGROUPS (that share a tile, 64 queries each), STAGES (tiles
+// of keys and of values in flight, at least 2), CAUSAL, WINDOW and FP16 (0 or 1), and SHARED_BYTES
+// (what the launch asks for).
+#pragma once
+
+#include "barrier.h"
+#include "types.h"
+
+constexpr int ROWS = 64 * WARPGROUPS;
+constexpr int THREADS = WARPGROUP * (WARPGROUPS + 1);
+
+// A head is cut into columns of 64 elements: 128 bytes a row, what one swizzled box may hold.
+constexpr int QK_COLUMNS = QK_DIM / 64, V_COLUMNS = V_DIM / 64;
+constexpr u32 Q_COLUMN_BYTES = 64 * 128, KV_COLUMN_BYTES = BLOCK_N * 128;
+constexpr u32 Q_BYTES = QK_COLUMNS * Q_COLUMN_BYTES;
+constexpr u32 K_BYTES = QK_COLUMNS * KV_COLUMN_BYTES;
+constexpr u32 V_BYTES = V_COLUMNS * KV_COLUMN_BYTES;
+
+constexpr u32 K_AT = WARPGROUPS * Q_BYTES;
+constexpr u32 V_AT = K_AT + STAGES * K_BYTES;
+constexpr u32 BARRIERS_AT = V_AT + STAGES * V_BYTES;
+
+// Places in shared memory that one thread fills in turn and READERS warps empty.
+template <u32 PLACES, u32 READERS> struct Ring {
+  static constexpr u32 BYTES = 16 * PLACES;  // of its barriers: all full ones, then all empty ones
+
+  u32 barriers, place = 0, parity = 0;
+
+  __device__ explicit Ring(u32 barriers) : barriers(barriers) {}
+
+  __device__ void init() const {
+    for (u32 i = 0; i < PLACES; i++) {
+      barrier_init(barriers + 8 * i, 1);
+      barrier_init(barriers + 8 * (PLACES + i), READERS);
+    }
+  }
+  __device__ u32 full() const { return barriers + 8 * place; }
+  __device__ u32 empty() const { return barriers + 8 * (PLACES + place); }
+  __device__ void wait_full() const { barrier_wait(full(), parity); }
+  __device__ void wait_empty() const { barrier_wait(empty(), parity ^ 1); }
+  __device__ void next() {
+    if (++place == PLACES) {
+      place = 0;
+      parity ^= 1;
+    }
+  }
+};
+
+using QRing = Ring<1, 4>;  // one for each warpgroup
+using KvRing = Ring<STAGES, 4 * WARPGROUPS>;
+using ItemRing = Ring<2, 4 * WARPGROUPS>;
+
+constexpr u32 K_BARRIERS_AT = BARRIERS_AT + WARPGROUPS * QRing::BYTES;
+constexpr u32 V_BARRIERS_AT = K_BARRIERS_AT + KvRing::BYTES;
+constexpr u32 ITEM_BARRIERS_AT = V_BARRIERS_AT + KvRing::BYTES;
+constexpr u32 ITEMS_AT = ITEM_BARRIERS_AT + ItemRing::BYTES;
+static_assert(1024 + ITEMS_AT + 2 * 16 == SHARED_BYTES, "attention_config.py counts otherwise");
+
+// A block's views of the shared memory at `base`, 1024-aligned.
+struct Shared {
+  u32 base;
+
+  __device__ u32 q(int warpgroup) const { return base + warpgroup * Q_BYTES; }
+  __device__ u32 k(u32 stage) const { return base + K_AT + stage * K_BYTES; }
+  __device__ u32 v(u32 stage) const { return base + V_AT + stage * V_BYTES; }
+  __device__ QRing q_ring(int warpgroup) const {
+    return QRing(base + BARRIERS_AT + warpgroup * QRing::BYTES);
+  }
+  __device__ KvRing k_ring() const { return KvRing(base + K_BARRIERS_AT); }
+  __device__ KvRing v_ring() const { return KvRing(base + V_BARRIERS_AT); }
+  __device__ ItemRing item_ring() const { return ItemRing(base + ITEM_BARRIERS_AT); }
+  __device__ u32 item(u32 place) const { return base + ITEMS_AT + 16 * place; }
+};
+
+// ROWS queries of one head against key tiles [begin, end); head < 0 ends the work.
+struct Item {
+  int head, rows, begin, end;
+};
+
+DEVICE void write_item(u32 shared, const Item& item) {
+  asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(shared), "r"(item.head),
+               "r"(item.rows), "r"(item.begin), "r"(item.end)
+               : "memory");
+}
+DEVICE Item read_item(u32 shared) {
+  Item item;
+  asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(item.head), "=r"(item.rows), "=r"(item.begin), "=r"(item.end)
+               : "r"(shared)
+               : "memory");
+  return item;
+}
+
+// `shift` is added to a query's index to get the key at its own position.
+struct Problem {
+  int num_heads, heads_per_kv, all_heads;  // all_heads: of all batches
+  int num_queries, num_keys, shift, window;
+  int row_blocks, heads_together;
+};
+
+// The item of this index. `heads_together` heads, whose keys and values the L2 holds, advance side
+// by side, and under a causal mask the longest rows come first, so that blocks end together.
+DEVICE Item item_at(const Problem& problem, int index) {
+  if (index >= problem.all_heads * problem.row_blocks) return {-1, 0, 0, 0};
+  const int per_group = problem.heads_together * problem.row_blocks;
+  const int first = index / per_group * problem.heads_together, rest = index % per_group;
+  const int heads = min(problem.heads_together, problem.all_heads - first);
+  Item item;
+  item.head = first + rest % heads;
+  item.rows = (problem.row_blocks - 1 - rest / heads) * ROWS;
+  const int keys = CAUSAL ? min(problem.num_keys, item.rows + ROWS + problem.shift)
+                          : problem.num_keys;
+  // Rows that see no key go through one tile, all masked, which gives zeros.
+  item.end = max(ceil_div(keys, BLOCK_N), 1);
+  item.begin = 0;
+  if (WINDOW) {
+    const int oldest = item.rows + problem.shift - problem.window + 1;
+    item.begin = min(max(oldest / BLOCK_N, 0), item.end - 1);
+  }
+  return item;
+}

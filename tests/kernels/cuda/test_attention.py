@@ -1,0 +1,190 @@
+"""Flash attention in CUDA C++: it compiles as meant everywhere, and is right on a GPU."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from aiter_inductor.core import jit
+from aiter_inductor.kernels.cuda import attention as kernels
+from aiter_inductor.kernels.cuda.attention_config import (
+    SHARED_BYTES,
+    WIDTHS,
+    AttentionConfig,
+    AttentionVariant,
+)
+from aiter_inductor.kernels.hip.loading import collecting_modules
+
+BF16, FP16 = torch.bfloat16, torch.float16
+NEEDS_GPU = pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="torch sees no GPU to run CUDA kernels on"
+)
+
+
+@pytest.mark.parametrize("qk_dim", WIDTHS)
+@pytest.mark.parametrize("v_dim", WIDTHS)
+def test_every_width_has_a_tile_that_fits(qk_dim, v_dim):
+    config = AttentionConfig.default(qk_dim, v_dim)
+    assert config.shared_bytes(qk_dim, v_dim) <= SHARED_BYTES
+    assert config.block_n >= 64
+
+
+@pytest.mark.parametrize(
+    ("qk_dim", "v_dim", "causal", "window", "fp16"),
+    [(128, 128, True, False, False), (192, 128, True, False, True), (256, 256, True, True, False)],
+)
+def test_variants_compile_without_spills(qk_dim, v_dim, causal, window, fp16, tmp_path):
+    settings = jit.JitSettings(tmp_path / "cache")
+    config = AttentionConfig.default(qk_dim, v_dim)
+    variant = AttentionVariant(config, qk_dim, v_dim, causal, window, fp16)
+    try:
+        jit.find_compiler("sm_90", settings)
+    except jit.NoCompilerError as error:
+        pytest.skip(str(error))
+    artifact = jit.load(variant.module(), "sm_90", settings)
+    # ptxas says so where it makes products wait for one another.
+    assert "serialized" not in artifact.log and "warning" not in artifact.log
+    assert " 0 bytes spill stores" in artifact.log or "nvrtc" in artifact.compiler
+
+
+def test_what_a_call_builds_is_known_without_a_gpu():
+    q, k, v = (torch.empty(1, heads, 500, 96, dtype=BF16, device="meta") for heads in (8, 2, 2))
+    with collecting_modules("sm_90") as modules:
+        kernels.attention(q, k, v, scale=0.1, causal="top_left", window=100)
+        kernels.attention_with_lse(q, k, v[..., :64], scale=0.1)
+    defines = [dict(module.defines) for module in modules]
+    assert [(d["QK_DIM"], d["V_DIM"]) for d in defines] == [("128", "128"), ("128", "64")]
+    assert [(d["CAUSAL"], d["WINDOW"]) for d in defines] == [("1", "1"), ("0", "0")]
+
+
+def heads(batch: int, num: int, tokens: int, width: int, dtype: torch.dtype) -> torch.Tensor:
+    return torch.randn(batch, num, tokens, width, device="cuda").to(dtype)
+
+
+def expected(q, k, v, sinks=None, *, scale, causal="none", window=None):
+    """Output and log-sum-exp in float64, and what torch's own fp32 arithmetic could lose."""
+    q, k, v = q.double(), k.double(), v.double()
+    k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k, v))
+    S, T = q.shape[2], k.shape[2]
+    scores = q @ k.transpose(-1, -2) * scale
+    at = torch.arange(S, device=q.device)[:, None] + (T - S if causal == "bottom_right" else 0)
+    key = torch.arange(T, device=q.device)
+    if causal != "none":
+        scores = scores.masked_fill(key > at, -math.inf)
+    if window is not None:
+        scores = scores.masked_fill(key <= at - window, -math.inf)
+    if sinks is not None:
+        sink = sinks.double()[:, None, None].expand(*scores.shape[:-1], 1)
+        scores = torch.cat((scores, sink), -1)
+    lse = torch.logsumexp(scores, -1)
+    weights = torch.softmax(scores, -1).nan_to_num(0.0)[..., :T]
+    return weights @ v, lse
+
+
+CASES = {
+    "one tile": ((1, 2, 1, 128, 128, 128, 128), {}),
+    "causal": ((2, 4, 2, 512, 512, 128, 128), {"causal": "top_left"}),
+    "many items a block": ((2, 24, 6, 1100, 1100, 128, 128), {"causal": "top_left"}),
+    "ragged": ((1, 3, 3, 77, 301, 128, 128), {}),
+    "fewer keys": ((1, 2, 1, 700, 90, 128, 128), {"causal": "bottom_right"}),
+    "a cache before": ((1, 8, 2, 130, 1000, 128, 128), {"causal": "bottom_right"}),
+    "one query": ((2, 4, 4, 1, 333, 64, 64), {"causal": "bottom_right"}),
+    "latent": ((1, 4, 4, 600, 600, 192, 128), {"causal": "top_left"}),
+    "wide": ((1, 4, 2, 300, 300, 256, 256), {"causal": "top_left"}),
+    "odd widths": ((2, 3, 1, 200, 260, 72, 40), {"causal": "bottom_right"}),
+    "window": ((1, 4, 2, 900, 900, 64, 64), {"causal": "top_left", "window": 128}),
+    "window behind only": ((1, 2, 2, 300, 300, 128, 128), {"window": 50}),
+}
+
+
+@NEEDS_GPU
+@pytest.mark.parametrize("dtype", [BF16, FP16], ids=str)
+@pytest.mark.parametrize("name", CASES)
+def test_attention_is_that_of_float64(name, dtype):
+    (batch, num_heads, kv_heads, S, T, qk_dim, v_dim), how = CASES[name]
+    q = heads(batch, num_heads, S, qk_dim, dtype)
+    k, v = heads(batch, kv_heads, T, qk_dim, dtype), heads(batch, kv_heads, T, v_dim, dtype)
+    exact, exact_lse = expected(q, k, v, scale=qk_dim**-0.5, **how)
+    out, lse = kernels.attention_with_lse(q, k, v, scale=qk_dim**-0.5, **how)
+    assert torch.linalg.norm(out.double() - exact) <= error(dtype) * torch.linalg.norm(exact)
+    assert torch.allclose(lse.double(), exact_lse, rtol=1e-5, atol=1e-5)
+    assert torch.equal(kernels.attention(q, k, v, scale=qk_dim**-0.5, **how), out)
+
+
+def error(dtype: torch.dtype) -> float:
+    """Relative, in norm: the weights and the output are rounded once each."""
+    return torch.finfo(dtype).eps * 0.4
+
+
+@NEEDS_GPU
+@pytest.mark.parametrize("layout", ["bhsd", "bshd"])
+def test_strided_heads_and_both_layouts(layout):
+    qkv = torch.randn(2, 190, 12, 128, device="cuda").to(BF16)
+    q, k, v = qkv.transpose(1, 2).split((8, 2, 2), 1)
+    out = kernels.attention(q, k, v, scale=0.1, causal="top_left", layout=layout)
+    exact, _ = expected(q, k, v, scale=0.1, causal="top_left")
+    assert torch.linalg.norm(out.double() - exact) <= error(BF16) * torch.linalg.norm(exact)
+    dense = out if layout == "bhsd" else out.transpose(1, 2)
+    assert dense.is_contiguous()
+
+
+@NEEDS_GPU
+def test_heads_that_tma_cannot_address_are_copied():
+    wide = torch.randn(1, 4, 100, 67, device="cuda").to(BF16)
+    q = k = v = wide[..., 1:65]
+    out = kernels.attention(q, k, v, scale=0.1)
+    exact, _ = expected(q, k, v, scale=0.1)
+    assert torch.linalg.norm(out.double() - exact) <= error(BF16) * torch.linalg.norm(exact)
+
+
+@NEEDS_GPU
+def test_sinks_take_their_share():
+    q, k, v = (heads(1, num, 256, 64, BF16) for num in (8, 2, 2))
+    sinks = torch.randn(8, device="cuda").to(BF16)
+    how = {"scale": 0.125, "causal": "top_left", "window": 32}
+    out, lse = kernels.attention_with_lse(q, k, v, None, sinks, **how)
+    exact, exact_lse = expected(q, k, v, sinks, **how)
+    assert torch.linalg.norm(out.double() - exact) <= error(BF16) * torch.linalg.norm(exact)
+    assert torch.allclose(lse.double(), exact_lse, rtol=1e-5, atol=1e-5)
+
+
+@NEEDS_GPU
+def test_queries_that_see_no_key_give_zeros():
+    q, k, v = (heads(1, 2, tokens, 128, BF16) for tokens in (300, 40, 40))
+    out, lse = kernels.attention_with_lse(q, k, v, scale=0.1, causal="bottom_right")
+    assert not out[:, :, :260].any() and out[:, :, 260:].any(-1).all()
+    assert (lse[:, :, :260] == -math.inf).all() and lse[:, :, 260:].isfinite().all()
+    out, lse = kernels.attention_with_lse(q, k[:, :, :0], v[:, :, :0], scale=0.1)
+    assert not out.any() and (lse == -math.inf).all()
+
+
+@NEEDS_GPU
+def test_large_scores_neither_overflow_nor_lose_the_largest():
+    q, k, v = (heads(1, 2, 640, 128, BF16) for _ in range(3))
+    q = q * 40
+    out = kernels.attention(q, k, v, scale=1.0, causal="top_left")
+    exact, _ = expected(q, k, v, scale=1.0, causal="top_left")
+    assert torch.linalg.norm(out.double() - exact) <= error(BF16) * torch.linalg.norm(exact)
+
+
+@NEEDS_GPU
+def test_a_captured_graph_counts_its_items_anew_at_each_replay():
+    q, k, v = (heads(1, 40, 700, 128, BF16) for _ in range(3))
+    out = kernels.attention(q, k, v, scale=0.1, causal="top_left")
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = kernels.attention(q, k, v, scale=0.1, causal="top_left")
+    for _ in range(3):
+        captured.fill_(math.nan)
+        graph.replay()
+        assert torch.equal(captured, out)
+
+
+def test_masks_and_softcaps_are_refused_with_their_values():
+    q = torch.empty(1, 1, 4, 64, dtype=BF16)
+    with pytest.raises(ValueError, match=r"reads no mask, and one of \(4, 4\) is given"):
+        kernels.attention(q, q, q, torch.ones(4, 4, dtype=torch.bool), scale=1.0)
+    with pytest.raises(ValueError, match="softcap=50 is asked for"):
+        kernels.attention(q, q, q, scale=1.0, softcap=50.0)
