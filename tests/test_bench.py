@@ -38,6 +38,11 @@ SMALL = {
     "num_pages": 3,
     "page_size": 8,
     "cache_bits": 16,
+    "num_experts": 32,
+    "topk": 4,
+    "num_groups": 4,
+    "topk_groups": 2,
+    "block_m": 16,
 }
 FP8 = torch.float8_e4m3fn
 positive = st.floats(min_value=1e-3, max_value=1e6)

@@ -43,6 +43,14 @@ KV_DIMS: Dims = {
     "cache_bits": 16,
 }
 ROPE_KV_DIMS: Dims = {**KV_DIMS, "num_heads": 32}
+ROUTE_DIMS: Dims = {
+    "num_tokens": 4096,
+    "num_experts": 256,
+    "topk": 8,
+    "num_groups": 8,
+    "topk_groups": 4,
+}
+SORT_DIMS: Dims = {"num_tokens": 4096, "num_experts": 256, "topk": 8, "block_m": 64}
 
 
 @dataclass(frozen=True)
@@ -220,6 +228,22 @@ def _rope_kv_cache(dims: Dims, fp8: torch.dtype) -> Arguments:
     return (q, k, v, *tables, None, *cache), {}
 
 
+def _moe_route(dims: Dims, fp8: torch.dtype) -> Arguments:
+    """DeepSeek-V3's router: sigmoid, a bias, groups by their two best experts."""
+    logits = torch.empty(dims["num_tokens"], dims["num_experts"], device="meta")
+    chosen = {key: dims[key] for key in ("topk", "num_groups", "topk_groups")}
+    args = logits, torch.empty(dims["num_experts"], device="meta")
+    scaling = {"renormalize": True, "eps": 1e-20, "scale": 2.5}
+    return args, {"scoring": "sigmoid", **chosen, **scaling}
+
+
+def _moe_sort(dims: Dims, fp8: torch.dtype) -> Arguments:
+    shape = dims["num_tokens"], dims["topk"]
+    experts = torch.empty(shape, dtype=torch.int64, device="meta")
+    weights = torch.empty(shape, device="meta")
+    return (experts, weights), {key: dims[key] for key in ("num_experts", "block_m")}
+
+
 FAMILIES: Mapping[str, Family] = {
     "rms_norm": _rows("x weight eps", quantised=False),
     "add_rms_norm": _rows("x residual weight eps", quantised=False),
@@ -255,6 +279,8 @@ FAMILIES: Mapping[str, Family] = {
     "mla_decode": Family(MLA_DIMS, _mla),
     "kv_cache_write": Family(KV_DIMS, _kv_cache),
     "rope_kv_cache_write": Family(ROPE_KV_DIMS, _rope_kv_cache),
+    "moe_route": Family(ROUTE_DIMS, _moe_route),
+    "moe_sort": Family(SORT_DIMS, _moe_sort),
 }
 
 BASELINES: tuple[tuple[str, Dims], ...] = (

@@ -23,6 +23,8 @@ from aiter_inductor.cli.cases import (
     QUANT_DIMS,
     ROPE_DIMS,
     ROPE_KV_DIMS,
+    ROUTE_DIMS,
+    SORT_DIMS,
     case_of,
     load_ops,
 )
@@ -75,6 +77,8 @@ class Case:
         names = ("num_rows", "N") if "N" in self.dims else ("num_tokens", "head_dim")
         if "kv_len" in self.dims:
             names = ("num_heads", "kv_len")
+        if "num_experts" in self.dims:
+            names = ("num_tokens", "num_experts")
         return all(self.dims[name] & (self.dims[name] - 1) for name in names)
 
     def arguments(self, arch: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -157,6 +161,16 @@ SIZES: Mapping[frozenset[str], tuple[Dims, ...]] = {
         dict(zip(ROPE_KV_DIMS, (16, 2, 64, 4, 16, 16, 4), strict=True)),
         dict(zip(ROPE_KV_DIMS, (13, 1, 80, 3, 16, 8, 3), strict=True)),
     ),
+    frozenset(ROUTE_DIMS): (
+        dict(zip(ROUTE_DIMS, (8, 256, 8, 8, 4), strict=True)),
+        dict(zip(ROUTE_DIMS, (5, 160, 6, 8, 3), strict=True)),
+        dict(zip(ROUTE_DIMS, (3, 60, 4, 1, 1), strict=True)),
+    ),
+    frozenset(SORT_DIMS): (
+        dict(zip(SORT_DIMS, (16, 8, 2, 16), strict=True)),
+        dict(zip(SORT_DIMS, (37, 60, 4, 32), strict=True)),
+        dict(zip(SORT_DIMS, (150, 300, 7, 16), strict=True)),
+    ),
 }
 """By the names of the sizes an op's problem takes. Several rows a program, and several waves a row;
 rows whose length is odd, and no multiple of what the waves load at once."""
@@ -194,6 +208,7 @@ _ONE_TABLE = {"table_batch": 1, "table_dtype": FP32, "out_dtype": FP32}
 _TOKENS_FIRST = Style("tokens first", fields={"tokens_before_heads": True})
 _UNDONE = Style("transposed", fields={"transposed": True, **_PAIRS})
 
+_NO_GROUPS = {"num_groups": 1, "topk_groups": 1, "bias_dtype": None}
 _INTO_PACKED = (Style("packed", fields={"layout": "packed"}),)
 
 STYLES: Mapping[str, tuple[Style, ...]] = {
@@ -254,6 +269,13 @@ STYLES: Mapping[str, tuple[Style, ...]] = {
         Style("gpt-j", fields={**_PAIRS, "layout": "packed"}),
         Style("partial", fields={"rotary_dim": 32, "table_width": 16}),
     ),
+    "moe_route": (
+        Style("mixtral", fields={**_NO_GROUPS, "scoring": "softmax", "renormalize": True}),
+        Style("gpt-oss", fields={**_NO_GROUPS, "scoring": "softmax_of_chosen", "dtype": BF16}),
+        Style("deepseek-v2", fields={"scoring": "softmax", "group_score": "max"}),
+        OF_FP16,
+    ),
+    "moe_sort": (Style("int32", fields={"dtype": torch.int32, "weight_dtype": BF16}),),
 }
 """Beyond the plainest call of each op, which is made at every size; a style at one size."""
 
