@@ -44,26 +44,32 @@ SIMT_DEVICE void act_and_mul(const float (&up)[VEC], float alpha, float limit, f
 }
 
 struct GateAndUp {
-  Row gate, up;
+  float gate[VEC], up[VEC];
 };
 
-SIMT_DEVICE void load_separate(const Place& place, const X* gate, const X* up, GateAndUp& to) {
-  const PackedRow<X> packed_gate = load_row(place, gate), packed_up = load_row(place, up);
-  unpack_row(packed_gate, to.gate);
-  unpack_row(packed_up, to.up);
+SIMT_DEVICE void split(const Packed<X, 2 * VEC>& packed, GateAndUp& to) {
+  float pairs[2 * VEC];
+  unpack(packed, pairs);
+  UNROLL for (int i = 0; i < VEC; i++) {
+    to.gate[i] = pairs[2 * i + (INTERLEAVED == 2)];
+    to.up[i] = pairs[2 * i + (INTERLEAVED == 1)];
+  }
 }
 
-SIMT_DEVICE void load_interleaved(const Place& place, const X* both, GateAndUp& to) {
-  Packed<X, 2 * VEC> packed[VECTORS] = {};
-  UNROLL for (int v = 0; v < VECTORS; v++)
-    if (is_inside(place, v)) load_packed(both + vector_of(place, v) * (2 * VEC), packed[v]);
-  UNROLL for (int v = 0; v < VECTORS; v++) {
-    float pairs[2 * VEC];
-    unpack(packed[v], pairs);
-    UNROLL for (int i = 0; i < VEC; i++) {
-      to.gate[v][i] = pairs[2 * i + (INTERLEAVED == 2)];
-      to.up[v][i] = pairs[2 * i + (INTERLEAVED == 1)];
+struct Inputs {
+  PackedRow<X> gate, up;
+  Packed<X, 2 * VEC> both[VECTORS];
+};
+
+SIMT_DEVICE void load_inputs(const Place& place, const X* gate, const X* up, Inputs& to) {
+  if constexpr (INTERLEAVED) {
+    UNROLL for (int v = 0; v < VECTORS; v++) {
+      to.both[v] = {};
+      if (is_inside(place, v)) load_packed(gate + vector_of(place, v) * (2 * VEC), to.both[v]);
     }
+  } else {
+    to.gate = load_row(place, gate);
+    to.up = load_row(place, up);
   }
 }
 
@@ -73,15 +79,23 @@ act_kernel(const X* gate, const X* up, OUT* out, float* scale, i32 num_rows, i32
            float alpha, float limit, float amax_min, i64 gate_outer, i64 gate_inner, i64 up_outer,
            i64 up_inner, i64 out_outer, i64 out_inner, i64 scale_outer, i64 scale_inner) {
   const Place place = Place::of_thread(num_rows, num_inner, N);
-  GateAndUp inputs;
-  const X* gate_row = row_of(place, gate, gate_outer, gate_inner);
-  if constexpr (INTERLEAVED)
-    load_interleaved(place, gate_row, inputs);
-  else
-    load_separate(place, gate_row, row_of(place, up, up_outer, up_inner), inputs);
-  UNROLL for (int v = 0; v < VECTORS; v++)
-    act_and_mul(inputs.up[v], alpha, limit, inputs.gate[v]);
+  Inputs inputs;
+  load_inputs(place, row_of(place, gate, gate_outer, gate_inner),
+              row_of(place, up, up_outer, up_inner), inputs);
+  await_row_blocks();
+  PackedRow<X> row;
+  UNROLL for (int v = 0; v < VECTORS; v++) {
+    GateAndUp pair;
+    if constexpr (INTERLEAVED) {
+      split(inputs.both[v], pair);
+    } else {
+      unpack(inputs.gate.vectors[v], pair.gate);
+      unpack(inputs.up.vectors[v], pair.up);
+    }
+    act_and_mul(pair.up, alpha, limit, pair.gate);
+    pack(pair.gate, row.vectors[v]);
+  }
   store_row(place, row_of(place, out, out_outer, out_inner),
-            row_of(place, scale, scale_outer, scale_inner), amax_min, inputs.gate);
+            row_of(place, scale, scale_outer, scale_inner), amax_min, row);
 }
 SIMT_ENTRY(act_kernel)

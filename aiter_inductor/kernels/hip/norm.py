@@ -73,6 +73,7 @@ class NormVariant:
             LAYER_NORM=self.layer,
             ROUND_BEFORE_WEIGHT=self.round_before_weight,
             ROUND_NORM=self.round_norm,
+            LATE=self.layout.late,
             **self.quantisation.defines(),
             **self.layout.defines(),
         )

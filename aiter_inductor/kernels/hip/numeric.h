@@ -101,21 +101,42 @@ template <class T, int N> SIMT_DEVICE void load(const T* from, float (&to)[N]) {
   unpack(packed, to);
 }
 
-template <class T, int N> SIMT_DEVICE void store(T* to, const float (&from)[N]) {
-  constexpr int BYTES = N * (int)sizeof(T), PART = BYTES < 16 ? BYTES : 16;
-  if constexpr (BYTES == 2) {
-    ((Chunk<2>*)to)->half = (u16)encode_pair<T>(from[0], 0.0f);
-  } else {
-    UNROLL for (int part = 0; part < BYTES / PART; part++) {
-      Chunk<PART> chunk;
-      UNROLL for (int i = 0; i < PART / 4; i++) {
-        const int word = part * (PART / 4) + i;
+// Rounds to T. `pack` and `unpack` are each other's inverse for values that are a T already.
+template <class T, int N> SIMT_DEVICE void pack(const float (&from)[N], Packed<T, N>& to) {
+  constexpr int PART = Packed<T, N>::PART, WORDS = PART / 4;
+  UNROLL for (int part = 0; part < Packed<T, N>::BYTES / PART; part++) {
+    if constexpr (PART == 2) {
+      to.parts[part].half = (u16)encode_pair<T>(from[0], 0.0f);
+    } else {
+      UNROLL for (int i = 0; i < WORDS; i++) {
+        const int word = part * WORDS + i;
         if constexpr (sizeof(T) == 4)
-          chunk.words[i] = bits_of(from[word]);
+          to.parts[part].words[i] = bits_of(from[word]);
         else
-          chunk.words[i] = encode_pair<T>(from[2 * word], from[2 * word + 1]);
+          to.parts[part].words[i] = encode_pair<T>(from[2 * word], from[2 * word + 1]);
       }
-      ((Chunk<PART>*)to)[part] = chunk;
     }
   }
+}
+
+template <class T, int N> SIMT_DEVICE void store_packed(T* to, const Packed<T, N>& from) {
+  typedef Packed<T, N> Vector;
+  UNROLL for (int i = 0; i < Vector::BYTES / Vector::PART; i++)
+    ((Chunk<Vector::PART>*)to)[i] = from.parts[i];
+}
+
+template <class T, int N> SIMT_DEVICE void store(T* to, const float (&from)[N]) {
+  Packed<T, N> packed;
+  pack(from, packed);
+  store_packed(to, packed);
+}
+
+// Makes the compiler forget what these registers hold: a row in 16 bits is unpacked again after a
+// reduction instead of waiting for it in 32.
+template <class T, int N> SIMT_DEVICE void forget(Packed<T, N>& packed) {
+  typedef Packed<T, N> Vector;
+  if constexpr (Vector::PART >= 4 && sizeof(T) < 4)
+    UNROLL for (int i = 0; i < Vector::BYTES / Vector::PART; i++)
+      UNROLL for (int word = 0; word < Vector::PART / 4; word++)
+        forget_word(packed.parts[i].words[word]);
 }

@@ -7,8 +7,8 @@ quant_kernel(const X* x, OUT* out, float* scale, i32 num_rows, i32 num_inner, i3
              i64 x_outer, i64 x_inner, i64 out_outer, i64 out_inner, i64 scale_outer,
              i64 scale_inner) {
   const Place place = Place::of_thread(num_rows, num_inner, N);
-  Row row;
-  unpack_row(load_row(place, row_of(place, x, x_outer, x_inner)), row);
+  PackedRow<X> row = load_row(place, row_of(place, x, x_outer, x_inner));
+  await_row_blocks();
   store_row(place, row_of(place, out, out_outer, out_inner),
             row_of(place, scale, scale_outer, scale_inner), amax_min, row);
 }
@@ -19,11 +19,8 @@ SIMT_KERNEL(THREADS)
 amax_kernel(const X* x, u32* amax, i32 num_rows, i32 num_inner, i32 N, i64 x_outer, i64 x_inner) {
   SIMT_SHARED u32 slots[SLOTS];
   const Place place = Place::of_thread(num_rows, num_inner, N);
-  Row row;
-  unpack_row(load_row(place, row_of(place, x, x_outer, x_inner)), row);
-  u32 largest = 0;
-  UNROLL for (int v = 0; v < VECTORS; v++) largest = Largest::of(largest, largest_of(row[v]));
-  largest = row_reduce<THREADS, THREADS, Largest>(largest, slots);
+  const PackedRow<X> row = load_row(place, row_of(place, x, x_outer, x_inner));
+  const u32 largest = row_reduce<THREADS, THREADS, Largest>(largest_of(row), slots);
   if (thread_index() == 0) atomic_max(amax, largest);
 }
 SIMT_ENTRY(amax_kernel)
@@ -34,8 +31,7 @@ quant_by_amax_kernel(const X* x, OUT* out, float* scale, const u32* amax, i32 nu
                      i32 num_inner, i32 N, float amax_min, i64 x_outer, i64 x_inner, i64 out_outer,
                      i64 out_inner) {
   const Place place = Place::of_thread(num_rows, num_inner, N);
-  Row row;
-  unpack_row(load_row(place, row_of(place, x, x_outer, x_inner)), row);
+  PackedRow<X> row = load_row(place, row_of(place, x, x_outer, x_inner));
   float given = scale_of<OUT>(*amax, amax_min);
   if (block_x() + block_y() + thread_index() == 0) *scale = given;
   store_row(place, row_of(place, out, out_outer, out_inner), &given, amax_min, row);

@@ -8,6 +8,7 @@ template <> constexpr float QMAX<fp8_e4m3fn> = 448.0f;
 template <> constexpr float QMAX<fp8_e4m3fnuz> = 240.0f;
 
 constexpr u32 INFINITY_BITS = 0x7f800000;
+constexpr float LARGEST = 3.40282347e38f;
 
 SIMT_DEVICE bool is_finite(float x) { return (bits_of(x) & INFINITY_BITS) != INFINITY_BITS; }
 
@@ -53,7 +54,8 @@ struct Divisor {
   bool ordinary;
 
   SIMT_DEVICE Divisor by(float scale) {
-    const float inverse = 1.0f / scale;
+    float inverse = 1.0f / scale;
+    if constexpr (BY_RECIPROCAL) inverse = scale > 0.0f && inverse > LARGEST ? LARGEST : inverse;
     return {scale, inverse, is_finite(scale) && is_finite(inverse)};
   }
   SIMT_DEVICE float quotient(const Divisor& d, float x) {
@@ -67,11 +69,21 @@ template <class Q> SIMT_DEVICE float clamped(float x) {
   return x > QMAX<Q> ? QMAX<Q> : x < -QMAX<Q> ? -QMAX<Q> : x;
 }
 
+// What the conversion to Q does not clamp by itself.
+template <class Q> SIMT_DEVICE float saturated(float x) {
+  if constexpr (same<Q, fp8_e4m3fn>)
+    return HAS_NATIVE_FP8<Fp8::e4m3fn> ? x : clamped<Q>(x);
+  else
+    return clamped<Q>(x);
+}
+
 // FINITE promises that x is finite wherever the scale is ordinary, as it is when the scale is x's
 // own; a static scale may meet any x.
 template <class Q, bool FINITE, int N>
 SIMT_DEVICE void quantize(const Divisor& divisor, const float (&x)[N], float (&q)[N]) {
-  if (divisor.ordinary) {
+  if constexpr (BY_RECIPROCAL) {
+    UNROLL for (int i = 0; i < N; i++) q[i] = saturated<Q>(x[i] * divisor.inverse);
+  } else if (divisor.ordinary) {
     UNROLL for (int i = 0; i < N; i++) {
       const float quotient = Divisor::quotient(divisor, x[i]);
       if constexpr (FINITE)

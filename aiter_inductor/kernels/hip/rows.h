@@ -1,8 +1,8 @@
 // Rows that threads keep in registers, and how they are stored: as they are or quantised.
 //
 // Defined by the build, see rows.py: OUT (element type of the output), QUANT (0 none, 1 one scale a
-// row, 2 one a group, 3 given), GROUP, THREADS a block, LANES a row, VECTORS a thread, VEC elements
-// a vector. A row without any reduction over all of it may be cut into chunks, one a block_y. EXACT
+// row, 2 one a group, 3 given), GROUP, THREADS a block, LANES a row (more than THREADS where a
+// cluster of blocks shares it), VECTORS a thread, VEC elements a vector. A row without any reduction over all of it may be cut into chunks, one a block_y. EXACT
 // promises that a block holds one row or chunk and that no vector lies outside it.
 #pragma once
 
@@ -10,9 +10,8 @@
 #include "reduce.h"
 
 constexpr bool PER_ROW = QUANT == 1, PER_GROUP = QUANT == 2, STATIC = QUANT == 3;
-constexpr int SLOTS = THREADS / WAVE + 1;
-
-typedef float Row[VECTORS][VEC];
+constexpr int SLOTS = (LANES > THREADS ? LANES : THREADS) / WAVE + 1;
+static_assert(LANES <= THREADS || HAS_CLUSTERS, "a block holds whole rows");
 
 // Where a thread stands. Rows are visited by two nested loops; each tensor has a stride for either.
 struct Place {
@@ -21,14 +20,26 @@ struct Place {
   int num_vectors;
 
   SIMT_DEVICE Place of_thread(i32 num_rows, i32 num_inner, i32 N) {
-    const i32 row = block_x() * (THREADS / LANES) + thread_index() / LANES;
-    const int first = block_y() * (VECTORS * LANES) + thread_index() % LANES;
-    return {row / num_inner, row % num_inner, first, row < num_rows ? N / VEC : 0};
+    i32 row = block_x() * (THREADS / LANES) + thread_index() / LANES;
+    int first = block_y() * (VECTORS * LANES) + thread_index() % LANES;
+    if constexpr (LANES > THREADS) {
+      row = block_x() / (LANES / THREADS);
+      first = block_x() % (LANES / THREADS) * THREADS + thread_index();
+    }
+    const int num_vectors = row < num_rows ? N / VEC : 0;
+    // A division takes longer than a reduction, and no load starts before it.
+    if (num_inner == 1) return {row, 0, first, num_vectors};
+    return {row / num_inner, row % num_inner, first, num_vectors};
   }
 };
 
 template <class T> SIMT_DEVICE T* row_of(const Place& place, T* base, i64 outer, i64 inner) {
   return base + (place.outer * outer + place.inner * inner);
+}
+
+// Before the first reduction: other blocks of the row have begun, and their memory can be reached.
+SIMT_DEVICE void await_row_blocks() {
+  if constexpr (LANES > THREADS) cluster_barrier();
 }
 
 SIMT_DEVICE int vector_of(const Place& place, int v) { return place.first + v * LANES; }
@@ -49,42 +60,65 @@ template <class T> SIMT_DEVICE PackedRow<T> load_row(const Place& place, const T
   return to;
 }
 
-template <class T> SIMT_DEVICE void unpack_row(const PackedRow<T>& from, Row& to) {
-  UNROLL for (int v = 0; v < VECTORS; v++) unpack(from.vectors[v], to[v]);
-}
-
 SIMT_DEVICE u32 largest_of(const float (&x)[VEC]) {
   u32 largest = 0;
   UNROLL for (int i = 0; i < VEC; i++) largest = Largest::of(largest, magnitude(x[i]));
   return largest;
 }
 
+// As the bits of an fp32. Magnitudes of 16 bits are ordered as integers too, and compared in pairs.
+template <class T> SIMT_DEVICE u32 largest_of(const PackedRow<T>& row) {
+  u32 largest = 0;
+  if constexpr (sizeof(T) == 2 && VEC > 1) {
+    UNROLL for (int v = 0; v < VECTORS; v++)
+      UNROLL for (int i = 0; i < VEC / 2; i++) {
+        constexpr int WORDS = Packed<T, VEC>::PART / 4;
+        const u32 pair = row.vectors[v].parts[i / WORDS].words[i % WORDS];
+        largest = larger_halves(largest, pair & 0x7fff7fff);
+      }
+    const u32 low = largest & 0xffff, high = largest >> 16;
+    return bits_of(decode<T>(low > high ? low : high));
+  } else {
+    UNROLL for (int v = 0; v < VECTORS; v++) {
+      float x[VEC];
+      unpack(row.vectors[v], x);
+      largest = Largest::of(largest, largest_of(x));
+    }
+    return largest;
+  }
+}
+
 // `out` and `scale` point to the row's first element and scale; STATIC reads `scale`.
+template <class T>
 SIMT_DEVICE void store_row(const Place& place, OUT* out, float* scale, float amax_min,
-                           const Row& x) {
+                           PackedRow<T>& row) {
   SIMT_SHARED u32 slots[SLOTS];
   Divisor divisor;
   if constexpr (PER_ROW) {
-    u32 amax = 0;
-    UNROLL for (int v = 0; v < VECTORS; v++) amax = Largest::of(amax, largest_of(x[v]));
-    amax = row_reduce<LANES, THREADS, Largest>(amax, slots);
+    const u32 amax = row_reduce<LANES, THREADS, Largest>(largest_of(row), slots);
     divisor = Divisor::by(scale_of<OUT>(amax, amax_min));
     if (place.first == 0 && place.num_vectors) *scale = divisor.scale;
+    UNROLL for (int v = 0; v < VECTORS; v++) forget(row.vectors[v]);
   }
   if constexpr (STATIC) divisor = Divisor::by(*scale);
   UNROLL for (int v = 0; v < VECTORS; v++) {
     const int at = vector_of(place, v) * VEC;
+    if constexpr (QUANT == 0 && same<T, OUT>) {
+      if (is_inside(place, v)) store_packed(out + at, row.vectors[v]);
+      continue;
+    }
+    float x[VEC], q[VEC];
+    unpack(row.vectors[v], x);
     if constexpr (PER_GROUP) {
-      const u32 amax = wave_reduce<GROUP / VEC, Largest>(largest_of(x[v]));
+      const u32 amax = wave_reduce<GROUP / VEC, Largest>(largest_of(x));
       divisor = Divisor::by(scale_of<OUT>(amax, amax_min));
       if (is_inside(place, v) && at % GROUP == 0) scale[at / GROUP] = divisor.scale;
     }
     if (!is_inside(place, v)) continue;
     if constexpr (QUANT == 0) {
-      store(out + at, x[v]);
+      store(out + at, x);
     } else {
-      float q[VEC];
-      quantize<OUT, !STATIC>(divisor, x[v], q);
+      quantize<OUT, !STATIC>(divisor, x, q);
       store_quantized(out + at, q);
     }
   }

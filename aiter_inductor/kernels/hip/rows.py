@@ -19,6 +19,7 @@ SMALL_BLOCK = 256  # threads of a block that holds several rows, or a chunk of o
 CHUNK_BLOCK = 64  # threads of a block that holds a chunk of one of many rows
 BUSY_VECTORS = 1 << 20  # vectors in all that occupy every lane of a chip several times
 ROW_BLOCK = 128  # threads of a block that holds one row, until a thread would hold too much
+FEW_ROWS = 256  # fewer do not fill a chip: latency counts, not registers
 MAX_ROW = 65536  # 64 fp32 registers in each of 1024 threads
 
 QUANT_MODES = ("none", "token", "group", "static")
@@ -30,10 +31,12 @@ class RowLayout:
 
     Attributes:
         threads: of a block.
-        lanes: threads of a row; fewer than `threads` where a block holds several rows.
+        lanes: threads of a row; fewer than `threads` where a block holds several rows, more where
+            several blocks, a cluster, share one (sm_90 only).
         vectors: that a thread holds.
         vec: elements of a vector; a power of two.
         exact: each block holds one row, or chunk of a row, with nothing to spare or to mask.
+        late: vectors that all rows share are loaded after the last reduction but the scale's.
     """
 
     threads: int
@@ -41,6 +44,7 @@ class RowLayout:
     vectors: int
     vec: int
     exact: bool = False
+    late: bool = False
 
     @classmethod
     def choose(
@@ -58,7 +62,9 @@ class RowLayout:
 
         Few threads with many loads in flight each beat many with one: on an H200, 16384 x 8192
         RMSNorm + fp8 takes 120 us with 128 threads of 8 vectors, 143 with 256 of 4 and 261 with
-        1024 of 1; with a residual 4 vectors are best, 228 us against 233 and 287.
+        1024 of 1; with a residual 4 vectors are best, 228 us against 233 and 287. Vectors that all
+        rows share would double the registers: 4096 x 7168 LayerNorm + fp8 takes an H100 34.4 us
+        when they are loaded late and 47.9 when early, 64 rows take 3.68 and 3.49.
 
         Args:
             N: elements of a row, a multiple of `vec`.
@@ -73,10 +79,12 @@ class RowLayout:
             return cls(SMALL_BLOCK, lanes, 1, vec)
         if not whole:
             return cls._chunks(num_rows, num_vectors, vec, inputs)
-        vectors = min(-(-num_vectors // ROW_BLOCK), 8 // inputs)
+        few = num_rows <= FEW_ROWS
+        vectors = min(-(-num_vectors // ROW_BLOCK), (4 if few else 8) // inputs)
         vectors = max(vectors, -(-num_vectors // MAX_THREADS))
         threads = -(-num_vectors // (vectors * wave)) * wave
-        return cls(threads, threads, vectors, vec, exact=threads * vectors == num_vectors)
+        exact = threads * vectors == num_vectors
+        return cls(threads, threads, vectors, vec, exact=exact, late=not few)
 
     @classmethod
     def _chunks(cls, num_rows: int, num_vectors: int, vec: int, inputs: int) -> RowLayout:
@@ -92,9 +100,8 @@ class RowLayout:
 
     def grid(self, num_rows: int, N: int) -> tuple[int, int]:
         """Blocks over the rows, and chunks of a row."""
-        rows_a_block = self.threads // self.lanes
         chunks = -(-(N // self.vec) // (self.lanes * self.vectors))
-        return -(-num_rows // rows_a_block), chunks
+        return -(-num_rows * self.lanes // self.threads), chunks
 
     def defines(self) -> dict[str, int]:
         """As rows.h names them."""

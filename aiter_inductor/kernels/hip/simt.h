@@ -3,10 +3,14 @@
 //
 //   SIMT_DEVICE, SIMT_KERNEL(threads), SIMT_ENTRY(kernel), SIMT_SHARED, UNROLL
 //   WAVE, thread_index(), block_x(), block_y(), barrier()
+//   HAS_CLUSTERS, cluster_barrier(), store_to_block(address, block, bits)   blocks that share memory
 //   atomic_max(address, bits)    unsigned
 //   wave_reduce<WIDTH, Op>(bits)    over aligned groups of WIDTH lanes; every lane gets the result
 //   bits_of, float_of, multiply_add, inverse_sqrt, reciprocal, power_of_two, median
 //   encode_bf16x2, encode_fp16x2, decode_fp16   round to nearest even
+//   larger_halves(a, b)          of two unsigned 16-bit halves each
+//   forget_word(bits)            the compiler no longer knows where they come from
+//   BY_RECIPROCAL                whether to multiply by a scale's reciprocal when quantising
 //   HAS_NATIVE_FP8<F>, native_fp8x4<F>      for flavours that the chip converts to by itself
 #pragma once
 

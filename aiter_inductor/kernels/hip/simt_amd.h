@@ -31,6 +31,11 @@ SIMT_DEVICE void barrier() {
   __builtin_amdgcn_fence(__ATOMIC_ACQUIRE, "workgroup");
 }
 
+// A block is a cluster of its own.
+constexpr bool HAS_CLUSTERS = false;
+SIMT_DEVICE void cluster_barrier() {}
+SIMT_DEVICE void store_to_block(u32* address, int, u32 x) { *address = x; }
+
 SIMT_DEVICE void atomic_max(u32* address, u32 x) {
   __hip_atomic_fetch_max(address, x, __ATOMIC_RELAXED, __HIP_MEMORY_SCOPE_AGENT);
 }
@@ -95,3 +100,13 @@ template <Fp8 F> SIMT_DEVICE u32 native_fp8x4(float a, float b, float c, float d
   const int low = __builtin_amdgcn_cvt_pk_fp8_f32(a, b, 0, false);
   return (u32)__builtin_amdgcn_cvt_pk_fp8_f32(c, d, low, true);
 }
+
+SIMT_DEVICE void forget_word(u32& word) { asm volatile("" : "+v"(word)); }
+
+typedef u16 u16x2 __attribute__((ext_vector_type(2)));
+SIMT_DEVICE u32 larger_halves(u32 a, u32 b) {
+  const u16x2 x = __builtin_bit_cast(u16x2, a), y = __builtin_bit_cast(u16x2, b);
+  return __builtin_bit_cast(u32, __builtin_elementwise_max(x, y));
+}
+
+constexpr bool BY_RECIPROCAL = false;

@@ -126,6 +126,11 @@ SIMT_DEVICE int thread_index() { return simt::block->current; }
 SIMT_DEVICE int block_x() { return (int)simt::block->x; }
 SIMT_DEVICE int block_y() { return (int)simt::block->y; }
 SIMT_DEVICE void barrier() { simt::pause(); }
+// A block is a cluster of its own.
+constexpr bool HAS_CLUSTERS = false;
+SIMT_DEVICE void cluster_barrier() {}
+SIMT_DEVICE void store_to_block(u32* address, int, u32 x) { *address = x; }
+
 SIMT_DEVICE void atomic_max(u32* address, u32 x) {  // the fibers share one thread
   if (*address < x) *address = x;
 }
@@ -175,3 +180,11 @@ SIMT_DEVICE float decode_fp16(u32 bits) {
 
 template <Fp8 F> constexpr bool HAS_NATIVE_FP8 = false;
 template <Fp8 F> SIMT_DEVICE u32 native_fp8x4(float, float, float, float) { return 0; }
+
+SIMT_DEVICE void forget_word(u32&) {}
+SIMT_DEVICE u32 larger_halves(u32 a, u32 b) {
+  const u32 low = (a & 0xffff) > (b & 0xffff) ? a & 0xffff : b & 0xffff;
+  return low | ((a >> 16) > (b >> 16) ? a & 0xffff0000 : b & 0xffff0000);
+}
+
+constexpr bool BY_RECIPROCAL = false;
