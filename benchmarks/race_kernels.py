@@ -175,15 +175,20 @@ def run_race(race: Race, rate: float) -> Outcome:
     found.torch_compile_us = took.pop(INDUCTOR, None)
     found.candidates = took
     right = {name: us for name, us in took.items() if name not in found.complaints}
-    configs = {name: config or race.default for name, config in race.candidates().items()}
-    for key, name in (
-        ("default", "default"),
-        ("best", min(right, key=right.__getitem__, default="")),
-    ):
+    fastest = min(right, key=right.__getitem__, default="")
+    for key, name in (("default", "default"), ("best", fastest)):
         if name in took:
-            config = {"name": named(configs[name]), **asdict(configs[name])}
-            setattr(found, key, {"config": config, "us": took[name]})
+            setattr(found, key, {"config": describe(race, name), "us": took[name]})
     return found
+
+
+def describe(race: Race, name: str) -> dict[str, Any]:
+    """A candidate's launch parameters; the HIP kernels choose theirs themselves."""
+    configs = race.candidates()
+    if name not in configs:
+        return {"name": name}
+    config = configs[name] or race.default
+    return {"name": named(config), **asdict(config)}
 
 
 def show(found: Outcome) -> None:

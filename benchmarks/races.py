@@ -71,6 +71,8 @@ class Race:
             name: functools.partial(kernel, config=config)
             for name, config in self.candidates().items()
         }
+        if "hip" in self.op.providers:
+            found["hip"] = functools.partial(self.op.providers["hip"].run, **kwargs)
         formula = self.formula or self.op.reference
         found[INDUCTOR] = torch.compile(lambda *args: formula(*args, **kwargs), dynamic=False)
         return found
@@ -183,7 +185,8 @@ def rope_race(
     """Rotation of q and k."""
     p = problem
     shape = f"{p.batch}x{p.num_tokens} h{p.num_heads}/{p.num_kv_heads} d{p.head_dim}{note}"
-    default = RopeConfig.default(problem.num_heads, problem.head_dim)
+    normed = name == "qk_norm_rope"
+    default = RopeConfig.default(problem.num_heads, problem.head_dim, normed=normed)
     sizes = WIDE_HEADS if problem.head_dim >= 128 else NARROW_HEADS
     return Race(name, shape, problem, default, tuple(RopeConfig(*s) for s in sizes), formula)
 
