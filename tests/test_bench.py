@@ -19,7 +19,6 @@ from aiter_inductor.cli.timing import Ceilings, Timing, measure, ratio, rotation
 from aiter_inductor.core.dtypes import QUANT_DTYPES
 from aiter_inductor.core.errors import OptionValueError, UnknownOptionError
 from aiter_inductor.core.problem import describe
-from tests.lowerings.checks import outcome
 
 CPU = torch.device("cpu")
 SMALL = {
@@ -78,7 +77,7 @@ def test_problem_counts_each_tensor_once(name):
     """
     case = small_case(name)
     args, kwargs = case.problem.sample(seed=0, device="cpu")
-    out = outcome(case.op, case.op.reference, args, kwargs)
+    out = case.op.outcome(case.op.reference, args, kwargs)
     out = (out,) if isinstance(out, torch.Tensor) else out
     in_place = [case.op.bind(*args, **kwargs)[name] for name in case.op.mutates]
     read = [t for t in args if isinstance(t, torch.Tensor) and all(t is not m for m in in_place)]
@@ -92,8 +91,8 @@ def test_problem_counts_each_tensor_once(name):
 def test_plain_code_computes_what_the_op_means(name):
     case = small_case(name)
     args, kwargs = case.problem.sample(seed=0, device="cpu")
-    plain = outcome(case.op, case.plain, args, kwargs)
-    wanted = outcome(case.op, case.op.reference, args, kwargs)
+    plain = case.op.outcome(case.plain, args, kwargs)
+    wanted = case.op.outcome(case.op.reference, args, kwargs)
     one = isinstance(wanted, torch.Tensor)
     for ours, theirs in zip((plain,) if one else plain, (wanted,) if one else wanted, strict=True):
         assert (ours.dtype, ours.shape) == (theirs.dtype, theirs.shape)

@@ -27,10 +27,13 @@ def measure_case(case: Case, device: torch.device, *, graph: bool, rounds: int) 
     """
     torch._dynamo.reset()
     inputs = draw(case, device)
-    expected = case.plain(*inputs[0][0], **inputs[0][1])
+    expected = case.op.outcome(case.plain, *inputs[0])
     functions, notes = variants(case, device, inputs[0])
     calls = {name: _calls(function, inputs) for name, function in functions.items()}
-    errors = {name: error(call[0](), expected) for name, call in calls.items()}
+    errors = {
+        name: error(case.op.outcome(function, *inputs[0]), expected)
+        for name, function in functions.items()
+    }
     timings = measure(calls, device, graph=graph and device.type == "cuda", rounds=rounds)
     kernels = {name: count_kernels(call[0], device) for name, call in calls.items()}
     rows = []

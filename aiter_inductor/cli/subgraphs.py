@@ -124,3 +124,72 @@ def qk_norm_rope(
 ) -> tuple[Tensor, Tensor]:
     """Qwen3's attention input: heads normalised, then rotated."""
     return rope_qk(rms_norm(q, q_weight, eps), rms_norm(k, k_weight, eps), cos, sin)
+
+
+def kv_cache_write(
+    key: Tensor,
+    value: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    slots: Tensor,
+    key_scale: Tensor | None = None,
+    value_scale: Tensor | None = None,
+    **_: object,
+) -> None:
+    """Rows stored by index, in vLLM's layout; every token has a slot."""
+    for x, scale, cache in ((key, key_scale, key_cache), (value, value_scale, value_cache)):
+        rows = x if scale is None else x.float() / scale
+        if scale is not None:
+            limit = torch.finfo(cache.dtype).max
+            rows, cache = (
+                rows.clamp(-limit, limit).to(cache.dtype).view(torch.uint8),
+                cache.view(torch.uint8),
+            )
+        cache.view(-1, *cache.shape[2:]).index_copy_(0, slots, rows)
+
+
+def rope_kv_cache_write(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    positions: None,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    slots: Tensor,
+    key_scale: Tensor | None = None,
+    value_scale: Tensor | None = None,
+    **_: object,
+) -> Tensor:
+    """q and k rotated, k and v stored; tables of a row for each token."""
+    tables = cos.unsqueeze(1), sin.unsqueeze(1)
+    scales = key_scale, value_scale
+    kv_cache_write(rope(k, *tables), v, key_cache, value_cache, slots, *scales)
+    return rope(q, *tables)
+
+
+def moe_route(
+    logits: Tensor,
+    bias: Tensor,
+    *,
+    topk: int,
+    num_groups: int,
+    topk_groups: int,
+    eps: float,
+    scale: float,
+    **_: object,
+) -> tuple[Tensor, Tensor]:
+    """DeepSeek-V3's router behind its GEMM."""
+    scores = logits.sigmoid()
+    choice = scores + bias
+    groups = choice.view(-1, num_groups, logits.shape[1] // num_groups)
+    best = groups.topk(2, dim=-1)[0].sum(dim=-1)
+    kept = torch.zeros_like(best)
+    kept.scatter_(1, best.topk(topk_groups, dim=-1, sorted=False)[1], 1)
+    mask = kept.unsqueeze(-1).expand_as(groups).reshape_as(choice)
+    choice = choice.masked_fill(~mask.bool(), float("-inf"))
+    experts = choice.topk(topk, dim=-1)[1]
+    weights = scores.gather(1, experts)
+    weights = weights / (weights.sum(dim=-1, keepdim=True) + eps)
+    return weights * scale, experts

@@ -135,6 +135,21 @@ class Op:
         bound.apply_defaults()
         return dict(bound.arguments)
 
+    def outcome(
+        self, run: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> Any:
+        """What `run`, in place of this op, returns, and behind it the arguments that it writes to.
+
+        It writes to copies of them, with the same strides.
+        """
+        if not self.mutates:
+            return run(*args, **kwargs)
+        inputs = self.bind(*args, **kwargs)
+        inputs |= {name: _copied(inputs[name]) for name in self.mutates}
+        returned = run(**inputs)
+        results = () if returned is None else (returned,)
+        return (*results, *(inputs[name] for name in self.mutates))
+
     def select(self, problem: Problem, use: Use) -> Selection:
         """The first provider that takes `problem`, or None with each one's reason."""
         if use.training and not self.differentiable:
@@ -280,6 +295,11 @@ def op(
         return made
 
     return define
+
+
+def _copied(x: torch.Tensor) -> torch.Tensor:
+    size = 1 + sum((n - 1) * s for n, s in zip(x.shape, x.stride(), strict=True))
+    return x.as_strided((size,), (1,)).clone().as_strided(x.shape, x.stride())
 
 
 def _resolve(made: Op, arguments: Mapping[str, Any]) -> register.Body:

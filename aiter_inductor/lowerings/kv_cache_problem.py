@@ -103,7 +103,7 @@ class KvCacheProblem:
         return self.num_tokens * self.num_kv_heads * (self.head_dim + self.v_head_dim)
 
     def sample(self, *, seed: int, device: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Random rows, a random cache and slots in random order; every seventh token has none."""
+        """Random rows, a random cache, and slots in random order."""
         generator = torch.Generator(device).manual_seed(seed)
 
         def normal(*shape: Dim) -> Tensor:
@@ -122,13 +122,10 @@ class KvCacheProblem:
         return args, {"layout": self.layout}
 
     def sample_slots(self, generator: torch.Generator, device: str) -> Tensor:
-        """[num_tokens]: distinct slots, -1 where the cache has no more, and for every seventh."""
-        num_slots = self.num_pages * self.page_size
-        slots = torch.full((self.num_tokens,), -1, device=device)
-        order = torch.randperm(num_slots, generator=generator, device=device)
-        slots[: min(num_slots, self.num_tokens)] = order[: self.num_tokens]
-        slots[6::7] = -1
-        return slots.to(self.slot_dtype)
+        """[num_tokens], all different; those beyond the cache, if it is small, are not stored."""
+        most = max(self.num_pages * self.page_size, self.num_tokens)
+        order = torch.randperm(most, generator=generator, device=device)
+        return order[: self.num_tokens].to(self.slot_dtype)
 
 
 def cache_shape(problem: Any, head_dim: Dim, *, is_key: bool) -> tuple[Dim, ...]:

@@ -6,7 +6,7 @@ format beside the oracle's, because a tie or a scale rounded the other way.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,28 +49,6 @@ def in_float64(value: Any) -> Any:
 def oracle(op: Op, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
     """The reference in float64; only for formulas without roundings on the way."""
     return op.reference(*map(in_float64, args), **kwargs)
-
-
-def outcome(
-    op: Op, run: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> Any:
-    """What `run`, in place of `op`, returns; for an op that writes to arguments, those arguments.
-
-    It writes to copies.
-    """
-    if not op.mutates:
-        return run(*args, **kwargs)
-    inputs = op.bind(*args, **kwargs)
-    inputs |= {name: copied(inputs[name]) for name in op.mutates}
-    returned = run(**inputs)
-    results = () if returned is None else (returned,)
-    return (*results, *(inputs[name] for name in op.mutates))
-
-
-def copied(x: Tensor) -> Tensor:
-    """`x` in memory of its own, with the same strides."""
-    size = 1 + sum((n - 1) * s for n, s in zip(x.shape, x.stride(), strict=True))
-    return x.as_strided((size,), (1,)).clone().as_strided(x.shape, x.stride())
 
 
 def dequantise(q: Tensor, scale: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from aiter_inductor.core.arch import arch_named
 from aiter_inductor.core.op import Use
 from aiter_inductor.lowerings.kv_cache import rope_kv_cache_write
 from aiter_inductor.lowerings.rope_kv_problem import RopeKvCacheProblem
-from tests.lowerings.checks import opcheck, outcome
+from tests.lowerings.checks import opcheck
 
 BF16, FP32, FP64 = torch.bfloat16, torch.float32, torch.float64
 PROBLEM = RopeKvCacheProblem(
@@ -26,7 +26,7 @@ def test_pairs_are_turned_by_the_angle_of_their_position():
     )
     args, kwargs = problem.sample(seed=0, device="cpu")
     q, k, v, cos, sin, positions, _, _, slots, *_ = args
-    q_out, keys, values = outcome(rope_kv_cache_write, rope_kv_cache_write, args, kwargs)
+    q_out, keys, values = rope_kv_cache_write.outcome(rope_kv_cache_write, args, kwargs)
     angle = torch.complex(cos, sin)[positions].unsqueeze(1)
     turned = [torch.complex(x[..., :16], x[..., 16:]) * angle for x in (q, k)]
     q_exact, k_exact = (torch.cat((z.real, z.imag), -1) for z in turned)

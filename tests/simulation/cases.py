@@ -154,12 +154,12 @@ SIZES: Mapping[frozenset[str], tuple[Dims, ...]] = {
     ),
     frozenset(KV_DIMS): (
         dict(zip(KV_DIMS, (16, 2, 128, 4, 16, 16), strict=True)),
-        dict(zip(KV_DIMS, (13, 3, 80, 3, 16, 16), strict=True)),
+        dict(zip(KV_DIMS, (37, 3, 80, 2, 16, 16), strict=True)),
         dict(zip(KV_DIMS, (13, 1, 48, 3, 16, 8), strict=True)),
     ),
     frozenset(ROPE_KV_DIMS): (
         dict(zip(ROPE_KV_DIMS, (16, 2, 64, 4, 16, 16, 4), strict=True)),
-        dict(zip(ROPE_KV_DIMS, (13, 1, 80, 3, 16, 8, 3), strict=True)),
+        dict(zip(ROPE_KV_DIMS, (37, 1, 80, 2, 16, 8, 3), strict=True)),
     ),
     frozenset(ROUTE_DIMS): (
         dict(zip(ROUTE_DIMS, (8, 256, 8, 8, 4), strict=True)),

@@ -17,7 +17,7 @@ import aiter_inductor.kernels
 from aiter_inductor.cli.cases import load_ops
 from aiter_inductor.kernels.hip import loading
 from aiter_inductor.kernels.triton import simulated
-from tests.lowerings.checks import assert_close, assert_same_layout, outcome
+from tests.lowerings.checks import assert_close, assert_same_layout
 
 ARCHS = ("gfx942", "gfx950")
 LANGUAGES = ("triton", "hip")
@@ -57,12 +57,12 @@ def poisoned() -> Iterator[None]:
 def execute(op: str, language: str, arch: str, args: Any, kwargs: Any) -> Any:
     """What the kernel's machine code makes of the arguments; raises what the simulator finds."""
     with poisoned(), SIMULATING[language](arch):
-        return outcome(load_ops()[op], host_function(op, language), args, kwargs)
+        return load_ops()[op].outcome(host_function(op, language), args, kwargs)
 
 
 def assert_right(op: str, out: Any, args: Any, kwargs: Any) -> None:
     """`out` is what the op's reference computes, in its shapes, dtypes and strides."""
-    expected = outcome(load_ops()[op], load_ops()[op].reference, args, kwargs)
+    expected = load_ops()[op].outcome(load_ops()[op].reference, args, kwargs)
     assert_same_layout(out, expected)
     if op == "quant_int4_per_group":
         out, expected = ((nibbles(packed), scale) for packed, scale in (out, expected))

@@ -10,17 +10,16 @@ import torch
 from aiter_inductor.kernels.hip import kv_cache
 from aiter_inductor.lowerings.kv_cache import kv_cache_write
 from aiter_inductor.lowerings.kv_cache_problem import KvCacheProblem
-from tests.lowerings.checks import outcome
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 FN, FNUZ = torch.float8_e4m3fn, torch.float8_e4m3fnuz
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
-PROBLEM = KvCacheProblem(33, 2, 64, 64, 4, 16, BF16, BF16)
+PROBLEM = KvCacheProblem(83, 2, 64, 64, 4, 16, BF16, BF16)
 
 
 def assert_written_alike(args, kwargs) -> None:
-    ours = outcome(kv_cache_write, kv_cache.kv_cache_write, args, kwargs)
-    theirs = outcome(kv_cache_write, kv_cache_write.reference, args, kwargs)
+    ours = kv_cache_write.outcome(kv_cache.kv_cache_write, args, kwargs)
+    theirs = kv_cache_write.outcome(kv_cache_write.reference, args, kwargs)
     for found, expected, before in zip(ours, theirs, args[2:4], strict=True):
         assert torch.equal(found.float(), expected.float())
         assert not torch.equal(found.float(), before.float())
