@@ -12,6 +12,7 @@ from aiter_inductor.core.dtypes import short_name
 from aiter_inductor.core.op import Use
 from aiter_inductor.core.problem import Dim, dim, fixed
 
+HOPPER_RANK, HOPPER_ROPE = 512, 64
 MAX_RANK, MAX_ROPE = 512, 128  # 16 heads of fp32 sums over 512 numbers fill 32 KiB of registers
 
 
@@ -179,6 +180,20 @@ def split_mla_unsupported(problem: MlaProblem, use: Use) -> str | None:
             return f"{name}={getattr(problem, name)} is not a number up to {most}"
     if fixed(problem.num_heads) is None:
         return f"num_heads={problem.num_heads} is not known when compiling"
+    return None
+
+
+def hopper_mla_unsupported(problem: MlaProblem, use: Use) -> str | None:
+    """What the CUDA kernel does not take; its tiles are DeepSeek's latent rows."""
+    if reason := mla_unsupported(problem, use):
+        return reason
+    if problem.dtype != torch.bfloat16:
+        return f"latent rows are {short_name(problem.dtype)}, not bfloat16"
+    for name, width in (("kv_lora_rank", HOPPER_RANK), ("qk_rope_head_dim", HOPPER_ROPE)):
+        if fixed(getattr(problem, name)) != width:
+            return f"{name}={getattr(problem, name)} is not {width}"
+    if problem.mask != "none" or problem.causal:
+        return f"it reads no mask: mask={problem.mask} causal={problem.causal}"
     return None
 
 

@@ -8,6 +8,10 @@ rows once for a block of heads.
 import triton
 import triton.language as tl
 
+from aiter_inductor.kernels.triton.launch import single
+
+LOG2_E = tl.constexpr(1.4426950408889634)
+
 
 @triton.jit
 def mla_split_kernel(
@@ -17,8 +21,8 @@ def mla_split_kernel(
     k_rope,  # [batch, kv_len, ROPE]
     mask,  # [batch, heads, q_len, kv_len]: uint8, float or None
     partial,  # [splits, batch * heads * q_len, R], fp32
-    lse,  # [splits, batch * heads * q_len], fp32, natural logarithm
-    scale,
+    lse,  # [splits, batch * heads * q_len], fp32, base 2
+    scale,  # of the scores, times log2(e)
     num_heads,
     q_len,
     kv_len,
@@ -51,6 +55,7 @@ def mla_split_kernel(
     qr = tl.load(q_rope + row[:, None] * ROPE + d[None, :], mask=of_d, other=0.0)
     peak = tl.full((BLOCK_H,), -float("inf"), tl.float32)
     total = tl.zeros((BLOCK_H,), tl.float32)
+    scale = single(scale)
     acc = tl.zeros((BLOCK_H, BLOCK_R), tl.float32)
     length = tl.cdiv(tl.cdiv(kv_len, tl.num_programs(2)), BLOCK_N) * BLOCK_N
     for start in range(split * length, tl.minimum(split * length + length, kv_len), BLOCK_N):
@@ -69,19 +74,19 @@ def mla_split_kernel(
             if mask.dtype.element_ty == tl.uint8:
                 seen = seen & (tl.load(at, mask=seen, other=0) != 0)
             else:
-                scores += tl.load(at, mask=seen, other=0.0).to(tl.float32)
+                scores += tl.load(at, mask=seen, other=0.0).to(tl.float32) * LOG2_E
         if CAUSAL:
             seen = seen & (key <= query)[None, :]
         scores = tl.where(seen, scores, -float("inf"))
         higher = tl.maximum(peak, tl.max(scores, 1))
         base = tl.where(higher == -float("inf"), 0.0, higher)
-        p = tl.exp(scores - base[:, None])
-        decay = tl.exp(peak - base)
+        p = tl.exp2(scores - base[:, None])
+        decay = tl.exp2(peak - base)
         total = total * decay + tl.sum(p, 1)
         acc = tl.dot(p.to(k.dtype), k, acc * decay[:, None], input_precision="ieee")
         peak = higher
     divisor = tl.where(total == 0.0, 1.0, total)
-    found = tl.where(total == 0.0, -float("inf"), peak + tl.log(divisor))
+    found = tl.where(total == 0.0, -float("inf"), peak + tl.log2(divisor))
     at = split * num_rows.to(tl.int64) + row
     tl.store(partial + at[:, None] * R + r[None, :], acc / divisor[:, None], mask=of_r)
     tl.store(lse + at, found, mask=heads)
@@ -104,11 +109,11 @@ def mla_reduce_kernel(
     known = tl.load(lse + every * num_rows + row, mask=every < SPLITS, other=-float("inf"))
     peak = tl.max(known)
     base = tl.where(peak == -float("inf"), 0.0, peak)
-    total = tl.sum(tl.exp(known - base))
+    total = tl.sum(tl.exp2(known - base))
     acc = tl.zeros((BLOCK_R,), tl.float32)
     for split in range(SPLITS):
         at = split * num_rows + row
-        weight = tl.exp(tl.load(lse + at) - base)
+        weight = tl.exp2(tl.load(lse + at) - base)
         acc += weight * tl.load(partial + at * R + r, mask=r < R, other=0.0)
     value = acc / tl.where(total == 0.0, 1.0, total)
     tl.store(out + row * R + r, value.to(out.dtype.element_ty), mask=r < R)

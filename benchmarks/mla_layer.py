@@ -1,0 +1,109 @@
+"""A DeepSeek-V3 attention layer that decodes one token, under this backend and plain Inductor.
+
+    python benchmarks/mla_layer.py --device cuda --batch 32 --kv-len 4096 --dtype bfloat16
+    python benchmarks/mla_layer.py --device cpu --hidden 512 --heads 16 --kv-len 2048
+
+The layer is transformers' own, with random weights; the cache is allocated once at its full length,
+and each step writes its last row, as a server's cache does. Both versions run interleaved, on a GPU
+as replays of CUDA graphs.
+"""
+
+from __future__ import annotations
+
+import argparse
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import DeepseekV3Config
+from transformers.models.deepseek_v3.modeling_deepseek_v3 import (
+    DeepseekV3Attention,
+    DeepseekV3RotaryEmbedding,
+)
+
+import aiter_inductor
+from aiter_inductor.cli.timing import measure, ratio
+
+
+class FilledCache:
+    """Latent rows of `kv_len` tokens of which `update` writes the last.
+
+    Attributes:
+        rows: [batch, 1, kv_len, R].
+        rotated: [batch, 1, kv_len, rope].
+    """
+
+    def __init__(self, rows: Tensor, rotated: Tensor) -> None:
+        self.rows, self.rotated = rows, rotated
+
+    def update(self, rows: Tensor, rotated: Tensor, _layer: int, *_: Any) -> tuple[Tensor, Tensor]:
+        """Store the rows of the new token; all rows."""
+        self.rows[:, :, -1:].copy_(rows)
+        self.rotated[:, :, -1:].copy_(rotated)
+        return self.rows, self.rotated
+
+
+def layer_config(args: argparse.Namespace) -> DeepseekV3Config:
+    """DeepSeek-V3's, narrower where asked."""
+    full = args.hidden == 7168
+    return DeepseekV3Config(
+        hidden_size=args.hidden,
+        num_attention_heads=args.heads,
+        num_key_value_heads=args.heads,
+        q_lora_rank=1536 if full else args.hidden // 2,
+        kv_lora_rank=512 if full else args.hidden // 4,
+        qk_nope_head_dim=128 if full else 32,
+        qk_rope_head_dim=64 if full else 16,
+        v_head_dim=128 if full else 32,
+        num_hidden_layers=1,
+        attn_implementation="sdpa",
+    )
+
+
+def main() -> None:
+    """Print both times and their ratio, and how far the results are apart."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"])
+    for name, default in (("hidden", 7168), ("heads", 128), ("batch", 32), ("kv-len", 4096)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--rounds", type=int, default=20)
+    args = parser.parse_args()
+    device, dtype = torch.device(args.device), getattr(torch, args.dtype)
+    torch.manual_seed(0)
+    config = layer_config(args)
+    with device:
+        layer: nn.Module = DeepseekV3Attention(config, layer_idx=0).to(dtype).eval()
+        position = torch.full((args.batch, 1), args.kv_len - 1)
+        hidden = torch.randn(args.batch, 1, args.hidden, dtype=dtype)
+        tables = DeepseekV3RotaryEmbedding(config)(hidden, position)
+        sizes = (args.batch, 1, args.kv_len)
+        rows = torch.randn(*sizes, config.kv_lora_rank, dtype=dtype)
+        cache = FilledCache(rows, torch.randn(*sizes, config.qk_rope_head_dim, dtype=dtype))
+
+    compiled = {name: torch.compile(layer, backend=name) for name in ("aiter", "inductor")}
+
+    def step(name: str) -> Tensor:
+        with torch.no_grad():
+            result: Tensor = compiled[name](hidden, tables, None, past_key_values=cache)[0]
+            return result
+
+    results = {name: step(name) for name in compiled}
+    apart = (results["aiter"] - results["inductor"]).abs().max() / results["inductor"].abs().max()
+    timings = measure(
+        {name: [partial(step, name)] for name in compiled},
+        device,
+        graph=device.type == "cuda",
+        rounds=args.rounds,
+    )
+    for site in aiter_inductor.report(compiled["aiter"]).sites:
+        print(f"{site.pattern}: {site.status} {site.provider or ''} {site.reason}")
+    for name, timing in timings.items():
+        print(f"{name}: {timing.median_us:.1f} us, spread {timing.spread:.3f}")
+    print(f"inductor / aiter: {1 / ratio(timings['aiter'], timings['inductor']):.2f}")
+    print(f"results apart, of the largest: {float(apart):.1e}")
+
+
+if __name__ == "__main__":
+    main()
