@@ -51,6 +51,15 @@ ROUTE_DIMS: Dims = {
     "topk_groups": 4,
 }
 SORT_DIMS: Dims = {"num_tokens": 4096, "num_experts": 256, "topk": 8, "block_m": 64}
+PAGED_DIMS: Dims = {
+    "num_seqs": 64,
+    "num_heads": 32,
+    "num_kv_heads": 8,
+    "head_dim": 128,
+    "page_size": 16,
+    "max_pages": 512,
+    "cache_bits": 16,
+}
 
 
 @dataclass(frozen=True)
@@ -244,6 +253,22 @@ def _moe_sort(dims: Dims, fp8: torch.dtype) -> Arguments:
     return (experts, weights), {key: dims[key] for key in ("num_experts", "block_m")}
 
 
+def _paged_attention(dims: Dims, fp8: torch.dtype) -> Arguments:
+    """A decoding step over vLLM's layout, in bf16 or, where cache_bits is 8, in fp8."""
+    seqs, D, max_pages = dims["num_seqs"], dims["head_dim"], dims["max_pages"]
+    dtype = fp8 if dims["cache_bits"] == 8 else torch.bfloat16
+    pages = seqs * max_pages + 1, dims["page_size"], dims["num_kv_heads"], D
+    args = (
+        _bf16(seqs, dims["num_heads"], D),
+        *(torch.empty(pages, dtype=dtype, device="meta") for _ in range(2)),
+        torch.empty(seqs, max_pages, dtype=torch.int32, device="meta"),
+        torch.empty(seqs, dtype=torch.int32, device="meta"),
+        *(torch.empty(1, device="meta") if dtype == fp8 else None for _ in range(2)),
+        None,
+    )
+    return args, {"scale": D**-0.5}
+
+
 FAMILIES: Mapping[str, Family] = {
     "rms_norm": _rows("x weight eps", quantised=False),
     "add_rms_norm": _rows("x residual weight eps", quantised=False),
@@ -281,6 +306,7 @@ FAMILIES: Mapping[str, Family] = {
     "rope_kv_cache_write": Family(ROPE_KV_DIMS, _rope_kv_cache),
     "moe_route": Family(ROUTE_DIMS, _moe_route),
     "moe_sort": Family(SORT_DIMS, _moe_sort),
+    "paged_attention": Family(PAGED_DIMS, _paged_attention),
 }
 
 BASELINES: tuple[tuple[str, Dims], ...] = (

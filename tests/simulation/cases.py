@@ -20,6 +20,7 @@ from aiter_inductor.cli.cases import (
     KV_DIMS,
     MLA_DIMS,
     NORM_DIMS,
+    PAGED_DIMS,
     QUANT_DIMS,
     ROPE_DIMS,
     ROPE_KV_DIMS,
@@ -79,6 +80,8 @@ class Case:
             names = ("num_heads", "kv_len")
         if "num_experts" in self.dims:
             names = ("num_tokens", "num_experts")
+        if "max_pages" in self.dims:
+            names = ("num_seqs", "head_dim")
         return all(self.dims[name] & (self.dims[name] - 1) for name in names)
 
     def arguments(self, arch: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -170,6 +173,10 @@ SIZES: Mapping[frozenset[str], tuple[Dims, ...]] = {
         dict(zip(SORT_DIMS, (16, 8, 2, 16), strict=True)),
         dict(zip(SORT_DIMS, (37, 60, 4, 32), strict=True)),
         dict(zip(SORT_DIMS, (150, 300, 7, 16), strict=True)),
+    ),
+    frozenset(PAGED_DIMS): (
+        dict(zip(PAGED_DIMS, (2, 8, 2, 128, 16, 7, 16), strict=True)),
+        dict(zip(PAGED_DIMS, (3, 3, 1, 80, 16, 3, 8), strict=True)),
     ),
 }
 """By the names of the sizes an op's problem takes. Several rows a program, and several waves a row;
@@ -276,6 +283,11 @@ STYLES: Mapping[str, tuple[Style, ...]] = {
         OF_FP16,
     ),
     "moe_sort": (Style("int32", fields={"dtype": torch.int32, "weight_dtype": BF16}),),
+    "paged_attention": (
+        *2 * (Style("packed", fields={"layout": "packed"}),),
+        Style("sinks", fields={"sinks": True, "window": 50, "softcap": 20.0}),
+        OF_FP32,
+    ),
 }
 """Beyond the plainest call of each op, which is made at every size; a style at one size."""
 

@@ -20,6 +20,7 @@ COMPILED = (
     "test_gemm_simulated.py",
     "test_mla_compiled.py",
     "test_mla_simulated.py",
+    "test_paged_attention_compiled.py",
 )
 INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
 

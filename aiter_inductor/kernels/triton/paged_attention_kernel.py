@@ -1,0 +1,183 @@
+"""Split-KV attention over pages: one pass over part of a sequence, and the reduction of parts.
+
+A program serves the query heads that share one head of keys and values, and so reads these once.
+Lengths lie on the device; a program whose part begins beyond its sequence returns at once.
+"""
+
+# No `from __future__ import annotations`: Triton reads tl.constexpr from the annotations.
+import triton
+import triton.language as tl
+
+from aiter_inductor.kernels.triton.launch import single
+
+LOG2_E = tl.constexpr(1.4426950408889634)
+
+
+@triton.jit
+def _parts(length, splits, WINDOW: tl.constexpr, PART: tl.constexpr, BLOCK_N: tl.constexpr):
+    """The first token that is seen, where the first part begins, and the tokens of a part.
+
+    These are PART, or more where the sequence is longer than `splits` of these.
+    """
+    first = tl.maximum(length - WINDOW, 0) if WINDOW > 0 else length * 0
+    origin = first // BLOCK_N * BLOCK_N
+    least = tl.cdiv(tl.cdiv(length - origin, splits), BLOCK_N) * BLOCK_N
+    return first, origin, tl.maximum(least, PART)
+
+
+@triton.jit
+def _tanh(x):
+    return 1.0 - 2.0 / (1.0 + tl.exp2(x * (2.0 * LOG2_E)))
+
+
+@triton.jit
+def paged_split_kernel(
+    q,  # [num_seqs, num_heads, D]
+    keys,  # pages
+    values,  # pages
+    tables,  # [num_seqs, max_pages], int32
+    lengths,  # [num_seqs], int32
+    key_scale,  # [1], fp32, or None
+    value_scale,  # [1], fp32, or None
+    sinks,  # [num_heads] or None
+    out,  # [num_seqs, num_heads, V], where there is one split
+    partial,  # [splits, num_seqs * num_heads, V], fp32
+    lse,  # [splits, num_seqs * num_heads], fp32, base 2
+    scale,
+    softcap,
+    num_seqs,
+    q_seq,
+    q_head,
+    tables_seq,
+    key_page,
+    key_token,
+    key_head,
+    key_chunk,
+    value_page,
+    value_token,
+    value_head,
+    value_chunk,
+    NUM_HEADS: tl.constexpr,
+    GROUP: tl.constexpr,
+    D: tl.constexpr,
+    V: tl.constexpr,
+    PAGE: tl.constexpr,
+    PACK: tl.constexpr,
+    WINDOW: tl.constexpr,
+    SOFTCAP: tl.constexpr,
+    ONE_SPLIT: tl.constexpr,
+    PART: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+):
+    """BLOCK_M query heads of one kv head and sequence over one part of its tokens."""
+    BLOCKS: tl.constexpr = (GROUP + BLOCK_M - 1) // BLOCK_M
+    kv_head, block = tl.program_id(0) // BLOCKS, tl.program_id(0) % BLOCKS
+    split, seq = tl.program_id(1), tl.program_id(2).to(tl.int64)
+    length = tl.load(lengths + seq)
+    first, origin, part = _parts(length, tl.num_programs(1), WINDOW, PART, BLOCK_N)
+    start = origin + split * part
+    if (start < length) | (split == 0):
+        in_group = block * BLOCK_M + tl.arange(0, BLOCK_M)
+        head = kv_head * GROUP + in_group
+        heads = in_group < GROUP
+        d, v, n = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_V), tl.arange(0, BLOCK_N)
+        at = q + seq * q_seq + head[:, None].to(tl.int64) * q_head + d[None, :]
+        query = tl.load(at, mask=heads[:, None] & (d < D)[None, :], other=0.0)
+        factor = single(scale)
+        if key_scale is not None:
+            factor *= tl.load(key_scale)
+        peak = tl.full((BLOCK_M,), -float("inf"), tl.float32)
+        total = tl.zeros((BLOCK_M,), tl.float32)
+        acc = tl.zeros((BLOCK_M, BLOCK_V), tl.float32)
+        end = tl.minimum(start + part, length)
+        for begin in range(start, end, BLOCK_N):
+            token = begin + n
+            inside = (token >= first) & (token < end)
+            page = tl.load(tables + seq * tables_seq + token // PAGE, mask=inside, other=0)
+            page, place = page.to(tl.int64), token % PAGE
+            place_k = keys + page * key_page + place * key_token + kv_head * key_head
+            if PACK > 0:
+                of_k = place_k[:, None] + (d // PACK * key_chunk + d % PACK)[None, :]
+            else:
+                of_k = place_k[:, None] + d[None, :]
+            k = tl.load(of_k, mask=inside[:, None] & (d < D)[None, :], other=0.0)
+            place_x = values + page * value_page + kv_head * value_head
+            if PACK > 0:
+                place_x += place // PACK * value_chunk + place % PACK
+                of_x = place_x[:, None] + v[None, :] * value_token
+            else:
+                place_x += place * value_token
+                of_x = place_x[:, None] + v[None, :]
+            x = tl.load(of_x, mask=inside[:, None] & (v < V)[None, :], other=0.0)
+            k, x = k.to(query.dtype), x.to(query.dtype)
+            scores = tl.dot(query, tl.trans(k), input_precision="ieee") * factor
+            if SOFTCAP:
+                scores = single(softcap) * _tanh(scores / single(softcap))
+            scores = tl.where(inside[None, :], scores * LOG2_E, -float("inf"))
+            higher = tl.maximum(peak, tl.max(scores, 1))
+            base = tl.where(higher == -float("inf"), 0.0, higher)
+            p = tl.exp2(scores - base[:, None])
+            decay = tl.exp2(peak - base)
+            total = total * decay + tl.sum(p, 1)
+            acc = tl.dot(p.to(x.dtype), x, acc * decay[:, None], input_precision="ieee")
+            peak = higher
+        row = seq * NUM_HEADS + head
+        if value_scale is not None:
+            acc *= tl.load(value_scale)
+        stored = heads[:, None] & (v < V)[None, :]
+        if ONE_SPLIT:
+            if sinks is not None:
+                sink = tl.load(sinks + head, mask=heads, other=0.0).to(tl.float32) * LOG2_E
+                base = tl.where(peak == -float("inf"), 0.0, peak)
+                total += tl.exp2(sink - base)
+            value = acc / tl.where(total == 0.0, 1.0, total)[:, None]
+            at = out + row[:, None] * V + v[None, :]
+            tl.store(at, value.to(out.dtype.element_ty), mask=stored)
+        else:
+            divisor = tl.where(total == 0.0, 1.0, total)
+            found = tl.where(total == 0.0, -float("inf"), peak + tl.log2(divisor))
+            at = split.to(tl.int64) * num_seqs * NUM_HEADS + row
+            tl.store(partial + at[:, None] * V + v[None, :], acc / divisor[:, None], mask=stored)
+            tl.store(lse + at, found, mask=heads)
+
+
+@triton.jit
+def paged_reduce_kernel(
+    partial,  # [splits, num_seqs * NUM_HEADS, V], fp32
+    lse,  # [splits, num_seqs * NUM_HEADS], fp32, base 2
+    lengths,  # [num_seqs], int32
+    sinks,  # [NUM_HEADS] or None
+    out,  # [num_seqs * NUM_HEADS, V]
+    num_rows,
+    splits,
+    NUM_HEADS: tl.constexpr,
+    WINDOW: tl.constexpr,
+    V: tl.constexpr,
+    PART: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_SPLITS: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+):
+    """One head of one sequence over the parts that exist; zeros where no token is seen."""
+    row = tl.program_id(0).to(tl.int64)
+    length = tl.load(lengths + row // NUM_HEADS)
+    _, origin, part = _parts(length, splits, WINDOW, PART, BLOCK_N)
+    parts = tl.cdiv(tl.maximum(length - origin, 0), part)
+    v, every = tl.arange(0, BLOCK_V), tl.arange(0, BLOCK_SPLITS)
+    known = tl.load(lse + every * num_rows + row, mask=every < parts, other=-float("inf"))
+    peak = tl.max(known)
+    base = tl.where(peak == -float("inf"), 0.0, peak)
+    total = tl.sum(tl.exp2(known - base))
+    if sinks is not None:
+        sink = tl.load(sinks + row % NUM_HEADS).to(tl.float32) * LOG2_E
+        total += tl.exp2(sink - base)
+    acc = tl.zeros((BLOCK_V,), tl.float32)
+    for split in range(parts):
+        at = split * num_rows.to(tl.int64) + row
+        weight = tl.exp2(tl.load(lse + at) - base)
+        acc += weight * tl.load(partial + at * V + v, mask=v < V, other=0.0)
+    value = acc / tl.where(total == 0.0, 1.0, total)
+    tl.store(out + row * V + v, value.to(out.dtype.element_ty), mask=v < V)

@@ -1,0 +1,96 @@
+"""Attention of one new token a sequence over keys and values that lie in pages."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from aiter_inductor.core.dtypes import accumulate_dtype
+from aiter_inductor.core.op import op
+from aiter_inductor.lowerings.paged_attention_problem import (
+    PagedAttentionProblem,
+    paged_attention_unsupported,
+)
+from aiter_inductor.lowerings.providers import add_triton
+
+
+@op(problem=PagedAttentionProblem.of)
+def paged_attention(
+    q: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    block_tables: Tensor,
+    seq_lens: Tensor,
+    key_scale: Tensor | None = None,
+    value_scale: Tensor | None = None,
+    sinks: Tensor | None = None,
+    *,
+    scale: float,
+    layout: str = "paged",
+    window: int | None = None,
+    softcap: float = 0.0,
+) -> Tensor:
+    """Attend from one query a sequence to the tokens that its pages hold.
+
+    Args:
+        q: [num_seqs, num_heads, head_dim]; the token is the last of its sequence, already stored.
+        key_cache: of the layout below; dtype of `q`, or fp8 where scales are given.
+        value_cache: the same for values.
+        block_tables: [num_seqs, max_pages], int32: the pages of each sequence in order. Entries
+            beyond its length are not read.
+        seq_lens: [num_seqs], int32: tokens of each sequence. One of no tokens gives zeros.
+        key_scale: [] or [1], fp32: keys are `key_cache * key_scale`; None is 1.
+        value_scale: the same for values.
+        sinks: [num_heads], any float dtype: a further score of each head, of no value.
+        scale: factor on the scores.
+        layout: `paged` is vLLM's: both [num_pages, page_size, num_kv_heads, head_dim]. `packed` is
+            AITER's: keys [num_pages, num_kv_heads, head_dim / x, page_size, x], values
+            [num_pages, num_kv_heads, page_size / x, v_head_dim, x] with x elements in 16 bytes.
+        window: the last so many tokens are seen; None sees all.
+        softcap: scores become `softcap * tanh(score / softcap)`; 0 leaves them.
+
+    Returns:
+        [num_seqs, num_heads, v_head_dim], dtype of `q`.
+    """
+    acc = accumulate_dtype(q.dtype)
+    keys = _rows(key_cache, block_tables, layout, is_key=True).to(acc)
+    values = _rows(value_cache, block_tables, layout, is_key=False).to(acc)
+    num_seqs, num_heads, _ = q.shape
+    position = torch.arange(keys.shape[1], device=q.device)
+    length = seq_lens.unsqueeze(-1)
+    seen = position < length
+    if window is not None:
+        seen = seen & (position >= length - window)
+    # Places that are not seen may hold anything, NaN included.
+    values = values.masked_fill(~seen[:, :, None, None], 0.0)
+    grouped = q.to(acc).unflatten(1, (keys.shape[2], -1))
+    scores = torch.einsum("shgd,sthd->shgt", grouped, keys) * scale
+    if key_scale is not None:
+        scores = scores * key_scale.to(acc)
+    if softcap:
+        scores = softcap * torch.tanh(scores / softcap)
+    scores = scores.masked_fill(~seen[:, None, None], -torch.inf)
+    if sinks is not None:
+        sink = sinks.to(acc).unflatten(0, (keys.shape[2], -1))
+        scores = torch.cat((scores, sink[None, :, :, None].expand(num_seqs, -1, -1, 1)), -1)
+    unseen = (scores == -torch.inf).all(-1, keepdim=True)
+    p = scores.softmax(-1).masked_fill(unseen, 0.0)[..., : keys.shape[1]]
+    out = torch.einsum("shgt,sthd->shgd", p, values)
+    if value_scale is not None:
+        out = out * value_scale.to(acc)
+    return out.to(q.dtype).reshape(num_seqs, num_heads, values.shape[-1])
+
+
+def _rows(cache: Tensor, block_tables: Tensor, layout: str, *, is_key: bool) -> Tensor:
+    """[num_seqs, max_pages * page_size, num_kv_heads, head_dim] of the pages of each sequence."""
+    pages = block_tables.long().clamp(0, max(cache.shape[0] - 1, 0))
+    narrow = cache.view(torch.uint8) if cache.element_size() == 1 else cache
+    rows = narrow[pages.flatten()].view(cache.dtype)
+    if layout == "packed" and is_key:
+        rows = rows.permute(0, 3, 1, 2, 4).flatten(-2)
+    elif layout == "packed":
+        rows = rows.permute(0, 2, 4, 1, 3).flatten(1, 2)
+    return rows.unflatten(0, pages.shape).flatten(1, 2)
+
+
+add_triton(paged_attention, "paged_attention", refuse=paged_attention_unsupported)
