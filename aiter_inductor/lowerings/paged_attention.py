@@ -90,7 +90,8 @@ def _rows(cache: Tensor, block_tables: Tensor, layout: str, *, is_key: bool) -> 
         rows = rows.permute(0, 3, 1, 2, 4).flatten(-2)
     elif layout == "packed":
         rows = rows.permute(0, 2, 4, 1, 3).flatten(1, 2)
-    return rows.unflatten(0, pages.shape).flatten(1, 2)
+    found: Tensor = rows.unflatten(0, pages.shape).flatten(1, 2)
+    return found
 
 
 add_triton(paged_attention, "paged_attention", refuse=paged_attention_unsupported)
