@@ -31,6 +31,7 @@ SMALL = {
     "num_heads": 4,
     "num_kv_heads": 2,
     "head_dim": 32,
+    "v_dim": 24,
     "q_len": 1,
     "kv_len": 24,
     "kv_lora_rank": 64,

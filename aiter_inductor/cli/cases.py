@@ -32,7 +32,14 @@ ROPE_DIMS: Dims = {
     "head_dim": 128,
 }
 GEMM_DIMS: Dims = {"num_rows": 4096, "N": 7168, "K": 2048}
-ATTENTION_DIMS: Dims = {"batch": 1, "num_heads": 32, "num_kv_heads": 8, "num_tokens": 4096}
+ATTENTION_DIMS: Dims = {
+    "batch": 1,
+    "num_heads": 32,
+    "num_kv_heads": 8,
+    "num_tokens": 4096,
+    "head_dim": 128,
+    "v_dim": 128,
+}
 MLA_DIMS: Dims = {"batch": 16, "num_heads": 128, "q_len": 1, "kv_len": 4096, "kv_lora_rank": 512}
 KV_DIMS: Dims = {
     "num_tokens": 4096,
@@ -191,12 +198,19 @@ def _gemm(scaling: str, dtype: torch.dtype | None = None) -> Family:
     return Family(GEMM_DIMS, example)
 
 
-def _attention(dims: Dims, fp8: torch.dtype) -> Arguments:
-    """Causal prefill with heads of 128."""
-    batch, tokens, kv_heads = dims["batch"], dims["num_tokens"], dims["num_kv_heads"]
-    q = _bf16(batch, dims["num_heads"], tokens, 128)
-    k, v = _bf16(batch, kv_heads, tokens, 128), _bf16(batch, kv_heads, tokens, 128)
-    return (q, k, v), {"scale": 128**-0.5, "causal": "top_left"}
+def _attention(backward: bool = False) -> Family:
+    """Causal prefill."""
+
+    def example(dims: Dims, fp8: torch.dtype) -> Arguments:
+        batch, tokens, heads = dims["batch"], dims["num_tokens"], dims["num_heads"]
+        kv_heads, qk_dim, v_dim = dims["num_kv_heads"], dims["head_dim"], dims["v_dim"]
+        q, out = _bf16(batch, heads, tokens, qk_dim), _bf16(batch, heads, tokens, v_dim)
+        k, v = _bf16(batch, kv_heads, tokens, qk_dim), _bf16(batch, kv_heads, tokens, v_dim)
+        lse = torch.empty(batch, heads, tokens, device="meta")
+        args = (out, q, k, v, out, lse) if backward else (q, k, v)
+        return args, {"scale": qk_dim**-0.5, "causal": "top_left"}
+
+    return Family(ATTENTION_DIMS, example)
 
 
 def _mla(dims: Dims, fp8: torch.dtype) -> Arguments:
@@ -300,7 +314,9 @@ FAMILIES: Mapping[str, Family] = {
     "gemm_int8": _gemm("row", torch.int8),
     "gemm_w8a16": _gemm("weight_block"),
     "gemm_w4a16": _gemm("weight_group"),
-    "attention": Family(ATTENTION_DIMS, _attention),
+    "attention": _attention(),
+    "attention_with_lse": _attention(),
+    "attention_backward": _attention(backward=True),
     "mla_decode": Family(MLA_DIMS, _mla),
     "kv_cache_write": Family(KV_DIMS, _kv_cache),
     "rope_kv_cache_write": Family(ROPE_KV_DIMS, _rope_kv_cache),

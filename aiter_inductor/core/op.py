@@ -251,17 +251,19 @@ class Op:
         return add
 
     def backward(
-        self, *saved: str
+        self, *saved: str, zeros: bool = True
     ) -> Callable[[Callable[..., Mapping[str, torch.Tensor | None]]], None]:
         """Register the gradient.
 
         The decorated function gets a dict of the inputs (tensors named in `saved` and every
         non-tensor argument) and the output gradients, and returns gradients by argument name.
-        Outputs may be saved too, as `output_0`, `output_1` and so on.
+        Outputs may be saved too, as `output_0`, `output_1` and so on. `needed` tells by name which
+        gradients are asked for. The gradient of an output that nobody read is zeros, or None
+        without `zeros`.
         """
 
         def add(formula: Callable[..., Mapping[str, torch.Tensor | None]]) -> None:
-            register.autograd(self.name, self.signature, saved, formula)
+            register.autograd(self.name, self.signature, saved, formula, zeros)
             self.differentiable = True
 
         return add

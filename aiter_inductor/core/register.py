@@ -66,6 +66,7 @@ def autograd(
     signature: inspect.Signature,
     saved: tuple[str, ...],
     formula: Callable[..., Mapping[str, torch.Tensor | None]],
+    zeros: bool = True,
 ) -> None:
     """Register `formula` as the gradient of `aiter_inductor::<name>`; see `Op.backward`."""
     positional = [p.name for p in signature.parameters.values() if p.kind != p.KEYWORD_ONLY]
@@ -78,12 +79,13 @@ def autograd(
         given |= {f"output_{index}": made for index, made in enumerate(outputs)}
         ctx.plain = {k: v for k, v in given.items() if not isinstance(v, torch.Tensor)}
         ctx.names = tuple(n for n in saved if isinstance(given[n], torch.Tensor))
+        ctx.set_materialize_grads(zeros)
         ctx.save_for_backward(*(given[n] for n in ctx.names))
 
     def backward(ctx: Any, *grads: Any) -> tuple[torch.Tensor | None, ...]:
         inputs = {**ctx.plain, **dict(zip(ctx.names, ctx.saved_tensors, strict=True))}
-        found = formula(inputs, *grads)
         needed = dict(zip(positional, ctx.needs_input_grad, strict=False))
+        found = formula({**inputs, "needed": needed}, *grads)
         return tuple(found.get(n) if needed.get(n) else None for n in positional)
 
     torch.library.register_autograd(

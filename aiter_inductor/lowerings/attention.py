@@ -10,9 +10,12 @@ from aiter_inductor.core.dtypes import accumulate_dtype
 from aiter_inductor.core.op import op
 from aiter_inductor.lowerings.attention_problem import (
     AttentionProblem,
+    flash_unsupported,
     sdpa_has_nothing_to_add,
+    sdpa_is_faster,
     sdpa_unsupported,
 )
+from aiter_inductor.lowerings.providers import add_triton
 
 
 @op(problem=AttentionProblem.of)
@@ -50,22 +53,30 @@ def attention(
     Returns:
         [B, H, S, Dv], dtype of q, dense in the order of `layout`.
     """
+    scores = masked(capped_scores(q, k, scale, softcap), mask, causal, window)
+    probabilities = _softmax(scores, sinks)
+    grouped = probabilities.unflatten(1, (v.shape[1], q.shape[1] // v.shape[1]))
+    out = (grouped @ v.to(scores.dtype).unsqueeze(2)).flatten(1, 2).to(q.dtype)
+    return in_layout(out, layout)
+
+
+def capped_scores(q: Tensor, k: Tensor, scale: float, softcap: float | None) -> Tensor:
+    """[B, H, S, T]: every query against every key, in float32 or float64."""
     acc = accumulate_dtype(q.dtype)
     groups = (k.shape[1], q.shape[1] // k.shape[1])
     scores = q.to(acc).unflatten(1, groups) @ k.to(acc).unsqueeze(2).transpose(-1, -2) * scale
     scores = scores.flatten(1, 2)
-    if softcap is not None:
-        scores = softcap * torch.tanh(scores / softcap)
+    return scores if softcap is None else softcap * torch.tanh(scores / softcap)
+
+
+def masked(scores: Tensor, mask: Tensor | None, causal: str, window: int | None) -> Tensor:
+    """`scores` with a float mask added, and minus infinity where a key is hidden."""
     hidden = _hidden(scores, causal, window)
     if mask is not None and mask.dtype == torch.bool:
         hidden = ~mask if hidden is None else hidden | ~mask
     elif mask is not None:
-        scores = scores + mask.to(acc)
-    if hidden is not None:
-        scores = scores.masked_fill(hidden, -torch.inf)
-    probabilities = _softmax(scores, sinks)
-    out = (probabilities.unflatten(1, groups) @ v.to(acc).unsqueeze(2)).flatten(1, 2).to(q.dtype)
-    return in_layout(out, layout)
+        scores = scores + mask.to(scores.dtype)
+    return scores if hidden is None else scores.masked_fill(hidden, -torch.inf)
 
 
 def in_layout(out: Tensor, layout: str) -> Tensor:
@@ -73,6 +84,9 @@ def in_layout(out: Tensor, layout: str) -> Tensor:
     if layout == "bshd":
         return out.transpose(1, 2).contiguous().transpose(1, 2)
     return out.contiguous()
+
+
+add_triton(attention, "attention", refuse=flash_unsupported, decline=sdpa_is_faster)
 
 
 @attention.provider(
@@ -128,8 +142,9 @@ def _hidden(scores: Tensor, causal: str, window: int | None) -> Tensor | None:
 
 def _softmax(scores: Tensor, sinks: Tensor | None) -> Tensor:
     """Probabilities of the keys; zeros where every key is hidden."""
+    num_keys = scores.shape[-1]
     if sinks is not None:
         sink = sinks.to(scores.dtype)[:, None, None].expand(*scores.shape[:-1], 1)
-        return torch.softmax(torch.cat((scores, sink), -1), -1)[..., :-1]
+        scores = torch.cat((scores, sink), -1)
     unseen = (scores == -torch.inf).all(-1, keepdim=True)
-    return torch.softmax(scores, -1).masked_fill(unseen, 0.0)
+    return torch.softmax(scores, -1).masked_fill(unseen, 0.0)[..., :num_keys]

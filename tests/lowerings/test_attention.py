@@ -182,12 +182,6 @@ def test_refusals(sizes, how, sentence):
     assert sentence in selection.reason
 
 
-def test_gradients_are_left_to_sdpa():
-    problem = attention.problem(*heads(), scale=0.2)
-    selection = attention.select(problem, Use(arch_named("cpu"), training=True))
-    assert selection.reason == "gradients flow through it and attention has no backward"
-
-
 def test_opcheck():
     q, k, v = heads()
     opcheck(attention, (q, k, v), {"scale": 0.2, "causal": "top_left"})

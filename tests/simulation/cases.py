@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from aiter_inductor.cli.cases import (
+    ATTENTION_DIMS,
     FAMILIES,
     GEMM_DIMS,
     GROUP_DIMS,
@@ -151,6 +152,24 @@ SIZES: Mapping[frozenset[str], tuple[Dims, ...]] = {
         {"batch": 2, "num_tokens": 8, "num_heads": 4, "num_kv_heads": 2, "head_dim": 64},
         {"batch": 2, "num_tokens": 5, "num_heads": 3, "num_kv_heads": 1, "head_dim": 80},
     ),
+    frozenset(ATTENTION_DIMS): (
+        {
+            "batch": 1,
+            "num_heads": 4,
+            "num_kv_heads": 2,
+            "num_tokens": 64,
+            "head_dim": 64,
+            "v_dim": 64,
+        },
+        {
+            "batch": 2,
+            "num_heads": 2,
+            "num_kv_heads": 1,
+            "num_tokens": 37,
+            "head_dim": 80,
+            "v_dim": 24,
+        },
+    ),
     frozenset(MLA_DIMS): (
         {"batch": 1, "num_heads": 16, "q_len": 1, "kv_len": 64, "kv_lora_rank": 256},
         {"batch": 2, "num_heads": 5, "q_len": 2, "kv_len": 41, "kv_lora_rank": 96},
@@ -259,6 +278,17 @@ STYLES: Mapping[str, tuple[Style, ...]] = {
         _PARTIAL,
         Style("llama", fields={"round_before_weight": True, **_ONE_TABLE}),
         Style("gemma", fields={"weight_offset": 1.0}),
+    ),
+    "attention": (
+        Style("window", fields={"window": 20, "causal": "bottom_right", "sinks": True}),
+        Style("masked", fields={"mask": "bool", "causal": "none"}),
+        Style("biased", fields={"mask": "bfloat16", "softcap": 3.0, "layout": "bshd"}),
+        OF_FP32,
+    ),
+    "attention_with_lse": (Style("sinks", fields={"sinks": True}),),
+    "attention_backward": (
+        Style("window", fields={"window": 20, "softcap": 3.0, "sinks": True}),
+        Style("masked", fields={"mask": "bool", "causal": "none"}),
     ),
     "mla_decode": (
         Style("masked", fields={"mask": "bool"}),

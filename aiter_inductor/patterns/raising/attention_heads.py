@@ -25,6 +25,7 @@ from aiter_inductor.core.graph import (
 from aiter_inductor.core.match import Derived, Match, Miss, Output
 from aiter_inductor.core.problem import Dim, dim
 from aiter_inductor.lowerings.attention import attention
+from aiter_inductor.lowerings.attention_backward import attention_with_lse
 from aiter_inductor.patterns.raising.mask import shape_of_mask
 
 PATTERN = "attention"
@@ -69,7 +70,12 @@ def build(
     said = {name: given for name, given in kwargs.items() if given not in (None, "none")}
     if layout != "bhsd":
         said["layout"] = layout
-    return Match(PATTERN, attention, (q, k, v, mask, sinks), said, (Output(end),), interior)
+    args = (q, k, v, mask, sinks)
+    found = tensor(end)
+    if torch.is_grad_enabled() and found is not None and found.requires_grad:
+        outputs = (Output(end), None)
+        return Match(PATTERN, attention_with_lse, args, said, outputs, interior)
+    return Match(PATTERN, attention, args, said, (Output(end),), interior)
 
 
 def shared_heads(k: fx.Node, v: fx.Node) -> tuple[fx.Node, fx.Node]:

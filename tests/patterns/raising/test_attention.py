@@ -171,10 +171,25 @@ def test_not_attention(spelling):
     check_rewrite(NOT_ATTENTION[spelling], *square, expect={})
 
 
-def test_training_keeps_the_programs_own():
+@pytest.mark.parametrize("how", [{}, {"softcap": 5.0}], ids=str)
+def test_training_keeps_the_log_sum_exp(how):
     given = tuple(t.requires_grad_() for t in heads())
-    result = check_rewrite(SDPA["causal"][0], *given, expect=SITE, backward=True, inserted=0)
-    assert result.reasons() == ["gradients flow through it and attention has no backward"]
+
+    def run(q, k, v):
+        mask = torch.ones(S, S, dtype=torch.bool).triu(1)
+        mask = torch.zeros(S, S).masked_fill(mask, -torch.inf)
+        return eager(q, k, v, mask[None, None], **how)
+
+    result = check_rewrite(run, *given, expect=SITE, backward=True)
+    (decision,) = result.decisions
+    assert decision.match.op.name == "attention_with_lse"
+    assert arguments(result)["causal"] == "top_left"
+
+
+def test_a_mask_that_is_learned_gets_its_gradient():
+    given = tuple(t.requires_grad_() for t in heads())
+    bias = torch.randn(1, H, S, S, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    check_rewrite(eager, *given, bias, expect=SITE, backward=True)
 
 
 def test_dynamic_lengths():

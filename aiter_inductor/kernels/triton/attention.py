@@ -1,0 +1,203 @@
+"""Flash attention; the host side of attention_kernel.py."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from aiter_inductor.kernels.triton.attention_kernel import attention_kernel
+from aiter_inductor.kernels.triton.launch import launchable
+
+MIN_TILE = 16  # columns, the depth of the smallest matrix instruction
+
+
+@dataclass(frozen=True)
+class AttentionConfig:
+    """What one program handles; each field is a column of the tuned table.
+
+    Attributes:
+        block_m: queries.
+        block_n: keys at a time.
+        num_warps: warps of 32 lanes; a chip with wider ones launches half as many.
+        num_stages: tiles of keys and values in flight.
+        heads_together: heads that advance side by side, their longest blocks of queries first.
+    """
+
+    block_m: int
+    block_n: int
+    num_warps: int = 8
+    num_stages: int = 2
+    heads_together: int = 8
+
+    @classmethod
+    def default(
+        cls, qk_dim: int, itemsize: int, *, amd: bool, window: int | None = None
+    ) -> AttentionConfig:
+        """Untuned choice; on Hopper the best of 12 to 24 that were raced at 4096 tokens.
+
+        Args:
+            qk_dim: elements a head of queries and keys.
+            itemsize: bytes an element.
+            amd: whether tiles must fit 64 KiB, the LDS of a gfx942.
+            window: keys a query sees; a short one leaves large tiles mostly masked.
+        """
+        if itemsize > 2:
+            return cls(64, 32, num_warps=8, num_stages=1)
+        if amd:
+            return cls(128, 64 if qk_dim <= 128 else 32, num_warps=8, num_stages=1)
+        if window is not None and window <= 512:
+            return cls(64, 32, num_warps=4, num_stages=3 if qk_dim <= 128 else 2)
+        if qk_dim <= 128:
+            return cls(64, 64, num_warps=4, num_stages=3)
+        return cls(128, 64 if qk_dim <= 192 else 32, num_warps=8, num_stages=3)
+
+    def launch(self) -> dict[str, int]:
+        """Keywords for the launch."""
+        warps = max(self.num_warps // 2, 1) if torch.version.hip else self.num_warps
+        return {"num_warps": warps, "num_stages": self.num_stages}
+
+
+def tiles(width: int) -> tuple[int, int]:
+    """Widths of the one or two tiles, powers of two, that hold a head; 0 for no second one."""
+    first = max(triton.next_power_of_2(width + 1) // 2, MIN_TILE)
+    rest = width - first
+    return first, max(triton.next_power_of_2(rest), MIN_TILE) if rest > 0 else 0
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None = None,
+    sinks: Tensor | None = None,
+    *,
+    scale: float,
+    causal: str = "none",
+    window: int | None = None,
+    softcap: float | None = None,
+    layout: str = "bhsd",
+    config: AttentionConfig | None = None,
+) -> Tensor:
+    """Attention without its log-sum-exp; see the op of this name."""
+    out = heads_like(q, v, layout)
+    _attend(q, k, v, mask, sinks, out, None, scale, causal, window, softcap, config)
+    return out
+
+
+def attention_with_lse(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None = None,
+    sinks: Tensor | None = None,
+    *,
+    scale: float,
+    causal: str = "none",
+    window: int | None = None,
+    softcap: float | None = None,
+    layout: str = "bhsd",
+    config: AttentionConfig | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Attention and its log-sum-exp; see the op of this name."""
+    out = heads_like(q, v, layout)
+    lse = q.new_empty(q.shape[:-1], dtype=torch.float32)
+    _attend(q, k, v, mask, sinks, out, lse, scale, causal, window, softcap, config)
+    return out, lse
+
+
+def heads_like(q: Tensor, v: Tensor, layout: str) -> Tensor:
+    """An empty [B, H, S, Dv], dense in the order of `layout`."""
+    batch, num_heads, num_queries, _ = q.shape
+    if layout == "bshd":
+        return q.new_empty(batch, num_queries, num_heads, v.shape[-1]).transpose(1, 2)
+    return q.new_empty(batch, num_heads, num_queries, v.shape[-1])
+
+
+def innermost(x: Tensor) -> Tensor:
+    """`x`, copied if its last dimension is not contiguous."""
+    return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
+
+
+def spread(mask: Tensor | None, *sizes: Any) -> tuple[Tensor | None, tuple[Any, ...]]:
+    """A mask over all pairs of query and key, bool as uint8, and its strides; nothing is copied."""
+    if mask is None:
+        return None, (0, 0, 0, 0)
+    mask = mask.view(torch.uint8) if mask.dtype == torch.bool else mask
+    mask = mask.expand(*sizes)
+    return mask, mask.stride()
+
+
+def head_sizes(qk_dim: int, v_dim: int) -> dict[str, int]:
+    """Constants of the kernels that say how heads are cut into tiles."""
+    (block_d, rest_d), (block_dv, rest_dv) = tiles(qk_dim), tiles(v_dim)
+    return {
+        "D": qk_dim,
+        "DV": v_dim,
+        "BLOCK_D": block_d,
+        "REST_D": rest_d,
+        "BLOCK_DV": block_dv,
+        "REST_DV": rest_dv,
+    }
+
+
+def _attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    sinks: Tensor | None,
+    out: Tensor,
+    lse: Tensor | None,
+    scale: float,
+    causal: str,
+    window: int | None,
+    softcap: float | None,
+    config: AttentionConfig | None,
+) -> None:
+    """Fill `out`, and `lse` if it is asked for."""
+    q, k, v = innermost(q), innermost(k), innermost(v)
+    batch, num_heads, S, qk_dim = q.shape
+    T, v_dim = k.shape[2], v.shape[-1]
+    amd = torch.version.hip is not None
+    config = config or AttentionConfig.default(qk_dim, q.element_size(), amd=amd, window=window)
+    mask, mask_strides = spread(mask, batch, num_heads, S, T)
+    num_blocks = triton.cdiv(S, config.block_m)
+    if isinstance(num_blocks, int) and num_blocks * batch * num_heads == 0:
+        return
+    launchable(attention_kernel)[(num_blocks * batch * num_heads,)](
+        q,
+        k,
+        v,
+        mask,
+        sinks,
+        None,
+        None,
+        out,
+        lse,
+        scale,
+        softcap,
+        window,
+        num_heads,
+        num_heads // k.shape[1],
+        S,
+        T,
+        num_blocks,
+        batch * num_heads,
+        *q.stride()[:3],
+        *k.stride()[:3],
+        *v.stride()[:3],
+        *out.stride()[:3],
+        *((0, 0) if lse is None else lse.stride()[:2]),
+        *mask_strides,
+        CAUSAL=causal != "none",
+        FROM_END=causal == "bottom_right",
+        **head_sizes(qk_dim, v_dim),
+        BLOCK_M=config.block_m,
+        BLOCK_N=config.block_n,
+        HEADS_TOGETHER=config.heads_together,
+        **config.launch(),
+    )
