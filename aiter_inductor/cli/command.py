@@ -17,6 +17,7 @@ COMMANDS = {
     "bench": "eager, plain Inductor and this backend side by side, for ops or for models",
     "tune": "measure which kernel is fastest here at which size, and keep it in a table",
     "prebuild": "build HIP kernels ahead of time, for chips that need not be here",
+    "figures": "registers, LDS, spills and occupancy of every kernel, as compiled for AMD chips",
     "cache": "list, verify or clear the built kernels",
 }
 """Name of each command, which is also its module's, and what it does."""

@@ -77,12 +77,15 @@ def collecting_modules(arch: str) -> Iterator[list[jit.Module]]:
 
     What `prebuild` builds for a model: run its kernels' host functions on meta tensors.
     """
-    collected = _Collected(arch, [])
-    token = _collected.set(collected)
-    try:
+    with _collecting(arch) as collected:
         yield collected.modules
-    finally:
-        _collected.reset(token)
+
+
+@contextmanager
+def collecting_variants(arch: str) -> Iterator[list[Variant]]:
+    """The same, kernel by kernel: a module may hold several, of which a call needs some."""
+    with _collecting(arch) as collected:
+        yield collected.variants
 
 
 def wave_size(arch: str) -> int:
@@ -94,22 +97,36 @@ def wave_size(arch: str) -> int:
 class _Collected:
     arch: str
     modules: list[jit.Module]
+    variants: list[Variant]
 
 
 _simulated: ContextVar[str | None] = ContextVar("simulated", default=None)
 _collected: ContextVar[_Collected] = ContextVar("collected")
 
 
+@contextmanager
+def _collecting(arch: str) -> Iterator[_Collected]:
+    collected = _Collected(arch, [], [])
+    token = _collected.set(collected)
+    try:
+        yield collected
+    finally:
+        _collected.reset(token)
+
+
 class _Declared:
-    """Stands in for a kernel on meta tensors: launching it notes its module."""
+    """Stands in for a kernel on meta tensors: launching it notes the kernel and its module."""
 
     def __init__(self, variant: Variant) -> None:
+        self._variant = variant
         self._module = variant.module()
 
     def launch(self, *_: object) -> None:
-        modules = _collected.get().modules
-        if self._module not in modules:
-            modules.append(self._module)
+        collected = _collected.get()
+        if self._module not in collected.modules:
+            collected.modules.append(self._module)
+        if self._variant not in collected.variants:
+            collected.variants.append(self._variant)
 
 
 @cache

@@ -49,6 +49,42 @@ class Launched:
     run: Any
 
 
+@dataclass(frozen=True)
+class Compiled:
+    """A launch that was compiled for, and not made.
+
+    Attributes:
+        name: of the `@triton.jit` function.
+        kernel: its code, a `cdnasim.Kernel`.
+        threads: work-items a program.
+        shared_bytes: LDS a program.
+    """
+
+    name: str
+    kernel: Any
+    threads: int
+    shared_bytes: int
+
+
+@contextmanager
+def compiling(arch: str) -> Iterator[list[Compiled]]:
+    """Within, Triton kernels are compiled for `arch` and not run; tensors may be meta tensors.
+
+    Yields:
+        The kernels so far, in order of their launches.
+
+    Raises:
+        UnknownTargetError: for a chip that is not known.
+    """
+    compiled: list[Compiled] = []
+
+    def keep(launch: _Launch) -> None:
+        compiled.append(Compiled(launch.name, launch.kernel, launch.threads, launch.shared_bytes))
+
+    with _driving(SimulatorDriver(arch, keep)):
+        yield compiled
+
+
 @contextmanager
 def simulating(arch: str) -> Iterator[list[Launched]]:
     """Within, Triton kernels on CPU tensors run as the machine code of `gfx942` or `gfx950`.
@@ -64,13 +100,47 @@ def simulating(arch: str) -> Iterator[list[Launched]]:
         UnknownTargetError: for a chip that is not known.
     """
     launched: list[Launched] = []
-    driver = SimulatorDriver(arch, launched)
+
+    def run(launch: _Launch) -> None:
+        done = launch.kernel.launch(
+            launch.grid, (launch.threads,), launch.arguments, shared_bytes=launch.shared_bytes
+        )
+        launched.append(
+            Launched(
+                name=launch.name,
+                arch=arch,
+                listing=launch.listing,
+                grid=launch.grid,
+                threads=launch.threads,
+                shared_bytes=launch.shared_bytes,
+                arguments=launch.arguments,
+                run=done,
+            )
+        )
+
+    with _driving(SimulatorDriver(arch, run)):
+        yield launched
+
+
+@dataclass(frozen=True)
+class _Launch:
+    name: str
+    kernel: Any
+    listing: str
+    grid: tuple[int, int, int]
+    threads: int
+    shared_bytes: int
+    arguments: tuple[Any, ...]
+
+
+@contextmanager
+def _driving(driver: SimulatorDriver) -> Iterator[None]:
     before, hip = triton.runtime.driver._active, torch.version.hip
     knobs.runtime.kernel_load_start_hook.add(driver.remember_listing)
     triton.runtime.driver.set_active(driver)
     torch.version.hip = "simulated"
     try:
-        yield launched
+        yield
     finally:
         torch.version.hip = hip
         triton.runtime.driver.set_active(before)
@@ -78,12 +148,12 @@ def simulating(arch: str) -> Iterator[list[Launched]]:
 
 
 class SimulatorDriver(DriverBase):
-    """What Triton asks of a driver, answered for a simulated chip."""
+    """What Triton asks of a driver, answered for a simulated chip; `take` gets the launches."""
 
-    def __init__(self, arch: str, launched: list[Launched]) -> None:
+    def __init__(self, arch: str, take: Callable[[_Launch], None]) -> None:
         super().__init__()
         self.arch = arch_named(arch)
-        self.launched = launched
+        self.take = take
         self.utils = self
         self._listing = ""
 
@@ -165,18 +235,16 @@ def _launch(
     kinds = source.signature.values()
     passed = tuple(v for v, kind in zip(values, kinds, strict=True) if kind != "constexpr")
     threads = metadata.num_warps * metadata.warp_size
-    run = kernel.launch(grid, (threads,), passed, shared_bytes=metadata.shared)
     # Triton keeps a kernel and its launcher for as long as the process lives: the launch belongs to
     # the driver of today.
-    triton.runtime.driver.active.launched.append(
-        Launched(
+    triton.runtime.driver.active.take(
+        _Launch(
             name=source.fn.__name__,
-            arch=kernel.arch,
+            kernel=kernel,
             listing=listing,
             grid=grid,
             threads=threads,
             shared_bytes=metadata.shared,
             arguments=passed,
-            run=run,
         )
     )
