@@ -24,8 +24,9 @@ def rows() -> list[dict[str, str]]:
 
 
 def test_nothing_spills_to_memory():
-    names = ("scratch", "VGPR spills")
-    assert not [row for row in rows() if any(row[name] != "0" for name in names)]
+    """HIP kernels spill nothing at all; Triton's may move registers to unused ones of other kinds."""
+    columns = {"triton": ("scratch",), "hip": ("scratch", "VGPR spills", "SGPR spills")}
+    assert not [row for row in rows() if any(row[name] != "0" for name in columns[row["by"]])]
 
 
 @pytest.mark.parametrize("op", SAMPLE)
