@@ -9,6 +9,7 @@ Providers are added below it, in order of preference.
 from __future__ import annotations
 
 import inspect
+import itertools
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -165,14 +166,14 @@ class Op:
                 reason, declined = f"{provider.name}: {evidence}", True
             if reason is None:
                 takers.append(provider)
-                if self.tables is None:
+                if self.tables is None and not provider.cede(problem, use):
                     break
             else:
                 reasons.append(reason)
         if not takers:
             return Selection(None, "; ".join(reasons), declined)
         if self.tables is None:
-            return Selection(takers[0], f"{takers[0].name} takes it")
+            return _first(takers, problem, use)
         return self._fastest(self.tables, takers, problem, use)
 
     def _fastest(
@@ -187,8 +188,7 @@ class Op:
         ladder = tables.ladder(use.arch, key, [p.name for p in takers])
         if (size := fixed(rows)) is not None:
             if ladder is None:
-                first = next((p for p in takers if not p.cede(problem, use)), takers[0])
-                return Selection(first, f"{first.name} takes it")
+                return _first(takers, problem, use)
             step = ladder.at(size)
             measured = f"{step.latency_us:.4g} µs at {tables.tuning.rows}={step.rows}"
             return Selection(self.providers[step.provider], f"{step.provider} took {measured}")
@@ -267,6 +267,15 @@ class Op:
             self.differentiable = True
 
         return add
+
+
+def _first(takers: list[Provider], problem: Problem, use: Use) -> Selection:
+    """The first that does not cede to one after it, or the first of all."""
+    ceding = list(itertools.takewhile(lambda p: p.cede(problem, use), takers))
+    if not ceding or len(ceding) == len(takers):
+        return Selection(takers[0], f"{takers[0].name} takes it")
+    chosen = takers[len(ceding)]
+    return Selection(chosen, f"{chosen.name} takes it: {ceding[0].cede(problem, use)}")
 
 
 def op(

@@ -36,22 +36,23 @@ def operator(
 ) -> None:
     """Define `aiter_inductor::<name>` with the reference as fake function."""
     signature = _with_provider(inspect.signature(reference))
+    bind = _binder(signature)
     _library.define(name + _schema(reference, signature, mutates), tags=(_tag(),))
 
     def compute(*args: Any, **kwargs: Any) -> Any:
-        inputs = _bind(signature, args, kwargs)
+        inputs = bind(args, kwargs)
         body = resolve(inputs)
         return _call(body.run, inputs)
 
     def fake(*args: Any, **kwargs: Any) -> Any:
-        return _call(reference, _bind(signature, args, kwargs))
+        return _call(reference, bind(args, kwargs))
 
     def trace(mode: Any, overload: Any, types: Any, args: Any, kwargs: Any) -> Any:
-        body = resolve(_bind(signature, args, kwargs or {}))
+        body = resolve(bind(args, kwargs or {}))
         if not body.traceable:
             return mode.__torch_dispatch__(overload, types, args, kwargs)
         with mode:
-            return _call(body.run, _bind(signature, args, kwargs or {}))
+            return _call(body.run, bind(args, kwargs or {}))
 
     qualified = f"{NAMESPACE}::{name}"
     _library.impl(name, compute, "CompositeExplicitAutograd")
@@ -116,12 +117,21 @@ def _schema(
     return f'{inputs[:-1]}{separator}str provider=""){arrow}{outputs}'
 
 
-def _bind(
-    signature: inspect.Signature, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> dict[str, Any]:
-    bound = signature.bind(*args, **kwargs)
-    bound.apply_defaults()
-    return dict(bound.arguments)
+def _binder(
+    signature: inspect.Signature,
+) -> Callable[[tuple[Any, ...], Mapping[str, Any]], dict[str, Any]]:
+    """`signature.bind` with defaults applied, at a tenth of its 8 µs.
+
+    Only for calls that the dispatcher has checked against the schema.
+    """
+    parameters = signature.parameters.values()
+    names = [p.name for p in parameters if p.kind is not p.KEYWORD_ONLY]
+    given = {p.name: None if p.default is p.empty else p.default for p in parameters}
+
+    def bind(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        return {**given, **dict(zip(names, args, strict=False)), **kwargs}
+
+    return bind
 
 
 def _call(function: Callable[..., Any], inputs: Mapping[str, Any]) -> Any:

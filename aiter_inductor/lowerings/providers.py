@@ -19,6 +19,7 @@ def add_triton(
     *,
     refuse: Verdict,
     decline: Verdict = accept,
+    cede: Verdict = accept,
     config: str | None = None,
 ) -> None:
     """Let `kernels/triton/<family>.py` provide `made`; Inductor sees and launches the kernels.
@@ -26,17 +27,19 @@ def add_triton(
     Args:
         made: the op.
         family: name of the module.
-        refuse, decline: as of every provider.
+        refuse, decline, cede: as of every provider.
         config: name of the class of its launch parameters, in `<family>_config.py`, if tables hold
             them for this op.
     """
     run = _host_function(made, "triton", family)
     if config is None:
-        made.provider("triton", refuse=refuse, decline=decline, traceable=True)(run)
+        made.provider("triton", refuse=refuse, decline=decline, traceable=True, cede=cede)(run)
         return
     cls = functools.partial(_attribute, f"triton.{family}_config", config)
     run = _configured(made, "triton", run)
-    made.provider("triton", refuse=refuse, decline=decline, traceable=True, config=cls)(run)
+    made.provider("triton", refuse=refuse, decline=decline, traceable=True, config=cls, cede=cede)(
+        run
+    )
 
 
 def add_hip(made: Op, family: str, *, refuse: Verdict, decline: Verdict = accept) -> None:

@@ -78,7 +78,8 @@ def test_a_table_is_the_first_question(table):
     without = Use(HOPPER, disabled=lambda name: name if name == "triton" else None)
     assert op.select(PROBLEM, without).provider is op.providers["vendor"]
     other = op.select(replace(PROBLEM, N=4224), use)
-    assert (other.provider, other.reason) == (op.providers["triton"], "triton takes it")
+    assert other.provider is op.providers["triton"]
+    assert other.reason.startswith("triton takes it: M=64 is at most 64")
 
 
 def test_an_open_number_of_rows_is_chosen_for_when_called(table):

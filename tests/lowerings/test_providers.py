@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 import aiter_inductor.backend  # noqa: F401  defines all ops
 from aiter_inductor.core import jit
 from aiter_inductor.core.arch import arch_named
-from aiter_inductor.core.op import OPS, Use
+from aiter_inductor.core.op import OPS, Provider, Use, accept
 from aiter_inductor.kernels.hip import norm as hip_norm
 from aiter_inductor.lowerings import providers
 
@@ -63,3 +65,19 @@ def test_hip_refuses_a_residual_of_another_dtype() -> None:
     assert selection.reason.endswith(
         "hip: x and the residual are bfloat16 and float32; HIP kernels add equal dtypes"
     )
+
+
+def test_a_provider_that_cedes_runs_only_where_no_later_one_can() -> None:
+    op = OPS["rms_norm"]
+    taking: dict[str, Provider] = {}
+    for name, cede in (("triton", lambda problem, use: "hip took half as long"), ("hip", accept)):
+        taking[name] = replace(op.providers[name], refuse=accept, decline=accept, cede=cede)
+    ceding = replace(op, providers=taking)
+    problem = op.problem(*ARGUMENTS)
+    found = ceding.select(problem, Use(GFX942))
+    assert (found.provider, found.reason) == (
+        taking["hip"],
+        "hip takes it: hip took half as long",
+    )
+    without_hip = Use(GFX942, disabled=lambda name: "hip" if name == "hip" else None)
+    assert ceding.select(problem, without_hip).provider is taking["triton"]
