@@ -315,10 +315,11 @@ add_vendor(
 )
 for made in (gemm_fp8_rowwise, gemm_fp8_per_tensor):
     add_vendor(made, "gemm", refuse=vendor_unsupported, cede=triton_is_faster)
-CONFIG = "GemmConfig"
+CONFIG = "triton.gemm_config.GemmConfig"
 for made in (gemm_fp8_blockscale, gemm_fp8_rowwise, gemm_fp8_per_tensor):
     add_triton(made, "gemm", refuse=triton_unsupported, config=CONFIG)
 add_triton(gemm_int8, "gemm", refuse=int8_unsupported, config=CONFIG)
-add_triton(
-    gemm_w8a16, "gemm", refuse=triton_unsupported, decline=decline_weight_only, config=CONFIG
-)
+for made in (gemm_w8a16, gemm_w4a16):
+    add_triton(
+        made, "gemm_weight", refuse=triton_unsupported, decline=decline_weight_only, config=CONFIG
+    )

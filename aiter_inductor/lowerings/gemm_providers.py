@@ -22,7 +22,10 @@ def dtypes_unsupported(problem: GemmProblem, use: Use) -> str | None:
     weight_only = problem.scaling.startswith("weight")
     if problem.dtype not in (ROW_DTYPES if weight_only else FP8_DTYPES):
         return _not_read("x", problem.dtype)
-    if problem.weight_dtype not in (QUANT_DTYPES if weight_only else FP8_DTYPES):
+    packed = problem.scaling == "weight_group"
+    if packed and problem.weight_dtype != torch.uint8:
+        return f"weight is {short_name(problem.weight_dtype)}, not uint8 that holds two int4"
+    if not packed and problem.weight_dtype not in (QUANT_DTYPES if weight_only else FP8_DTYPES):
         return _not_read("weight", problem.weight_dtype)
     if problem.out_dtype not in ROW_DTYPES:
         return f"no kernel writes {short_name(problem.out_dtype)}"
@@ -50,7 +53,11 @@ def triton_unsupported(problem: GemmProblem, use: Use) -> str | None:
     for name, dtype in (("x", problem.dtype), ("weight", problem.weight_dtype)):
         if dtype in FP8_DTYPES and dtype not in use.arch.fp8_dtypes:
             return f"{name} is {short_name(dtype)}, which {use.arch} does not multiply"
-    sizes = {"block": (problem.group_size, problem.block_k), "weight_block": (problem.block_k,)}
+    sizes = {
+        "block": (problem.group_size, problem.block_k),
+        "weight_block": (problem.block_k,),
+        "weight_group": (problem.group_size,),
+    }
     for size in sizes.get(problem.scaling, ()):
         if (size & -size) < LEAST_K:
             return f"scales change every {size} elements of K, not of a tile's {LEAST_K}"

@@ -28,14 +28,14 @@ def add_triton(
         made: the op.
         family: name of the module.
         refuse, decline, cede: as of every provider.
-        config: name of the class of its launch parameters, in `<family>_config.py`, if tables hold
-            them for this op.
+        config: the class of its launch parameters, such as `triton.gemm_config.GemmConfig`, if
+            tables hold them for this op.
     """
     run = _host_function(made, "triton", family)
     if config is None:
         made.provider("triton", refuse=refuse, decline=decline, traceable=True, cede=cede)(run)
         return
-    cls = functools.partial(_attribute, f"triton.{family}_config", config)
+    cls = functools.partial(_attribute, *config.rpartition(".")[::2])
     run = _configured(made, "triton", run)
     made.provider("triton", refuse=refuse, decline=decline, traceable=True, config=cls, cede=cede)(
         run

@@ -77,24 +77,6 @@ def gemm_fp8_per_tensor(
     return scaled_gemm(x, weight, x_scale, weight_scale, bias, "tensor", out_dtype, config=config)
 
 
-def gemm_w8a16(
-    x: Tensor,
-    weight: Tensor,
-    weight_scale: Tensor,
-    bias: Tensor | None = None,
-    *,
-    block_n: int = 128,
-    block_k: int = 128,
-    config: GemmConfig | None = None,
-) -> Tensor:
-    """`x` [*, K], not quantised, times `weight` [N, K] transposed; see the op of this name."""
-    scaling = "weight_row" if weight_scale.dim() == 1 else "weight_block"
-    sizes = (1, block_n, block_k)
-    return scaled_gemm(
-        x, weight, None, weight_scale, bias, scaling, x.dtype, sizes=sizes, config=config
-    )
-
-
 def scaled_gemm(
     x: Tensor,
     weight: Tensor,
@@ -159,15 +141,15 @@ def scaled_gemm(
         BLOCK_K=config.block_k,
         GROUP_M=config.group_m,
         EVEN_K=K % config.block_k == 0,
-        SPLIT_K=split_k,
         **config.launch(),
     )
     if split_k > 1:
-        _add_splits(target, bias, out)
+        add_splits(target, bias, out)
     return out
 
 
-def _add_splits(partial: Tensor, bias: Tensor | None, out: Tensor) -> None:
+def add_splits(partial: Tensor, bias: Tensor | None, out: Tensor) -> None:
+    """`out` = the sum of `partial` [split_k, M, N], plus the bias."""
     split_k, M, N = partial.shape
     size, block = M * N, 1024
     launchable(add_splits_kernel)[((size + block - 1) // block,)](

@@ -63,11 +63,34 @@ class GemmConfig:
         )
 
     @classmethod
+    def default_weight_only(
+        cls, M: Any, N: int, K: int, *, amd: bool, block_k: int = 128
+    ) -> GemmConfig:
+        """Untuned choice where x is not quantised and the weight is the left operand."""
+        rows = M if isinstance(M, int) else 4096
+        block_m = min(max(_power_above(rows), 16), 128)
+        block_n = 128 if block_m >= 64 else 64
+        tiles = _cdiv(max(rows, 1), block_m) * _cdiv(max(N, 1), block_n)
+        split = min(2 * PROGRAMS[amd] // tiles, max(K // (4 * block_k), 1), MAX_SPLIT)
+        split_k = 1 << (max(split, 1).bit_length() - 1)
+        stages = 2 if amd else 4 if block_m < 64 else 3
+        return cls(block_m, block_n, block_k, split_k, 8, 8 if block_m == 128 else 4, stages)
+
+    @classmethod
     def candidates(cls, problem: Any, arch: Any) -> Iterator[GemmConfig]:
         """What `tune` tries: tiles of the problem's size class, and ways to cut K into parts."""
         amd = arch.wave_size == 64
         step = step_of(problem)
-        tiles = FEW_ROWS if problem.M <= 32 else SOME_ROWS if problem.M <= 128 else MANY_ROWS
+        weight_only = problem.scaling.startswith("weight")
+        tiles = (
+            WEIGHT_FIRST
+            if weight_only
+            else FEW_ROWS
+            if problem.M <= 32
+            else SOME_ROWS
+            if problem.M <= 128
+            else MANY_ROWS
+        )
         for block_m, block_n, block_k, num_warps, num_stages in tiles:
             made = cls(block_m, block_n, min(block_k, step), 1, 8, num_warps, num_stages)
             if block_k > step or (amd and num_stages > 2):
@@ -149,6 +172,23 @@ MANY_ROWS = (
 """`(block_m, block_n, block_k, num_warps, num_stages)` by the number of rows."""
 
 
+WEIGHT_FIRST = (
+    (16, 64, 128, 4, 4),
+    (16, 64, 256, 4, 3),
+    (16, 128, 128, 4, 4),
+    (32, 64, 128, 4, 4),
+    (32, 128, 128, 4, 4),
+    (64, 64, 128, 4, 4),
+    (64, 128, 64, 4, 4),
+    (64, 128, 128, 8, 3),
+    (128, 128, 64, 8, 4),
+    (128, 128, 128, 8, 3),
+    (256, 128, 64, 8, 3),
+    (256, 64, 64, 4, 4),
+)
+"""Where the weight is the left operand: tokens, then features, as above."""
+
+
 def scale_step(scaling: str, sizes: tuple[int, int, int]) -> int:
     """The widest tile along K, a power of two up to 128, within which no scale changes.
 
@@ -156,6 +196,8 @@ def scale_step(scaling: str, sizes: tuple[int, int, int]) -> int:
     """
     if scaling == "block":
         return min(sizes[0] & -sizes[0], sizes[2] & -sizes[2], MAX_STEP)
+    if scaling == "weight_group":
+        return min(sizes[0] & -sizes[0], MAX_STEP)
     return min(sizes[2] & -sizes[2], MAX_STEP) if scaling == "weight_block" else MAX_STEP
 
 

@@ -36,7 +36,7 @@ def weight_scales(
     return tl.load(ptr + row.to(tl.int64) * row_stride + k // SCALE_K)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])
 def gemm_kernel(
     x_ptr,
     weight_ptr,
@@ -61,9 +61,8 @@ def gemm_kernel(
     BLOCK_K: tl.constexpr,
     GROUP_M: tl.constexpr,
     EVEN_K: tl.constexpr,
-    SPLIT_K: tl.constexpr,
 ):
-    """One tile of the product, or of its share of K as fp32 where SPLIT_K is more than 1."""
+    """One tile of the product, or of its share of K as fp32."""
     tile_m, tile_n = tile_of(tl.program_id(0), M, N, BLOCK_M, BLOCK_N, GROUP_M)
     m = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
     n = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)

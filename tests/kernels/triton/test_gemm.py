@@ -7,8 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from aiter_inductor.kernels.triton import gemm
+from aiter_inductor.kernels.triton import gemm, gemm_weight
 from aiter_inductor.kernels.triton.gemm_config import GemmConfig, scale_step
+from tests.lowerings.test_gemm import unpacked
 
 FP8 = torch.float8_e4m3fn
 SMALL = GemmConfig(16, 32, 64, group_m=2)
@@ -116,11 +117,25 @@ def test_gemm_w8a16(dtype, weight_dtype, of_rows):
     M, N, K = 19, 70, 200
     x, weight = torch.randn(M, K).to(dtype), codes(N, K, weight_dtype, 2)
     scale = scales(N) if of_rows else scales(cdiv(N, 128), cdiv(K, 128))
-    out = gemm.gemm_w8a16(x, weight, scale, config=SMALL)
+    out = gemm_weight.gemm_w8a16(x, weight, scale, config=SMALL)
     blocks = (1, K) if of_rows else (128, 128)
     exact = spread(scale.reshape(scale.shape[0], -1), weight, *blocks)
     assert out.dtype == dtype
     assert_product(out, x, exact, None, torch.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("group_size", [32, 64])
+@pytest.mark.parametrize(("M", "N", "K"), SHAPES)
+def test_gemm_w4a16(M, N, K, group_size):
+    x, bias = torch.randn(M, K).bfloat16(), torch.randn(N)
+    packed = torch.randint(0, 256, (N, K // 2), dtype=torch.uint8)
+    scale = scales(N, cdiv(K, group_size))
+    config = GemmConfig(16, 32, 32, split_k=2, group_m=2)
+    for biased in (None, bias):
+        run = gemm_weight.gemm_w4a16
+        out = run(x, packed, scale, biased, group_size=group_size, config=config)
+        exact = spread(scale, unpacked(packed), 1, group_size)
+        assert_product(out, x, exact, biased, 2**-8)
 
 
 def test_no_rows_and_nothing_to_sum():

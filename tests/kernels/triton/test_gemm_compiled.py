@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from aiter_inductor.core.arch import arch_named
-from aiter_inductor.kernels.triton import gemm
+from aiter_inductor.kernels.triton import gemm, gemm_weight
 from aiter_inductor.kernels.triton.gemm_config import GemmConfig
 from tests.kernels.triton.compiled import TARGETS, compiled
 
@@ -34,14 +34,14 @@ def launch(target, style, M):
     if style == "int8":
         x, weight = x.to(torch.int8), weight.to(torch.int8)
         return gemm.gemm_int8(x, weight, of_x, of_weight, config=config)
-    return gemm.gemm_w8a16(torch.ones(M, K).bfloat16(), weight, of_blocks, config=config)
+    return gemm_weight.gemm_w8a16(torch.ones(M, K).bfloat16(), weight, of_blocks, config=config)
 
 
 @pytest.mark.parametrize("M", [16, 512])
 @pytest.mark.parametrize("style", ["block", "row", "int8", "w8a16"])
 @pytest.mark.parametrize("target", TARGETS)
 def test_kernels_use_matrix_instructions_and_fit(target, style, M):
-    kernels = compiled([gemm], lambda: launch(target, style, M), target)
+    kernels = compiled([gemm, gemm_weight], lambda: launch(target, style, M), target)
     backend = TARGETS[target].backend
     text = kernels[0].asm["ptx" if backend == "cuda" else "amdgcn"]
     found = set(MATRIX[backend].findall(text))

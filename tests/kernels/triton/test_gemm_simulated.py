@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from aiter_inductor.kernels.triton import gemm
+from aiter_inductor.kernels.triton import gemm, gemm_weight
 from aiter_inductor.kernels.triton.gemm_config import GemmConfig
 from aiter_inductor.kernels.triton.simulated import simulating
 from tests.kernels.triton.test_gemm import assert_product, codes, scales, spread
@@ -34,7 +34,7 @@ def test_gemm_int8_and_gemm_w8a16(arch):
     config = GemmConfig(32, 64, 64, num_stages=2)
     with simulating(arch):
         out = gemm.gemm_int8(x, weight, of_x, of_weight, out_dtype=torch.float32, config=config)
-        wide = gemm.gemm_w8a16(x.bfloat16(), weight, of_weight, config=config)
+        wide = gemm_weight.gemm_w8a16(x.bfloat16(), weight, of_weight, config=config)
     weight_exact = weight.double() * of_weight[:, None]
     assert_product(out, x.double() * of_x, weight_exact, None, 1e-6)
     assert_product(wide, x, weight_exact, None, 2**-8)

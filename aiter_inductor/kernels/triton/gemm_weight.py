@@ -1,0 +1,100 @@
+"""Linear layers on quantised weights; the host side of gemm_weight_kernel.py."""
+
+from __future__ import annotations
+
+import torch
+import triton
+from torch import Tensor
+
+from aiter_inductor.kernels.triton.gemm import add_splits
+from aiter_inductor.kernels.triton.gemm_config import GemmConfig, scale_step
+from aiter_inductor.kernels.triton.gemm_weight_kernel import weight_only_kernel
+from aiter_inductor.kernels.triton.launch import launchable
+
+
+def gemm_w8a16(
+    x: Tensor,
+    weight: Tensor,
+    weight_scale: Tensor,
+    bias: Tensor | None = None,
+    *,
+    block_n: int = 128,
+    block_k: int = 128,
+    config: GemmConfig | None = None,
+) -> Tensor:
+    """`x` [*, K], not quantised, times `weight` [N, K] transposed; see the op of this name."""
+    blocks = (1, 0) if weight_scale.dim() == 1 else (block_n, block_k)
+    return weight_only_gemm(x, weight, weight_scale, bias, blocks, config)
+
+
+def gemm_w4a16(
+    x: Tensor,
+    weight: Tensor,
+    weight_scale: Tensor,
+    bias: Tensor | None = None,
+    *,
+    group_size: int,
+    config: GemmConfig | None = None,
+) -> Tensor:
+    """`x` [*, K] times `weight` [N, K / 2] of nibbles, transposed; see the op of this name."""
+    return weight_only_gemm(x, weight, weight_scale, bias, (1, group_size), config)
+
+
+def weight_only_gemm(
+    x: Tensor,
+    weight: Tensor,
+    weight_scale: Tensor,
+    bias: Tensor | None,
+    blocks: tuple[int, int],
+    config: GemmConfig | None = None,
+) -> Tensor:
+    """The product, scaled and rounded once.
+
+    Args:
+        x: [*, K]. weight: [N, K], or [N, K / 2] of uint8 that hold two int4 each.
+        weight_scale: [N], or a matrix of one scale a block, fp32.
+        bias: [N], any float dtype, or None.
+        blocks: rows and columns of the weight that share a scale; 0 columns for all of a row.
+        config: None for the default.
+
+    Returns:
+        [*, N], x's dtype.
+    """
+    N, K, packed = weight.shape[0], x.shape[-1], weight.dtype == torch.uint8
+    x, weight, weight_scale = x.contiguous(), weight.contiguous(), weight_scale.contiguous()
+    x_rows = x.flatten(0, -2) if x.dim() > 1 else x.unsqueeze(0)
+    M = x_rows.shape[0]
+    if config is None:
+        step = scale_step("weight_block", (0, 0, blocks[1])) if blocks[1] else 128
+        amd = torch.version.hip is not None
+        config = GemmConfig.default_weight_only(M, N, K, amd=amd, block_k=step)
+    split_k = config.split_k
+    out = x.new_empty((*x.shape[:-1], N))
+    target = out if split_k == 1 else x.new_empty((split_k, M, N), dtype=torch.float32)
+    tiles = triton.cdiv(M, config.block_m) * triton.cdiv(N, config.block_n)
+    launchable(weight_only_kernel)[(tiles, split_k)](
+        x_rows,
+        weight,
+        weight_scale,
+        bias if split_k == 1 else None,
+        target,
+        M,
+        N,
+        K,
+        x_rows.stride(0),
+        weight.stride(0),
+        weight_scale.stride(0),
+        triton.cdiv(K, config.block_k * split_k) * config.block_k,
+        SCALE_N=blocks[0],
+        SCALE_K=blocks[1],
+        PACKED=packed,
+        BLOCK_M=config.block_m,
+        BLOCK_N=config.block_n,
+        BLOCK_K=config.block_k,
+        GROUP_M=config.group_m,
+        EVEN_K=K % config.block_k == 0,
+        **config.launch(),
+    )
+    if split_k > 1:
+        add_splits(target, bias, out)
+    return out

@@ -1,0 +1,80 @@
+"""The product of rows that are not quantised with a weight that is: int4, int8 or fp8.
+
+The weight is the left operand, `out.T = weight [N, K] @ x.T`: what is dequantised in registers
+stays there, since matrix instructions read their left operand from registers on Hopper as on CDNA,
+and few rows of x make a narrow tile and not a mostly empty one.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from aiter_inductor.kernels.triton.gemm_kernel import tile_of
+
+
+@triton.jit
+def unpacked(packed, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """int4 elements [ROWS, COLUMNS] of bytes [ROWS, COLUMNS / 2], the even one in the low half."""
+    pairs = packed.to(tl.int8, bitcast=True)
+    return tl.join((pairs << 4) >> 4, pairs >> 4).reshape(ROWS, COLUMNS)
+
+
+@triton.jit(do_not_specialize=["M"])
+def weight_only_kernel(
+    x_ptr,
+    weight_ptr,
+    weight_scale_ptr,
+    bias_ptr,
+    out_ptr,
+    M,
+    N,
+    K,
+    x_stride,
+    weight_stride,
+    weight_scale_stride,
+    k_per_split,
+    SCALE_N: tl.constexpr,
+    SCALE_K: tl.constexpr,
+    PACKED: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    GROUP_M: tl.constexpr,
+    EVEN_K: tl.constexpr,
+):
+    """One tile of the product, or of a share of K as fp32; SCALE_K 0 means one scale a row."""
+    tile_m, tile_n = tile_of(tl.program_id(0), M, N, BLOCK_M, BLOCK_N, GROUP_M)
+    m = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
+    n = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    # Rows beyond the last read the last again: loads stay wide and unmasked, stores are masked.
+    row, column = tl.minimum(m, M - 1).to(tl.int64), tl.minimum(n, N - 1).to(tl.int64)
+    HELD: tl.constexpr = BLOCK_K // 2 if PACKED else BLOCK_K
+    inner, held = tl.arange(0, BLOCK_K), tl.arange(0, HELD)
+    x_columns = x_ptr + row[None, :] * x_stride + inner[:, None]
+    weight_rows = weight_ptr + column[:, None] * weight_stride + held[None, :]
+    scales = weight_scale_ptr + (column // SCALE_N) * weight_scale_stride
+    total = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
+    start = tl.program_id(1) * k_per_split
+    for k in tl.range(start, tl.minimum(start + k_per_split, K), BLOCK_K):
+        at = k // 2 if PACKED else k
+        if EVEN_K:
+            x, weight = tl.load(x_columns + k), tl.load(weight_rows + at)
+        else:
+            x = tl.load(x_columns + k, inner[:, None] < K - k, 0.0)
+            left = (K - k) // 2 if PACKED else K - k
+            weight = tl.load(weight_rows + at, held[None, :] < left, 0.0)
+        if PACKED:
+            weight = unpacked(weight, BLOCK_N, BLOCK_K)
+        wide = weight.to(tl.float32).to(x.dtype)
+        if SCALE_K:
+            part = tl.dot(wide, x, input_precision="ieee")
+            total += part * tl.load(scales + k // SCALE_K)[:, None]
+        else:
+            total = tl.dot(wide, x, total, input_precision="ieee")
+    if not SCALE_K:
+        total *= tl.load(scales)[:, None]
+    if bias_ptr is not None:
+        total += tl.load(bias_ptr + column).to(tl.float32)[:, None]
+    to = out_ptr + (tl.program_id(1).to(tl.int64) * M + row)[None, :] * N + n[:, None]
+    tl.store(to, total.to(out_ptr.dtype.element_ty), (n < N)[:, None] & (m < M)[None, :])
