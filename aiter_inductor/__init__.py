@@ -15,6 +15,7 @@ _HOME = {
     "explain": "aiter_inductor.inspection",
     "report": "aiter_inductor.inspection",
     "quantize_": "aiter_inductor.quantization",
+    "provide_fp8_kernels": "aiter_inductor.fine_grained_fp8",
     "assert_fused": "aiter_inductor.core.report",
     "Report": "aiter_inductor.core.report",
     "Site": "aiter_inductor.core.report",
@@ -27,6 +28,7 @@ __all__ = [
     "aiter",
     "assert_fused",
     "explain",
+    "provide_fp8_kernels",
     "quantize_",
     "report",
 ]

@@ -25,6 +25,7 @@ from aiter_inductor.core.record import forget, remember
 from aiter_inductor.core.report import Report
 from aiter_inductor.core.rewrite import apply
 from aiter_inductor.core.sites import sites_of
+from aiter_inductor.fine_grained_fp8 import provide_missing_fp8_kernels
 from aiter_inductor.patterns import FUSION, RAISING
 
 
@@ -101,6 +102,9 @@ def reset() -> None:
 
 
 aiter.reset = reset  # type: ignore[attr-defined]
+
+# Dynamo imports this module before it traces: an FP8 model that could not even be traced now can.
+provide_missing_fp8_kernels()
 
 
 def sum_reports(reports: Sequence[Report]) -> Report:

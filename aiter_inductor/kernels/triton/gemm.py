@@ -80,7 +80,7 @@ def gemm_fp8_per_tensor(
 def scaled_gemm(
     x: Tensor,
     weight: Tensor,
-    x_scale: Tensor | None,
+    x_scale: Tensor,
     weight_scale: Tensor,
     bias: Tensor | None,
     scaling: str,
@@ -95,7 +95,7 @@ def scaled_gemm(
         x: [*, K]. weight: [N, K].
         x_scale, weight_scale: as the op with this scaling takes them, fp32.
         bias: [N], any float dtype, or None.
-        scaling: `block`, `row`, `tensor`, `weight_row` or `weight_block`.
+        scaling: `block`, `row` or `tensor`.
         out_dtype: of the result.
         sizes: elements of K a scale of x is for, and rows and columns one of the weight is for.
         config: None for the default.
@@ -114,8 +114,8 @@ def scaled_gemm(
     out = x.new_empty((*x.shape[:-1], N), dtype=out_dtype)
     target = out if split_k == 1 else x.new_empty((split_k, M, N), dtype=torch.float32)
     blocks = triton.cdiv(K, config.block_k * split_k)
-    of_x = None if x_scale is None else x_scale.contiguous()
-    of_rows = None if of_x is None or scaling == "tensor" else of_x.reshape(M, of_x.shape[-1])
+    of_x = x_scale.contiguous()
+    of_rows = None if scaling == "tensor" else of_x.reshape(M, of_x.shape[-1])
     tiles = triton.cdiv(M, config.block_m) * triton.cdiv(N, config.block_n)
     launchable(gemm_kernel)[(tiles, split_k)](
         x_rows,

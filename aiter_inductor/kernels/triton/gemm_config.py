@@ -69,12 +69,14 @@ class GemmConfig:
         """Untuned choice where x is not quantised and the weight is the left operand."""
         rows = M if isinstance(M, int) else 4096
         block_m = min(max(_power_above(rows), 16), 128)
-        block_n = 128 if block_m >= 64 else 64
+        wide = block_m == 128 or _cdiv(N, 128) >= PROGRAMS[amd]
+        block_n = 128 if wide else 64
+        block_k = min(block_k, 64) if block_m == 128 else block_k
         tiles = _cdiv(max(rows, 1), block_m) * _cdiv(max(N, 1), block_n)
         split = min(2 * PROGRAMS[amd] // tiles, max(K // (4 * block_k), 1), MAX_SPLIT)
         split_k = 1 << (max(split, 1).bit_length() - 1)
-        stages = 2 if amd else 4 if block_m < 64 else 3
-        return cls(block_m, block_n, block_k, split_k, 8, 8 if block_m == 128 else 4, stages)
+        num_warps = 8 if block_m == 128 else 4
+        return cls(block_m, block_n, block_k, split_k, 8, num_warps, 2 if amd else 4)
 
     @classmethod
     def candidates(cls, problem: Any, arch: Any) -> Iterator[GemmConfig]:
@@ -183,8 +185,8 @@ WEIGHT_FIRST = (
     (64, 128, 128, 8, 3),
     (128, 128, 64, 8, 4),
     (128, 128, 128, 8, 3),
-    (256, 128, 64, 8, 3),
-    (256, 64, 64, 4, 4),
+    (64, 128, 128, 4, 4),
+    (128, 64, 64, 4, 4),
 )
 """Where the weight is the left operand: tokens, then features, as above."""
 

@@ -83,29 +83,22 @@ def gemm_kernel(
         else:
             x = tl.load(x_rows + k, inner[None, :] < K - k, 0.0)
             weight = tl.load(weight_rows + k, inner[:, None] < K - k, 0.0)
-        if SCALING == "weight_row" or SCALING == "weight_block":
-            weight = weight.to(tl.float32).to(x.dtype)
-        if SCALING == "block" or SCALING == "weight_block":
-            part = tl.dot(x, weight, input_precision="ieee")
+        if SCALING == "block":
+            part = tl.dot(x, weight)
             scale = weight_scales(
                 weight_scale_ptr, column, tile_n, k, weight_scale_stride, BLOCK_N, SCALE_N, SCALE_K
             )
-            if SCALING == "block":
-                scale = tl.load(x_scale_rows + k // SCALE_X) * scale
-            total += part * scale
+            total += part * (tl.load(x_scale_rows + k // SCALE_X) * scale)
         elif WHOLE:
             total = tl.dot(x, weight, total, out_dtype=tl.int32)
         else:
             # Hopper adds fp8 products with 14 bits unless told to flush into fp32 this often.
-            LIMIT: tl.constexpr = BLOCK_K if x.dtype.primitive_bitwidth == 8 else None
-            total = tl.dot(x, weight, total, input_precision="ieee", max_num_imprecise_acc=LIMIT)
+            total = tl.dot(x, weight, total, max_num_imprecise_acc=BLOCK_K)
     out = total.to(tl.float32)
     if SCALING == "row":
         out *= tl.load(x_scale_rows) * tl.load(weight_scale_ptr + column)[None, :]
     elif SCALING == "tensor":
         out *= tl.load(x_scale_ptr) * tl.load(weight_scale_ptr)
-    elif SCALING == "weight_row":
-        out *= tl.load(weight_scale_ptr + column)[None, :]
     if bias_ptr is not None:
         out += tl.load(bias_ptr + column).to(tl.float32)[None, :]
     split = tl.program_id(1).to(tl.int64) * M
