@@ -24,7 +24,7 @@ def rows() -> list[dict[str, str]]:
 
 
 def test_nothing_spills_to_memory():
-    """HIP kernels spill nothing at all; Triton's may move registers to unused ones of other kinds."""
+    """HIP kernels spill nothing; Triton's may move registers to unused ones of another kind."""
     columns = {"triton": ("scratch",), "hip": ("scratch", "VGPR spills", "SGPR spills")}
     assert not [row for row in rows() if any(row[name] != "0" for name in columns[row["by"]])]
 
