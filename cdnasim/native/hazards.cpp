@@ -5,7 +5,10 @@
 
 namespace cdnasim {
 
-constexpr int LONGEST_MFMA = 20, LONGEST_OTHER = 5;
+constexpr u32 LONGEST_OTHER = 5;
+
+// No state beyond these matters after a matrix operation: gfx950 adds one to `passes + 3`.
+static u32 longest_after_matrix(const Ins& mfma) { return (u32)mfma.passes + 4; }
 
 static bool reads_scalar(const Ins& I, const Ins& producer) {
   return producer.writes.meets_scalar(I.reads);
@@ -142,9 +145,10 @@ static Need required(const Wave& w, const Ins& before, const Ins& I) {
   return need;
 }
 
-// Beyond a few states only matrix operations matter.
-static bool relevant(const Ins& before, u32 states) {
-  return states < (u32)LONGEST_OTHER || (before.flags & MFMA);
+// Beyond a few states only matrix operations matter, and those by their vector registers.
+static bool relevant(const Ins& before, const Ins& I, u32 states) {
+  if (!(before.flags & MFMA)) return states < LONGEST_OTHER;
+  return states < longest_after_matrix(before) && before.touched.meets_vector(I.touched);
 }
 
 // Instructions whose own class brings requirements, whatever registers need attention.
@@ -156,20 +160,21 @@ bool always_checks_wait_states(u64 flags, const Ins& I) {
 }
 
 void check_wait_states(Wave& w, const Ins& I) {
-  bool matrices = w.clock < w.hazard_until;
-  u32 horizon = matrices ? LONGEST_MFMA + 1 : LONGEST_OTHER;
+  bool live = w.clock < w.hazard_until;
+  if (!live) w.hazardous = {};
+  if (!I.always_checked && !(live && w.hazardous.meets(I.touched))) return;
+  u32 horizon = live && w.longest_hazard > LONGEST_OTHER ? w.longest_hazard : LONGEST_OTHER;
   for (u32 back = 1; back <= RECENT && back <= w.num_recent; back++) {
     const Issued& e = w.recent[(w.num_recent - back) % RECENT];
     u32 states = w.clock - e.clock - 1;
     if (states >= horizon) break;
-    if (!relevant(*e.ins, states)) continue;
+    if (!relevant(*e.ins, I, states)) continue;
     Need need = required(w, *e.ins, I);
     if (need.states <= (int)states) continue;
     report(w, I, WAIT_STATES, -1, e.ins->pc, "%s after %u wait state%s, %d needed (add s_nop %d)",
            need.why, states, states == 1 ? "" : "s", need.states, need.states - (int)states - 1);
     break;
   }
-  if (!matrices) w.hazardous = {};
 }
 
 // After an instruction: remember it, and which registers make a later one check.
@@ -181,7 +186,9 @@ void note_wait_states(Wave& w, const Ins& I) {
     watched = I.writes;
     if (I.args[3].kind == ARG_VGPR)
       for (int d = 0; d < I.args[3].count; d++) watched.add(I.args[3].index + d);
-    until += LONGEST_MFMA;
+    u32 longest = longest_after_matrix(I);
+    until += longest;
+    if (longest > w.longest_hazard) w.longest_hazard = longest;
   } else if (I.flags & VALU) {
     watched.word[8] = I.writes.word[8];
     watched.word[9] = I.writes.word[9];

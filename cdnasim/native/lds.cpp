@@ -55,10 +55,15 @@ static void lds_addresses(Wave& w, const Ins& I, int k, u32 immediate, int bytes
   u64 size = w.group->launch->lds_bytes;
   a.present = a.active = w.exec();
   if (w.tainted.has(I.args[k].index)) require_defined(w, I, k, 1, w.exec(), "LDS address");
+  u32 highest = 0;
+  FOR_LANES {
+    a.at[lane] = (u64)w.group->lds + base[lane] + immediate;
+    highest = base[lane] > highest ? base[lane] : highest;
+  }
+  if ((u64)highest + immediate + bytes <= size) return;
   for (u64 left = a.active; left; left &= left - 1) {
     int lane = __builtin_ctzll(left);
     u64 offset = (u64)base[lane] + immediate;
-    a.at[lane] = (u64)w.group->lds + offset;
     if (offset + bytes <= size) continue;
     a.present &= ~(1ull << lane);
     report(w, I, OUT_OF_BOUNDS, lane, -1, "LDS %s of lds[%llu..%llu), the workgroup has %llu bytes",
@@ -71,6 +76,12 @@ template <bool WRITES, int BYTES>
 static u64 note_lanes(Wave& w, const Ins& I, const Addresses& a, u64 undefined,
                       const StoredData& data) {
   u64 result = 0;
+  if (!WRITES && BYTES != 12 && a.present == ~0ull) {  // without a branch a lane
+    FOR_LANES result |= (u64)shadow_read<BYTES == 12 ? 8 : BYTES>(
+                            w, I, lane, (u32)(a.at[lane] - (u64)w.group->lds))
+                        << lane;
+    return result;
+  }
   for (u64 left = a.present; left; left &= left - 1) {
     int lane = __builtin_ctzll(left);
     u32 offset = (u32)(a.at[lane] - (u64)w.group->lds);

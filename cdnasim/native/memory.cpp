@@ -69,6 +69,14 @@ static void load_dwords(Wave& w, int reg, const Addresses& a) {
     }
     return;
   }
+  if (a.present == ~0ull) {  // without a branch a lane
+    FOR_LANES {
+      u32 words[N];
+      memcpy(words, (const void*)a.at[lane], 4 * N);
+      for (int d = 0; d < N; d++) w.v[reg + d][lane] = words[d];
+    }
+    return;
+  }
   FOR_LANES {
     if (!(a.active >> lane & 1)) continue;
     u32 words[N] = {};

@@ -7,6 +7,8 @@
 //         4*(lane/16) + r for M = 16, and r for M = 4, where block = lane / 4.
 // Accumulation runs over k in order with one rounding per step; the hardware's order and
 // intermediate precision are not documented. EXEC is ignored.
+#include <algorithm>
+
 #include "operands.hpp"
 #ifdef __SSE__
 #include <immintrin.h>
@@ -79,7 +81,12 @@ struct FullPrecision {
 #endif
 };
 
-alignas(64) static thread_local float A_TILE[16 * 64 * 4], B_TILE[16 * 64 * 4];  // [k][row]
+// A row of M elements; sizes known to the compiler become a few vector moves.
+static inline void copy_row(int M, void* to, const void* from) {
+  if (M == 32) memcpy(to, from, 128);
+  else if (M == 16) memcpy(to, from, 64);
+  else memcpy(to, from, 16);
+}
 
 static int row_of(int M, int reg, int lane) {
   return M == 32   ? 8 * (reg / 4) + 4 * (lane / 32) + reg % 4
@@ -88,18 +95,28 @@ static int row_of(int M, int reg, int lane) {
 }
 
 // ---- unpacking: one register's worth of 64 lanes at a time, element by element
-static void decode_fp8(const u32* words, int shift, int flavour, float* out) {
-  Fp8Format f = fp8_format(flavour);
+template <int FLAVOUR>
+static void decode_fp8(const u32* words, int shift, float* out) {
+  constexpr bool FNUZ = FLAVOUR == E4M3_FNUZ || FLAVOUR == E5M2_FNUZ;
+  constexpr u32 NAN_FROM = FLAVOUR == E4M3_OCP ? 0x7f : FLAVOUR == E5M2_OCP ? 0x7d : 0x80;
+  Fp8Format f = fp8_format(FLAVOUR);
   float scale = as_float((u32)(254 - f.bias) << 23);
-  u32 nan_from = flavour == E4M3_OCP ? 0x7f : flavour == E5M2_OCP ? 0x7d : 0x100;
-  u32 infinity = flavour == E5M2_OCP ? 0x7c : 0x100, nan_code = f.fnuz ? 0x80 : 0x200;
+  int up = 23 - f.mantissa_bits;
   FOR_LANES {
     u32 x = words[lane] >> shift & 255, magnitude = x & 127, sign = (x & 128) << 24;
-    float value = as_float(magnitude << (23 - f.mantissa_bits)) * scale;
-    u32 bits = as_bits(value) | sign;
-    bits = magnitude >= nan_from || x == nan_code ? 0x7fc00000 : bits;
-    bits = magnitude == infinity ? 0x7f800000 | sign : bits;
+    u32 bits = as_bits(as_float(magnitude << up) * scale) | sign;
+    if constexpr (FNUZ) bits = x == 0x80 ? 0x7fc00000 : bits;
+    else bits = magnitude >= NAN_FROM ? 0x7fc00000 : bits;
+    if constexpr (FLAVOUR == E5M2_OCP) bits = magnitude == 0x7c ? 0x7f800000 | sign : bits;
     out[lane] = as_float(bits);
+  }
+}
+static void decode_fp8(const u32* words, int shift, int flavour, float* out) {
+  switch (flavour) {
+    case E4M3_FNUZ: return decode_fp8<E4M3_FNUZ>(words, shift, out);
+    case E5M2_FNUZ: return decode_fp8<E5M2_FNUZ>(words, shift, out);
+    case E4M3_OCP: return decode_fp8<E4M3_OCP>(words, shift, out);
+    default: return decode_fp8<E5M2_OCP>(words, shift, out);
   }
 }
 static void decode_element(Wave& w, Element type, const u32* const* regs, int j, float* out) {
@@ -131,20 +148,53 @@ static void unpack(Wave& w, const Arg& arg, const Matrix& m, Element type, float
     decode_element(w, type, regs, j, values);
     for (int group = 0; group < LANES / m.M; group++) {
       int k = m.blocks > 1 ? group * m.K + j : group * elements + j;
-      memcpy(tile + k * m.M, values + group * m.M, 4 * m.M);
+      copy_row(m.M, tile + k * m.M, values + group * m.M);
     }
   }
 }
+
+// Operands unpacked lately: the products of a tile of D use each of them several times.
+struct Unpacked {
+  const Matrix* matrix;
+  Element type;
+  int flavour, count;
+  u32 words[8 * LANES];
+  alignas(64) float tile[32 * 32];  // [k][row]: 16 x 64 or 32 x 32 numbers at most
+};
+struct Operands {
+  static constexpr u32 NUM = 4;
+  Unpacked entries[NUM];
+  u32 next;
+
+  const float* get(Wave& w, const Arg& arg, const Matrix& m, Element type) {
+    const u32* words = w.v[arg.index];
+    int flavour = w.fp8_flavour(type == EL_BF8);
+    size_t bytes = sizeof w.v[0] * arg.count;
+    for (Unpacked& e : entries)
+      if (e.matrix == &m && e.type == type && e.flavour == flavour && e.count == arg.count &&
+          !memcmp(e.words, words, bytes))
+        return e.tile;
+    Unpacked& e = entries[next++ % NUM];
+    e.matrix = &m;
+    e.type = type;
+    e.flavour = flavour;
+    e.count = arg.count;
+    memcpy(e.words, words, bytes);
+    unpack(w, arg, m, type, e.tile);
+    return e.tile;
+  }
+};
 
 // ---- the product of one block, in strips of 8 rows by 16 columns held in vector registers (the
 // rows are written out because an array of them would live in memory)
 typedef float Vec16 __attribute__((vector_size(64)));
 typedef float Vec16Anywhere __attribute__((vector_size(64), aligned(4), may_alias));
 #define ROWS(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7)
-static void strip(const float* a, const float* b, int K, float* d, int stride) {
-#define LOAD(i) Vec16 sum##i = *(const Vec16Anywhere*)(d + i * stride);
+static void strip(const float* a, const float* b, int stride, int K, const float* const* from,
+                  float* const* to, int column) {
+#define LOAD(i) Vec16 sum##i = *(const Vec16Anywhere*)(from[i] + column);
 #define STEP(i) sum##i += a[i] * row;
-#define STORE(i) *(Vec16Anywhere*)(d + i * stride) = sum##i;
+#define STORE(i) *(Vec16Anywhere*)(to[i] + column) = sum##i;
   ROWS(LOAD)
   for (int k = 0; k < K; k++, a += stride, b += stride) {
     Vec16 row = *(const Vec16Anywhere*)b;
@@ -162,8 +212,25 @@ static void multiply(int M, int K, const float* a, const float* b, float* d) {
         for (int k = 0; k < K; k++) d[i * 4 + j] += a[k * 4 + i] * b[k * 4 + j];
     return;
   }
-  for (int i = 0; i < M; i += 8)
-    for (int j = 0; j < M; j += 16) strip(a + i, b + j, K, d + i * M + j, M);
+  for (int i = 0; i < M; i += 8) {
+    float* rows[8];
+    for (int k = 0; k < 8; k++) rows[k] = d + (i + k) * M;
+    for (int j = 0; j < M; j += 16) strip(a + i, b + j, M, K, rows, rows, j);
+  }
+}
+// The same where C and D are register rows of one block, which need not be copied together.
+static void multiply_registers(Wave& w, int M, int K, const float* a, const float* b, int c,
+                               int out) {
+  for (int i = 0; i < M; i += 8) {
+    const float* from[8];
+    float* to[8];
+    for (int k = 0; k < 8; k++) {
+      int reg = M == 32 ? i / 2 + k % 4 : k % 4, lane = M == 32 ? 32 * (k / 4) : 16 * ((i + k) / 4);
+      from[k] = (const float*)&w.v[c + reg][lane];
+      to[k] = (float*)&w.v[out + reg][lane];
+    }
+    for (int j = 0; j < M; j += 16) strip(a + i, b + j, M, K, from, to, j);
+  }
 }
 
 // One register of 64 lanes holds whole runs of M columns; with M = 4, one run per block.
@@ -176,7 +243,7 @@ static void each_run(int M, int block, F f) {
 }
 static void load_accumulator(Wave& w, const Arg& c, int M, int first, int block, float* d) {
   each_run(M, block, [&](int r, int lane, int at) {
-    if (c.kind == ARG_VGPR) memcpy(d + at, &w.v[c.index + first + r][lane], 4 * M);
+    if (c.kind == ARG_VGPR) copy_row(M, d + at, &w.v[c.index + first + r][lane]);
     else
       for (int i = 0; i < M; i++) d[at + i] = as_float((u32)c.value);
   });
@@ -184,18 +251,22 @@ static void load_accumulator(Wave& w, const Arg& c, int M, int first, int block,
 static void store_accumulator(Wave& w, const Arg& out, int M, int first, int block,
                               const float* d) {
   each_run(M, block, [&](int r, int lane, int at) {
-    memcpy(&w.v[out.index + first + r][lane], d + at, 4 * M);
+    copy_row(M, &w.v[out.index + first + r][lane], d + at);
   });
 }
-static void multiply_blocks(Wave& w, const Ins& I, const Matrix& m) {
+static void multiply_blocks(Wave& w, const Ins& I, const Matrix& m, const float* a,
+                            const float* b) {
   alignas(64) float d[32 * 32];
-  int registers = m.M == 4 ? 0 : m.M * m.M / LANES;
+  int registers = m.M == 4 ? 0 : m.M * m.M / LANES, c = I.args[3].index, first = I.args[0].index;
+  bool apart = c == first || c + registers <= first || first + registers <= c;
+  if (m.M != 4 && m.blocks == 1 && I.args[3].kind == ARG_VGPR && apart)
+    return multiply_registers(w, m.M, m.K, a, b, c, first);
   // All of C is read before D is written: they may overlap.
   alignas(64) static thread_local float results[4][32 * 32];
   for (int block = 0; block < m.blocks; block++) {
     float* out = m.M == 4 ? d : results[block];
     load_accumulator(w, I.args[3], m.M, block * registers, block, out);
-    multiply(m.M, m.K, A_TILE + block * m.K * m.M, B_TILE + block * m.K * m.M, out);
+    multiply(m.M, m.K, a + block * m.K * m.M, b + block * m.K * m.M, out);
     if (m.M == 4) store_accumulator(w, I.args[0], 4, 0, block, d);
   }
   if (m.M != 4)
@@ -203,27 +274,33 @@ static void multiply_blocks(Wave& w, const Ins& I, const Matrix& m) {
       store_accumulator(w, I.args[0], m.M, block * registers, block, results[block]);
 }
 
-// i8: products and sums are exact integers; the accumulator wraps.
-static void multiply_integers(Wave& w, const Ins& I, const Matrix& m) {
+// i8: a sum of up to 64 products of 2^14 is exact in a float; the accumulator wraps.
+static void multiply_integers(Wave& w, const Ins& I, const Matrix& m, const float* a,
+                              const float* b) {
   const Arg &c = I.args[3], &out = I.args[0];
-  int count = m.M * m.M / LANES;
-  alignas(64) u32 sums[16][LANES];
-  for (int r = 0; r < count; r++) FOR_LANES {
-      i64 sum = c.kind == ARG_VGPR ? (i32)w.v[c.index + r][lane] : c.value;
-      int i = row_of(m.M, r, lane), j = lane % m.M;
-      for (int k = 0; k < m.K; k++) sum += (i64)A_TILE[k * m.M + i] * (i64)B_TILE[k * m.M + j];
-      sums[r][lane] = (u32)sum;
-    }
-  memcpy(w.v[out.index], sums, count * sizeof sums[0]);
+  alignas(64) static thread_local float sums[32 * 32];
+  std::fill(sums, sums + m.M * m.M, 0.f);
+  multiply(m.M, m.K, a, b, sums);
+  // All of C is read before D is written: they may overlap.
+  alignas(64) static thread_local u32 results[32 * 32];
+  each_run(m.M, 0, [&](int r, int lane, int at) {
+    const u32* from = w.v[c.index + r] + lane;
+    for (int i = 0; i < m.M; i++)
+      results[at + i] = (c.kind == ARG_VGPR ? from[i] : (u32)c.value) + (u32)(i32)sums[at + i];
+  });
+  each_run(m.M, 0, [&](int r, int lane, int at) {
+    copy_row(m.M, &w.v[out.index + r][lane], results + at);
+  });
 }
 
 static void run_matrix(Wave& w, const Ins& I) {
   const Matrix& m = MATRICES[I.op->shape.bytes];
   FullPrecision guard;
-  unpack(w, I.args[1], m, m.a, A_TILE);
-  unpack(w, I.args[2], m, m.b, B_TILE);
-  if (m.a == EL_I8) multiply_integers(w, I, m);
-  else multiply_blocks(w, I, m);
+  static thread_local Operands left, right;
+  const float* a = left.get(w, I.args[1], m, m.a);
+  const float* b = right.get(w, I.args[2], m, m.b);
+  if (m.a == EL_I8) multiply_integers(w, I, m, a, b);
+  else multiply_blocks(w, I, m, a, b);
 }
 
 // ---- f8f6f4: 32 elements per lane. An fp8 lane holds two runs of 16 consecutive k, 16 * groups
@@ -259,7 +336,7 @@ static void unpack_small(Wave& w, const Ins& I, int k_arg, int format, const Mat
     for (int group = 0; group < groups; group++) {
       int k = format <= F8_E5M2 ? j / 16 * 16 * groups + group * 16 + j % 16 : group * 32 + j;
       float* row = tile + k * m.M;
-      memcpy(row, values + group * m.M, 4 * m.M);
+      copy_row(m.M, row, values + group * m.M);
       if (scaled)
         for (int i = 0; i < m.M; i++) row[i] *= scales[k / 32 * m.M + i];
     }
@@ -268,9 +345,10 @@ static void unpack_small(Wave& w, const Ins& I, int k_arg, int format, const Mat
 static void run_scaled_matrix(Wave& w, const Ins& I) {
   const Matrix& m = SCALED_MATRICES[I.op->shape.bytes];
   FullPrecision guard;
-  unpack_small(w, I, 1, I.mods.cbsz, m, A_TILE);
-  unpack_small(w, I, 2, I.mods.blgp, m, B_TILE);
-  multiply_blocks(w, I, m);
+  alignas(64) static thread_local float a[16 * 128], b[16 * 128];  // [k][row]
+  unpack_small(w, I, 1, I.mods.cbsz, m, a);
+  unpack_small(w, I, 2, I.mods.blgp, m, b);
+  multiply_blocks(w, I, m, a, b);
 }
 
 // ---- undefined bits: an undefined A row or B column spoils that row or column of D

@@ -188,7 +188,7 @@ struct Wave {
   i32 pending_pc[NUM_VGPR + NUM_SGPR];
 
   // wait states
-  u32 clock, hazard_until;
+  u32 clock, hazard_until, longest_hazard;  // the last: states to look back for matrix operations
   u32 num_recent;
   Issued recent[RECENT];
   Origin origin[NUM_VGPR + NUM_SGPR];

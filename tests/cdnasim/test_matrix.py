@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.cdnasim import formats
-from tests.cdnasim.machine import SETTLE, build, f32
+from tests.cdnasim.machine import SETTLE, build, execute, f32
 
 LANES = 64
 PRODUCTS = {  # shape with blocks: (M, K, blocks), by operand type; gfx942 and gfx950
@@ -191,6 +191,38 @@ def test_product(arch, kind, shape):
         np.testing.assert_array_equal(actual.view(np.int32), want)
     else:
         np.testing.assert_allclose(f32(actual), want, rtol=1e-5, atol=1e-4)
+
+
+def halves_and_sums(seed):
+    """[8, 64]: A and B in fp16, two registers each, and C in fp32, four."""
+    rng = np.random.default_rng(seed)
+    operands = rng.standard_normal((4, LANES, 2)).astype(np.float16).view(np.uint32)[..., 0]
+    return np.concatenate(
+        [operands, rng.standard_normal((4, LANES)).astype(np.float32).view(np.uint32)]
+    )
+
+
+def product(out, c):
+    return f"v_mfma_f32_16x16x16_f16 v[{out}:{out + 3}], v[10:11], v[12:13], v[{c}:{c + 3}]"
+
+
+@pytest.mark.parametrize("out", [20, 22, 24], ids=["below", "in place", "above"])
+def test_result_may_overlap_the_accumulator(out):
+    inputs = halves_and_sums(0)
+    apart = execute(product(20, 14), inputs, 4)
+    moves = "\n".join(f"v_mov_b32 v{22 + i}, v{14 + i}" for i in range(4))
+    together = execute(f"{moves}\n{SETTLE}\n{product(out, 22)}", inputs, out - 16)
+    np.testing.assert_array_equal(together[out - 20 : out - 16], apart)
+
+
+def test_an_operand_that_changed_is_read_anew():
+    """Products keep operands unpacked; what they kept is not what the register holds now."""
+    inputs = halves_and_sums(1)
+    swap = f"v_swap_b32 v10, v12\n{SETTLE}"
+    once = execute(f"{swap}\n{product(20, 14)}", inputs, 4)
+    again = execute(f"{product(20, 14)}\n{SETTLE}\n{swap}\n{product(20, 14)}", inputs, 4)
+    np.testing.assert_array_equal(again, once)
+    assert (execute(product(20, 14), inputs, 4) != once).any()
 
 
 SMALL = {
