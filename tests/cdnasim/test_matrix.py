@@ -211,8 +211,9 @@ def test_result_may_overlap_the_accumulator(out):
     inputs = halves_and_sums(0)
     apart = execute(product(20, 14), inputs, 4)
     moves = "\n".join(f"v_mov_b32 v{22 + i}, v{14 + i}" for i in range(4))
-    together = execute(f"{moves}\n{SETTLE}\n{product(out, 22)}", inputs, out - 16)
-    np.testing.assert_array_equal(together[out - 20 : out - 16], apart)
+    down = "\n".join(f"v_mov_b32 v{20 + i}, v{out + i}" for i in range(4))
+    body = f"{moves}\n{SETTLE}\n{product(out, 22)}\n{SETTLE}\n{down}"
+    np.testing.assert_array_equal(execute(body, inputs, 4), apart)
 
 
 def test_an_operand_that_changed_is_read_anew():
