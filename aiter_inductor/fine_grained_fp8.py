@@ -141,12 +141,11 @@ def dequantised_rows(
     if not group_size:
         return _as_quantised(x.float(), dtype).to(x.dtype)
     K = x.shape[-1]
-    whole = K - K % group_size
-    groups = x[..., :whole].float().unflatten(-1, (whole // group_size, group_size))
-    rows = _as_quantised(groups, dtype).flatten(-2)
-    if whole < K:
-        rows = torch.cat((rows, _as_quantised(x[..., whole:].float(), dtype)), -1)
-    return rows.to(x.dtype)
+    if left := K % group_size:
+        whole = dequantised_rows(x[..., : K - left], dtype, group_size)
+        return torch.cat((whole, _as_quantised(x[..., -left:].float(), dtype).to(x.dtype)), -1)
+    groups = x.float().unflatten(-1, (K // group_size, group_size))
+    return _as_quantised(groups, dtype).flatten(-2).to(x.dtype)
 
 
 def _as_quantised(values: Tensor, dtype: torch.dtype) -> Tensor:

@@ -64,7 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
     only = tuple(filter(None, arguments.providers.split(",")))
     path = arguments.out / arch.name / f"{op.name}.csv"
     rows = [] if arguments.again else tuned_table.rows_of(path)
-    jobs = [job for job in _jobs(op, arguments, arch) if not _holds(rows, op.tables, arch, job)]
+    jobs = [j for j in _jobs(op, arguments, arch) if not _holds(rows, op.tables, arch, j, only)]
     work = {job: candidates_of(op, job.problem, arch, only) for job in jobs}
     if arguments.jobs or arguments.compile_only:
         compile_ahead([(j.op.name, j.problem, c) for j, c in work.items()], arguments.jobs)
@@ -77,7 +77,7 @@ def run(arguments: argparse.Namespace) -> int:
         if not found.best:
             print(f"{job}: nobody computes it")
             continue
-        rows = [row for row in rows if not _same(row, op.tables, arch, job)]
+        rows = [row for row in rows if not _same(row, op.tables, arch, job, only)]
         rows += [_row(op.tables, arch, job, each) for each in found.best]
         tuned_table.write(path, op.tables.tuning, rows)
         print(f"{job}: " + ", ".join(map(str, found.best)))
@@ -99,12 +99,16 @@ def _jobs(op: Op, arguments: argparse.Namespace, arch: Arch) -> Iterator[Job]:
         yield Job(op, case_of(op.name, dims, fp8).problem)
 
 
-def _holds(rows: Sequence[dict[str, str]], tables: Tables, arch: Arch, job: Job) -> bool:
-    return any(_same(row, tables, arch, job) for row in rows)
+def _holds(
+    rows: Sequence[dict[str, str]], tables: Tables, arch: Arch, job: Job, only: Sequence[str]
+) -> bool:
+    return any(_same(row, tables, arch, job, only) for row in rows)
 
 
-def _same(row: dict[str, str], tables: Tables, arch: Arch, job: Job) -> bool:
-    """Whether a row of a table is of this problem on this chip."""
+def _same(row: dict[str, str], tables: Tables, arch: Arch, job: Job, only: Sequence[str]) -> bool:
+    """Whether a row of a table is of this problem on this chip, and of one of these providers."""
+    if only and row.get("provider") not in only:
+        return False
     wanted = tuned_table.row(tables.tuning, arch, job.problem, "", None, latency_us=1.0, error=0.0)
     names = ("arch", "compute_units", tables.tuning.rows, *tables.tuning.key)
     return all(row.get(name) == wanted[name] for name in names)

@@ -21,9 +21,9 @@ from aiter_inductor.core.tuning import config_text
 
 HELD_BYTES = 12 << 30
 """What the graphs timed together may hold, a result a call."""
-FIRST_ROUNDS, LAST_ROUNDS = 3, 12
+FIRST_ROUNDS, LAST_ROUNDS = 2, 9
 FINALISTS = 3
-MAX_CALLS = 64
+MAX_CALLS = 24
 """In one graph; small problems need not read all of the cache's size anew."""
 
 

@@ -33,10 +33,12 @@ class Output:
         node: the graph's own node.
         adapt: calls that turn the op's result into what `node` holds, such as
             `(torch.squeeze, (-1,))`; each gets the value so far as first argument.
+        twins: other nodes that the same result replaces, where the program computes it repeatedly.
     """
 
     node: fx.Node
     adapt: tuple[tuple[Callable[..., Any], tuple[Any, ...]], ...] = ()
+    twins: tuple[Output, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +68,12 @@ class Match:
     def anchor(self) -> fx.Node:
         """The node that stands for the whole: the first output the graph has."""
         return next(output.node for output in self.outputs if output is not None)
+
+    def ends(self) -> Iterator[Output]:
+        """Every output that the graph has, twins included."""
+        for output in self.outputs:
+            if output is not None:
+                yield from (output, *output.twins)
 
     def argument(self, name: str) -> Any:
         """One op argument by its name in the reference's signature, default included."""
@@ -118,7 +126,7 @@ class Matches:
     def producing(self, node: object) -> Match | None:
         """The match that has `node` as an output."""
         for match in self.found:
-            if any(output is not None and output.node is node for output in match.outputs):
+            if any(output.node is node for output in match.ends()):
                 return match
         return None
 
@@ -207,7 +215,7 @@ def readers(node: fx.Node, inside: Collection[fx.Node]) -> list[fx.Node]:
 
 def leak(match: Match) -> str | None:
     """Why the interior cannot disappear: a costly intermediate that something else reads too."""
-    ends = {output.node for output in match.outputs if output is not None}
+    ends = {output.node for output in match.ends()}
     for node in match.interior - ends:
         outside = readers(node, match.interior)
         if outside and kind(node) not in DUPLICABLE and isinstance(value(node), torch.Tensor):

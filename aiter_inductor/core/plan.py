@@ -156,7 +156,7 @@ class Selector:
         position = self.effects.position
         inputs = list(match.inputs())
         newest = max(inputs, key=position.__getitem__)
-        ends = [output.node for output in match.outputs if output is not None]
+        ends = [output.node for output in match.ends()]
         for end in ends:
             for user in end.users:
                 if user not in match.interior and position[user] <= position[newest]:

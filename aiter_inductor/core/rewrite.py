@@ -48,7 +48,8 @@ def _insert(graph: fx.Graph, decision: Decision) -> None:
             result = call if single else graph.call_function(operator.getitem, (call, index))
             if not single:
                 _describe(result, match, value(call)[index])
-            _substitute(graph, result, output, match)
+            for end in (output, *output.twins):
+                _substitute(graph, result, end, match)
 
 
 def _substitute(graph: fx.Graph, result: fx.Node, output: Output, match: Match) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from aiter_inductor.core.match import Fusion, Recogniser
-from aiter_inductor.patterns.fusion import add_norm, into_quant, rope_pair
+from aiter_inductor.patterns.fusion import add_norm, into_quant, quant_once, rope_pair
 from aiter_inductor.patterns.raising import (
     act_and_mul,
     attention,
@@ -39,6 +39,7 @@ RAISING: tuple[Recogniser, ...] = (
 
 FUSION: tuple[Fusion, ...] = (
     add_norm.add_into_rms_norm,
+    quant_once.quant_once,
     into_quant.norm_into_quant,
     into_quant.act_into_quant,
     rope_pair.rope_into_pair,

@@ -27,6 +27,7 @@ from aiter_inductor.lowerings.norm_quant import (
 )
 from aiter_inductor.lowerings.quant import quant_per_group, quant_per_token, quant_static
 
+Adaptation = tuple[tuple[Any, tuple[Any, ...]], ...]
 _QUANTS = (quant_per_token, quant_per_group, quant_static)
 
 
@@ -95,11 +96,8 @@ def _merge(pair: Pair, producer: Match, quant: Match, views: list[fx.Node]) -> M
         kwargs["amax_min"] = quant.argument("amax_min")
         grouped = quant.op is quant_per_group
         kwargs["group_size"] = quant.argument("group_size") if grouped else None
-    flat = ((torch.flatten, (0, -2)),) if views else ()
-    results = tuple(
-        None if output is None else Output(output.node, (*flat, *output.adapt))
-        for output in quant.outputs
-    )
+    flat: Adaptation = ((torch.flatten, (0, -2)),) if views else ()
+    results = tuple(None if end is None else _behind(flat, end) for end in quant.outputs)
     return Match(
         pattern="",
         op=pair.static if static else pair.dynamic,
@@ -109,6 +107,12 @@ def _merge(pair: Pair, producer: Match, quant: Match, views: list[fx.Node]) -> M
         interior=producer.interior | quant.interior | frozenset(views),
         parts=(producer, quant),
     )
+
+
+def _behind(flat: Adaptation, end: Output) -> Output:
+    """The same output, its rows flattened first."""
+    twins = tuple(_behind(flat, twin) for twin in end.twins)
+    return Output(end.node, (*flat, *end.adapt), twins)
 
 
 def _rows_of(producer: Match) -> str:
