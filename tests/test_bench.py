@@ -43,6 +43,8 @@ SMALL = {
     "num_groups": 4,
     "topk_groups": 2,
     "block_m": 16,
+    "num_seqs": 3,
+    "max_pages": 2,
 }
 FP8 = torch.float8_e4m3fn
 positive = st.floats(min_value=1e-3, max_value=1e6)

@@ -94,11 +94,12 @@ class PagedAttentionProblem:
         )
 
     def bytes_moved(self) -> Dim:
-        """Queries and results once, and keys and values of full tables once."""
+        """Queries, results and tables once, and keys and values of full tables once."""
+        tables = self.num_seqs * (self.max_pages + 1) * 4
         tokens = self.num_seqs * self.max_pages * self.page_size
         cached = tokens * self.num_kv_heads * (self.head_dim + self.v_head_dim)
         rows = self.num_seqs * self.num_heads * (self.head_dim + self.v_head_dim)
-        return cached * self.cache_dtype.itemsize + rows * self.dtype.itemsize
+        return cached * self.cache_dtype.itemsize + rows * self.dtype.itemsize + tables
 
     def flops(self) -> Dim:
         """Two a multiply-add, of full tables."""
@@ -108,15 +109,15 @@ class PagedAttentionProblem:
     def sample(self, *, seed: int, device: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Random queries and a random cache; lengths from none to full, pages in random order.
 
-        Table entries and places beyond a length hold what must not be read: -1 and NaN.
+        Table entries beyond a length are -1, which must not be read.
         """
         generator = torch.Generator(device).manual_seed(seed)
 
         def normal(*shape: Dim) -> Tensor:
             return torch.randn(shape, generator=generator, device=device)
 
-        num_pages = self.num_seqs * self.max_pages + 1
-        order = torch.randperm(num_pages - 1, generator=generator, device=device) + 1
+        num_pages = self.num_seqs * self.max_pages
+        order = torch.randperm(num_pages, generator=generator, device=device)
         tables = order.view(self.num_seqs, self.max_pages).to(torch.int32)
         most = self.max_pages * self.page_size
         lengths = torch.linspace(most, 0, max(self.num_seqs, 1), device=device)
