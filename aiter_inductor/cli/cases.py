@@ -40,7 +40,14 @@ ATTENTION_DIMS: Dims = {
     "head_dim": 128,
     "v_dim": 128,
 }
-MLA_DIMS: Dims = {"batch": 16, "num_heads": 128, "q_len": 1, "kv_len": 4096, "kv_lora_rank": 512}
+MLA_DIMS: Dims = {
+    "batch": 16,
+    "num_heads": 128,
+    "q_len": 1,
+    "kv_len": 4096,
+    "kv_lora_rank": 512,
+    "cache_bits": 16,
+}
 KV_DIMS: Dims = {
     "num_tokens": 4096,
     "num_kv_heads": 8,
@@ -218,13 +225,14 @@ def _mla(dims: Dims, fp8: torch.dtype) -> Arguments:
     batch, heads, q_len = dims["batch"], dims["num_heads"], dims["q_len"]
     kv_len, rank = dims["kv_len"], dims["kv_lora_rank"]
     nope, rope = rank // 4, rank // 8
+    dtype = fp8 if dims["cache_bits"] == 8 else torch.bfloat16
     args = (
         _bf16(batch, heads, q_len, nope),
         _bf16(batch, heads, q_len, rope),
-        _bf16(batch, kv_len, rank),
-        _bf16(batch, kv_len, rope),
+        *(torch.empty(batch, kv_len, n, dtype=dtype, device="meta") for n in (rank, rope)),
         _bf16(heads * 2 * nope, rank),
         None,
+        torch.empty(1, device="meta") if dtype == fp8 else None,
     )
     return args, {"scale": (nope + rope) ** -0.5}
 
@@ -271,7 +279,7 @@ def _paged_attention(dims: Dims, fp8: torch.dtype) -> Arguments:
     """A decoding step over vLLM's layout, in bf16 or, where cache_bits is 8, in fp8."""
     seqs, D, max_pages = dims["num_seqs"], dims["head_dim"], dims["max_pages"]
     dtype = fp8 if dims["cache_bits"] == 8 else torch.bfloat16
-    pages = seqs * max_pages + 1, dims["page_size"], dims["num_kv_heads"], D
+    pages = seqs * max_pages, dims["page_size"], dims["num_kv_heads"], D
     args = (
         _bf16(seqs, dims["num_heads"], D),
         *(torch.empty(pages, dtype=dtype, device="meta") for _ in range(2)),

@@ -24,6 +24,7 @@ def mla_decode(
     k_rope: Tensor,
     kv_b_weight: Tensor,
     mask: Tensor | None,
+    kv_scale: Tensor | None = None,
     *,
     scale: float,
     causal: bool = False,
@@ -36,11 +37,13 @@ def mla_decode(
     Args:
         q_nope: [batch, num_heads, q_len, qk_nope_head_dim], any float dtype.
         q_rope: [batch, num_heads, q_len, qk_rope_head_dim], rotated.
-        latent: [batch, kv_len, kv_lora_rank], normalised.
+        latent: [batch, kv_len, kv_lora_rank], normalised; dtype of `q_nope`, or fp8.
         k_rope: [batch, kv_len, qk_rope_head_dim], rotated, the same for every head.
         kv_b_weight: [num_heads * (qk_nope_head_dim + v_head_dim), kv_lora_rank].
         mask: broadcasts to [batch, num_heads, q_len, kv_len]: bool, True where a key is seen, or
             float, added to the scores. A row that sees no key gives zeros.
+        kv_scale: [] or [1], fp32: latent rows are `latent * kv_scale` and rotated parts
+            `k_rope * kv_scale`; None is 1. fp8 rows need one.
         scale: factor on the scores.
         causal: query i sees keys 0 to i only.
 
@@ -50,9 +53,12 @@ def mla_decode(
     acc = accumulate_dtype(q_nope.dtype)
     nope = q_nope.shape[-1]
     weight = kv_b_weight.to(acc).unflatten(0, (q_nope.shape[1], -1))
-    expanded = torch.einsum("btr,hdr->bhtd", latent.to(acc), weight)
+    latent, k_rope = latent.to(acc), k_rope.to(acc)
+    if kv_scale is not None:
+        latent, k_rope = latent * kv_scale.to(acc), k_rope * kv_scale.to(acc)
+    expanded = torch.einsum("btr,hdr->bhtd", latent, weight)
     key, value = expanded[..., :nope], expanded[..., nope:]
-    scores = q_nope.to(acc) @ key.mT + q_rope.to(acc) @ k_rope.to(acc).unsqueeze(1).mT
+    scores = q_nope.to(acc) @ key.mT + q_rope.to(acc) @ k_rope.unsqueeze(1).mT
     return (_seen_softmax(scores * scale, mask, causal) @ value).to(q_nope.dtype)
 
 
@@ -85,6 +91,7 @@ def _(
     k_rope: Tensor,
     kv_b_weight: Tensor,
     mask: Tensor | None,
+    kv_scale: Tensor | None = None,
     *,
     scale: float,
     causal: bool = False,
@@ -95,8 +102,10 @@ def _(
     weight = kv_b_weight.unflatten(0, (num_heads, -1))
     w_key, w_value = weight[:, :nope], weight[:, nope:]
     q_latent = torch.einsum("bhsd,hdr->bhsr", q_nope, w_key).flatten(1, 2).to(acc)
-    keys = latent.to(acc)
-    scores = q_latent @ keys.mT + q_rope.flatten(1, 2).to(acc) @ k_rope.to(acc).mT
+    keys, rotated = latent.to(acc), k_rope.to(acc)
+    if kv_scale is not None:
+        keys, rotated = keys * kv_scale.to(acc), rotated * kv_scale.to(acc)
+    scores = q_latent @ keys.mT + q_rope.flatten(1, 2).to(acc) @ rotated.mT
     scores = (scores * scale).unflatten(1, (num_heads, q_len))
     p = _seen_softmax(scores, mask, causal).flatten(1, 2)
     out = (p @ keys).unflatten(1, (num_heads, q_len)).to(q_nope.dtype)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from aiter_inductor.core.dtypes import short_name
+from aiter_inductor.core.dtypes import FP8_DTYPES, short_name
 from aiter_inductor.core.op import Use
 from aiter_inductor.core.problem import Dim, dim, fixed
 
@@ -29,10 +29,12 @@ class MlaProblem:
         qk_nope_head_dim: numbers of a key head that are made from the latent row.
         qk_rope_head_dim: numbers of a key head that all heads share, with their position.
         v_head_dim: numbers of a value head.
-        dtype: of the latent rows.
+        dtype: of queries, weight and result.
         mask: `none`, `bool` or the dtype of an additive mask.
         causal: whether token i of a sequence sees only the first i + 1 cached ones.
         mismatch: why the arguments do not fit together; empty if they do.
+        cache_dtype: of the latent rows and the rotated parts, where it is not `dtype`: fp8, with a
+            scale.
     """
 
     batch_size: Dim
@@ -47,6 +49,7 @@ class MlaProblem:
     mask: str = "none"
     causal: bool = False
     mismatch: str = ""
+    cache_dtype: torch.dtype | None = None
 
     @classmethod
     def of(
@@ -57,6 +60,7 @@ class MlaProblem:
         k_rope: Tensor,
         kv_b_weight: Tensor,
         mask: Tensor | None,
+        kv_scale: Tensor | None = None,
         *,
         scale: float,
         causal: bool = False,
@@ -73,12 +77,19 @@ class MlaProblem:
             nope,
             dim(q_rope.shape[-1]),
             rows // num_heads - nope,
-            latent.dtype,
+            q_nope.dtype,
             "none" if mask is None else short_name(mask.dtype),
             causal,
         )
+        if latent.dtype in FP8_DTYPES and kv_scale is not None:
+            problem = replace(problem, cache_dtype=latent.dtype)
+            dtypes = [t.dtype for t in (q_nope, q_rope, kv_b_weight)]
+            differing = _differing("q_nope, q_rope and weight", dtypes)
+            rows = [t.dtype for t in (latent, k_rope)]
+            return replace(problem, mismatch=differing or _differing("latent and k_rope", rows))
         dtypes = [t.dtype for t in (q_nope, q_rope, latent, k_rope, kv_b_weight)]
-        return replace(problem, mismatch=_differing(dtypes))
+        differing = _differing("q_nope, q_rope, latent, k_rope and weight", dtypes)
+        return replace(problem, mismatch=differing)
 
     def bytes_moved(self) -> Dim:
         """Cache, queries and weights read once, the result written once."""
@@ -86,7 +97,8 @@ class MlaProblem:
         query = self.qk_nope_head_dim + self.qk_rope_head_dim + self.v_head_dim
         weights = self.num_heads * self._expanded * self.kv_lora_rank
         rows = self.batch_size * self.num_heads * self.q_len * query
-        return (cached + weights + rows) * self.dtype.itemsize
+        stored = (self.cache_dtype or self.dtype).itemsize
+        return cached * stored + (weights + rows) * self.dtype.itemsize
 
     def flops(self) -> Dim:
         """Of the absorbed form: two a multiply-add."""
@@ -131,15 +143,19 @@ class MlaProblem:
         def normal(*shape: Dim) -> Tensor:
             return torch.randn(shape, generator=generator, device=device).to(self.dtype)
 
-        heads = self.batch_size, self.num_heads, self.q_len
+        heads, stored = (
+            (self.batch_size, self.num_heads, self.q_len),
+            self.cache_dtype or self.dtype,
+        )
         weight = normal(self.num_heads * self._expanded, self.kv_lora_rank)
         args = (
             normal(*heads, self.qk_nope_head_dim),
             normal(*heads, self.qk_rope_head_dim),
-            normal(self.batch_size, self.kv_len, self.kv_lora_rank),
-            normal(self.batch_size, self.kv_len, self.qk_rope_head_dim),
+            normal(self.batch_size, self.kv_len, self.kv_lora_rank).to(stored),
+            normal(self.batch_size, self.kv_len, self.qk_rope_head_dim).to(stored),
             weight / self.kv_lora_rank**0.5,
             self._sample_mask(device),
+            torch.full((1,), 0.5, device=device) if self.cache_dtype else None,
         )
         scale = (self.qk_nope_head_dim + self.qk_rope_head_dim) ** -0.5
         return args, {"scale": scale, "causal": self.causal}
@@ -164,7 +180,9 @@ def mla_unsupported(problem: MlaProblem, use: Use) -> str | None:
     if problem.mismatch:
         return problem.mismatch
     if not problem.dtype.is_floating_point or problem.dtype.itemsize < 2:
-        return f"latent rows are {short_name(problem.dtype)}; only fp16, bf16 and wider are read"
+        return f"latent rows are {short_name(problem.dtype)} without a scale"
+    if problem.cache_dtype and problem.cache_dtype not in use.arch.fp8_dtypes:
+        return f"{use.arch} has no instructions for {short_name(problem.cache_dtype)}"
     return None
 
 
@@ -192,13 +210,14 @@ def hopper_mla_unsupported(problem: MlaProblem, use: Use) -> str | None:
     for name, width in (("kv_lora_rank", HOPPER_RANK), ("qk_rope_head_dim", HOPPER_ROPE)):
         if fixed(getattr(problem, name)) != width:
             return f"{name}={getattr(problem, name)} is not {width}"
+    if problem.cache_dtype:
+        return f"latent rows are {short_name(problem.cache_dtype)}, not bfloat16"
     if problem.mask != "none" or problem.causal:
         return f"it reads no mask: mask={problem.mask} causal={problem.causal}"
     return None
 
 
-def _differing(dtypes: list[torch.dtype]) -> str:
-    names = ", ".join(map(short_name, dtypes))
+def _differing(names: str, dtypes: list[torch.dtype]) -> str:
     if len(set(dtypes)) == 1:
         return ""
-    return f"q_nope, q_rope, latent, k_rope and weight are {names}, not of one dtype"
+    return f"{names} are {', '.join(map(short_name, dtypes))}, not of one dtype"

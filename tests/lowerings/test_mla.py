@@ -18,11 +18,16 @@ from tests.lowerings.checks import assert_close, assert_same_layout, opcheck, or
 
 SMALL = MlaProblem(3, 4, 2, 17, 32, 16, 8, 24, torch.float32)
 DEEPSEEK = MlaProblem(1, 128, 1, 4096, 512, 128, 64, 128, torch.bfloat16)
+FP8 = torch.float8_e4m3fn
 ABSORBED = mla_decode.providers["torch"].run
 
 
-def expanded_attention(q_nope, q_rope, latent, k_rope, weight, mask, *, scale, causal=False):
+def expanded_attention(
+    q_nope, q_rope, latent, k_rope, weight, mask, kv_scale=None, *, scale, causal=False
+):
     """The model's own way: a projection, keys of all heads, and torch's attention."""
+    if kv_scale is not None:
+        latent, k_rope = (x.float() * kv_scale for x in (latent, k_rope))
     num_heads, nope = q_nope.shape[1], q_nope.shape[-1]
     kv = F.linear(latent, weight).unflatten(-1, (num_heads, -1)).transpose(1, 2)
     shared = k_rope.unsqueeze(1).expand(-1, num_heads, -1, -1)
@@ -55,6 +60,13 @@ def test_absorbed_is_the_reference(mask, causal, dtype, q_len, kv_len):
     # Two roundings to 8 bits more than the oracle has: of the absorbed query and of the latent sum.
     assert_close(found, oracle(mla_decode, args, kwargs), loosen=3)
     assert_same_layout(found, mla_decode.reference(*args, **kwargs))
+
+
+@pytest.mark.parametrize("run", [mla_decode.reference, ABSORBED])
+def test_fp8_rows_count_their_scale(run):
+    args, kwargs = replace(SMALL, cache_dtype=FP8).sample(seed=7, device="cpu")
+    assert args[2].dtype == args[3].dtype == FP8
+    assert_close(run(*args, **kwargs), expanded_attention(*args, **kwargs), loosen=3)
 
 
 def test_absorbing_is_as_exact_as_the_models_form():
@@ -123,8 +135,12 @@ def test_refusals_name_the_values():
     args, kwargs = SMALL.sample(seed=0, device="cpu")
     mixed = MlaProblem.of(*args[:2], args[2].bfloat16(), *args[3:], **kwargs)
     assert "float32, float32, bfloat16, float32, float32" in mla_decode.select(mixed, use).reason
-    quantised = replace(DEEPSEEK, dtype=torch.float8_e4m3fn)
-    assert "latent rows are float8" in mla_decode.select(quantised, use).reason
+    quantised = MlaProblem.of(*args[:2], args[2].to(FP8), *args[3:], **kwargs)
+    assert "float8_e4m3fn, float32, float32, not of one" in mla_decode.select(quantised, use).reason
+    other = replace(DEEPSEEK, cache_dtype=FP8)
+    reason = mla_decode.select(other, Use(arch_named("gfx942"))).reason
+    assert "gfx942 has no instructions for float8_e4m3fn" in reason
+    assert mla_decode.select(other, Use(arch_named("sm_90"))).provider.name == "triton"
 
 
 @pytest.mark.parametrize(

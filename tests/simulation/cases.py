@@ -171,8 +171,9 @@ SIZES: Mapping[frozenset[str], tuple[Dims, ...]] = {
         },
     ),
     frozenset(MLA_DIMS): (
-        {"batch": 1, "num_heads": 16, "q_len": 1, "kv_len": 64, "kv_lora_rank": 256},
-        {"batch": 2, "num_heads": 5, "q_len": 2, "kv_len": 41, "kv_lora_rank": 96},
+        dict(zip(MLA_DIMS, (1, 16, 1, 64, 256, 16), strict=True)),
+        dict(zip(MLA_DIMS, (2, 5, 2, 41, 96, 16), strict=True)),
+        dict(zip(MLA_DIMS, (1, 3, 1, 77, 128, 8), strict=True)),
     ),
     frozenset(KV_DIMS): (
         dict(zip(KV_DIMS, (16, 2, 128, 4, 16, 16), strict=True)),

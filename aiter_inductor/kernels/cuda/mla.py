@@ -28,7 +28,7 @@ _ALIGN_BYTES = 16
 
 _TILE_BYTES = _KEYS * (RANK + ROPE) * 2
 _EXCHANGE_BYTES = 2 * _THREADS * 64
-_SHARED_BYTES = 1024 + _STAGES * _TILE_BYTES + _EXCHANGE_BYTES + _ROWS * ROPE * 2 + _STAGES * 8
+_SHARED_BYTES = 1024 + _STAGES * _TILE_BYTES + _EXCHANGE_BYTES + _ROWS * ROPE * 2 + _STAGES * 16
 
 _MAX_SPLITS = 64
 _TILE_US, _START_US, _REDUCE_US, _PARTIAL_BYTES_PER_US = 0.65, 2.5, 2.5, 4e6
@@ -104,11 +104,12 @@ def mla_decode(
     k_rope: Tensor,
     kv_b_weight: Tensor,
     mask: Tensor | None,
+    kv_scale: Tensor | None = None,
     *,
     scale: float,
     causal: bool = False,
 ) -> Tensor:
-    """Attention over latent rows without a mask; see the op of this name."""
+    """Attention over bf16 latent rows without a mask; see the op of this name."""
     num_heads, nope = q_nope.shape[1], q_nope.shape[-1]
     weight = kv_b_weight.unflatten(0, (num_heads, -1))
     q_latent = torch.einsum("bhsd,hdr->bhsr", q_nope, weight[:, :nope])
@@ -143,6 +144,8 @@ def attend(
     if num_rows == 0 or kv_len == 0:
         return out.zero_()
     row_blocks = math.ceil(rows / _ROWS)
+    if scale < 0:
+        q_latent, q_rope, scale = -q_latent, -q_rope, -scale
     if splits is None:
         processors = _processors(q_latent.device)
         splits = best_splits(batch_size * row_blocks, num_rows, kv_len, processors)

@@ -81,6 +81,7 @@ def mla_decode(
     k_rope: Tensor,
     kv_b_weight: Tensor,
     mask: Tensor | None,
+    kv_scale: Tensor | None = None,
     *,
     scale: float,
     causal: bool = False,
@@ -90,7 +91,7 @@ def mla_decode(
     num_heads, nope = q_nope.shape[1], q_nope.shape[-1]
     weight = kv_b_weight.unflatten(0, (num_heads, -1))
     q_latent = torch.einsum("bhsd,hdr->bhsr", q_nope, weight[:, :nope])
-    out = attend(q_latent, q_rope, latent, k_rope, mask, scale, causal, config)
+    out = attend(q_latent, q_rope, latent, k_rope, mask, scale, causal, config, kv_scale)
     return torch.einsum("bhsr,hdr->bhsd", out, weight[:, nope:]).contiguous()
 
 
@@ -103,6 +104,7 @@ def attend(
     scale: float,
     causal: bool,
     config: MlaConfig | None = None,
+    kv_scale: Tensor | None = None,
 ) -> Tensor:
     """Attention of absorbed queries [batch, heads, q_len, R]: sums of latent rows, same shape."""
     q_latent, q_rope = q_latent.contiguous(), q_rope.contiguous()
@@ -110,7 +112,7 @@ def attend(
     batch_size, num_heads, q_len, rank = q_latent.shape
     kv_len, rope, tokens = latent.shape[1], q_rope.shape[-1], batch_size * q_len
     config = config or MlaConfig.default(
-        tokens, num_heads, kv_len, latent.element_size(), rank + rope
+        tokens, num_heads, kv_len, q_latent.element_size(), rank + rope
     )
     num_rows, splits = tokens * num_heads, config.splits
     partial = q_latent.new_empty(splits, num_rows, rank, dtype=torch.float32)
@@ -127,6 +129,7 @@ def attend(
         latent,
         k_rope,
         mask,
+        kv_scale,
         partial,
         lse,
         scale * math.log2(math.e),

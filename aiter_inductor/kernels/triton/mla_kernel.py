@@ -20,6 +20,7 @@ def mla_split_kernel(
     latent,  # [batch, kv_len, R]
     k_rope,  # [batch, kv_len, ROPE]
     mask,  # [batch, heads, q_len, kv_len]: uint8, float or None
+    kv_scale,  # [1], fp32: what a latent number counts; None is 1
     partial,  # [splits, batch * heads * q_len, R], fp32
     lse,  # [splits, batch * heads * q_len], fp32, base 2
     scale,  # of the scores, times log2(e)
@@ -56,6 +57,8 @@ def mla_split_kernel(
     peak = tl.full((BLOCK_H,), -float("inf"), tl.float32)
     total = tl.zeros((BLOCK_H,), tl.float32)
     scale = single(scale)
+    if kv_scale is not None:
+        scale *= tl.load(kv_scale)
     acc = tl.zeros((BLOCK_H, BLOCK_R), tl.float32)
     length = tl.cdiv(tl.cdiv(kv_len, tl.num_programs(2)), BLOCK_N) * BLOCK_N
     for start in range(split * length, tl.minimum(split * length + length, kv_len), BLOCK_N):
@@ -65,6 +68,7 @@ def mla_split_kernel(
         k = tl.load(at, mask=inside[:, None] & (r < R)[None, :], other=0.0)
         at = k_rope + batch * rope_batch + key.to(tl.int64)[:, None] * rope_row + d[None, :]
         kr = tl.load(at, mask=inside[:, None] & (d < ROPE)[None, :], other=0.0)
+        k, kr = k.to(q.dtype), kr.to(q.dtype)
         scores = tl.dot(q, tl.trans(k), input_precision="ieee")
         scores = tl.dot(qr, tl.trans(kr), scores, input_precision="ieee") * scale
         seen = heads[:, None] & inside[None, :]
@@ -87,6 +91,8 @@ def mla_split_kernel(
         peak = higher
     divisor = tl.where(total == 0.0, 1.0, total)
     found = tl.where(total == 0.0, -float("inf"), peak + tl.log2(divisor))
+    if kv_scale is not None:
+        acc *= tl.load(kv_scale)
     at = split * num_rows.to(tl.int64) + row
     tl.store(partial + at[:, None] * R + r[None, :], acc / divisor[:, None], mask=of_r)
     tl.store(lse + at, found, mask=heads)

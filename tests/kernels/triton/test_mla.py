@@ -49,6 +49,7 @@ def test_mla_decode(mask, dtype, config):
         {"q_len": 3, "mask": "bool", "kv_len": 16},
         {"kv_lora_rank": 48, "qk_rope_head_dim": 8, "kv_len": 130},
         {"batch_size": 0},
+        {"dtype": torch.bfloat16, "cache_dtype": torch.float8_e4m3fn, "mask": "bool"},
     ],
 )
 def test_shapes(changed):
