@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-import pytest
+import hashlib
+import re
+from dataclasses import replace
 
+import pytest
+import torch
+
+from aiter_inductor.cli import code_objects
 from aiter_inductor.cli.cases import load_ops
 from aiter_inductor.cli.command import COMMANDS, main
-from aiter_inductor.core import config
+from aiter_inductor.core import config, jit
 from aiter_inductor.core.arch import KNOWN
+from aiter_inductor.core.jit import NoCompilerError, default_settings, find_compiler
+from aiter_inductor.kernels.hip.loading import collecting_modules
+from aiter_inductor.kernels.hip.norm import rms_norm
 
 
 def test_help_names_every_command(capsys):
@@ -68,3 +77,38 @@ def test_explain_plans_for_a_chip_that_is_not_here(capsys):
     rows = [line.split()[:3] for line in shown.splitlines()]
     assert ["rms_norm", "fused", "triton"] in rows
     assert status == ("missed" in shown)
+
+
+@pytest.mark.parametrize(
+    ("disabled", "line"),
+    [
+        ((), r"code: add_rms_norm by triton: norm_kernel\.hsaco sha256:[0-9a-f]{12}"),
+        (("triton",), r"code: add_rms_norm by hip: norm(-[0-9a-f]{32}/norm\.co|: not built yet)"),
+    ],
+    ids=["triton", "hip"],
+)
+def test_explain_names_the_code_objects_for_a_chip_that_is_not_here(capsys, disabled, line):
+    try:
+        find_compiler("gfx942", default_settings())
+    except NoCompilerError as error:
+        pytest.skip(str(error))
+    main(["explain", "small-llama", "--target", "gfx942", "--layers", "1", "--code-objects",
+          "--disable", *disabled])  # fmt: skip
+    assert re.search(line, capsys.readouterr().out)
+
+
+def test_a_built_kernel_is_named_by_the_hash_it_was_built_with(tmp_path, monkeypatch):
+    settings = replace(default_settings(), cache_dir=tmp_path)
+    monkeypatch.setattr(jit, "default_settings", lambda: settings)
+    try:
+        find_compiler("gfx942", settings)
+    except NoCompilerError as error:
+        pytest.skip(str(error))
+    with collecting_modules("gfx942") as modules:
+        rms_norm(torch.empty(4, 256, device="meta"), None, 1e-6)
+    (module,) = modules
+    assert code_objects._hip_file(module, "gfx942") == "norm: not built yet"
+    artifact = jit.load(module, "gfx942", settings)
+    digest = hashlib.sha256(artifact.path.read_bytes()).hexdigest()
+    named = code_objects._hip_file(module, "gfx942")
+    assert named == f"{artifact.path.parent.name}/norm.co sha256:{digest[:12]}"

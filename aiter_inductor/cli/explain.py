@@ -19,6 +19,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tokens", default="2x16", metavar="BATCHxLENGTH")
     parser.add_argument("--layers", type=int, default=2, help="decoder layers")
     parser.add_argument("--disable", nargs="*", default=(), help="as the option aiter.disable")
+    parser.add_argument(
+        "--code-objects", action="store_true", help="name what each kernel is loaded from"
+    )
     parser.epilog = "models: " + ", ".join(models.MODELS)
 
 
@@ -31,7 +34,7 @@ def run(arguments: argparse.Namespace) -> int:
     with torch.no_grad():
         report = aiter_inductor.explain(
             model, input_ids=ids, use_cache=False, target=arguments.target,
-            disable=arguments.disable,
+            disable=arguments.disable, code_objects=arguments.code_objects,
         )  # fmt: skip
     print(report)
     return 1 if report.missed() else 0

@@ -142,15 +142,12 @@ def _of_hip(op: str, arch: str, args: Any, kwargs: Any) -> Iterator[StaticFigure
 
 def _of_triton(op: str, arch: str, args: Any, kwargs: Any) -> Iterator[StaticFigures]:
     from aiter_inductor.kernels.triton.simulated import compiling
-    from cdnasim import static_figures
+    from cdnasim import load, static_figures
 
     provider = load_ops()[op].providers["triton"]
     with compiling(arch) as compiled:
         provider.run(*args, **kwargs)
-    known = set()
-    for each in compiled:
-        if each.kernel not in known:
-            known.add(each.kernel)
-            yield static_figures(
-                each.kernel, shared_bytes=each.shared_bytes, work_items=each.threads
-            )
+    known = {each.binary: each for each in compiled}
+    for each in known.values():
+        kernel = load(each.listing, each.binary, arch=arch, name=each.name)
+        yield static_figures(kernel, shared_bytes=each.shared_bytes, work_items=each.threads)

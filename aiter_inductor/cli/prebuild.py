@@ -12,19 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import fx
 
 from aiter_inductor.backend import plan_module
 from aiter_inductor.cli import models
 from aiter_inductor.cli.bench_model import parse_tokens
 from aiter_inductor.cli.cases import BASELINES, FAMILIES, case_of, load_ops
+from aiter_inductor.cli.code_objects import on_meta
 from aiter_inductor.core import config, jit
 from aiter_inductor.core.arch import KNOWN, arch_named
 from aiter_inductor.core.config import Options
 from aiter_inductor.core.errors import OptionValueError
-from aiter_inductor.core.match import Match, fake
 from aiter_inductor.core.op import Op, Use
-from aiter_inductor.core.problem import fixed
 
 Arguments = tuple[tuple[Any, ...], Mapping[str, Any]]
 Call = tuple[Op, Arguments]
@@ -138,20 +137,6 @@ def calls_of_model(name: str, arch: str) -> list[Call]:
             compiled: Callable[..., Any] = torch.compile(model, backend=backend, dynamic=False)
             compiled(input_ids=ids, use_cache=False)
     return calls
-
-
-def on_meta(match: Match) -> Arguments:
-    """The arguments of a match's op as meta tensors."""
-    args = tuple(as_meta(fake(argument)) for argument in match.args)
-    return args, {key: as_meta(fake(argument)) for key, argument in match.kwargs.items()}
-
-
-def as_meta(value: Any) -> Any:
-    """A tensor of the same sizes and strides without memory; others unchanged."""
-    if not isinstance(value, Tensor):
-        return value
-    sizes, strides = ([fixed(n) or 1 for n in of] for of in (value.shape, value.stride()))
-    return torch.empty_strided(sizes, strides, dtype=value.dtype, device="meta")
 
 
 @cache

@@ -25,6 +25,7 @@ class Site:
         source: file and line of the program, `modeling_llama.py:61`.
         problem: the sizes and dtypes that were decided on; empty where none were read.
         graph: number of the graph within its frame: 0, or that of a checkpointed region.
+        code_objects: what its kernel is loaded from, where `explain` was asked for it.
     """
 
     pattern: str
@@ -36,6 +37,7 @@ class Site:
     source: str
     problem: str = ""
     graph: int = 0
+    code_objects: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,7 @@ class Report:
         for row in rows:
             cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
             lines.append("  ".join([*cells, row[-1]]).rstrip())
+        lines.extend(_code_lines(self.sites))
         lines.extend(f"note: {note}" for note in self.notes)
         return "\n".join(lines)
 
@@ -121,6 +124,16 @@ def _rows(sites: tuple[Site, ...]) -> list[tuple[str, ...]]:
         (pattern, status, by, into, str(number), first[pattern, status, by, into, reason], reason)
         for (pattern, status, by, into, reason), number in groups.items()
     ]
+
+
+def _code_lines(sites: tuple[Site, ...]) -> list[str]:
+    """One line for each code object of each kernel, whatever the number of its sites."""
+    lines = (
+        f"code: {site.fused_into} by {site.provider}: {name}"
+        for site in sites
+        for name in site.code_objects
+    )
+    return list(dict.fromkeys(lines))
 
 
 def _graphs(number: int) -> str:

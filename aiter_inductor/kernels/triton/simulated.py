@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.driver import DriverBase
 
 from aiter_inductor.core.arch import arch_named
+from aiter_inductor.core.code_object import CodeObject
 
 MAX_THREADS = 1024
 
@@ -55,13 +56,15 @@ class Compiled:
 
     Attributes:
         name: of the `@triton.jit` function.
-        kernel: its code, a `cdnasim.Kernel`.
+        binary: its code object.
+        listing: the assembly text of it.
         threads: work-items a program.
         shared_bytes: LDS a program.
     """
 
     name: str
-    kernel: Any
+    binary: bytes
+    listing: str
     threads: int
     shared_bytes: int
 
@@ -79,7 +82,10 @@ def compiling(arch: str) -> Iterator[list[Compiled]]:
     compiled: list[Compiled] = []
 
     def keep(launch: _Launch) -> None:
-        compiled.append(Compiled(launch.name, launch.kernel, launch.threads, launch.shared_bytes))
+        code = launch.code
+        compiled.append(
+            Compiled(code.name, code.binary, code.listing, launch.threads, launch.shared_bytes)
+        )
 
     with _driving(SimulatorDriver(arch, keep)):
         yield compiled
@@ -102,14 +108,14 @@ def simulating(arch: str) -> Iterator[list[Launched]]:
     launched: list[Launched] = []
 
     def run(launch: _Launch) -> None:
-        done = launch.kernel.launch(
+        done = launch.code.loaded.launch(
             launch.grid, (launch.threads,), launch.arguments, shared_bytes=launch.shared_bytes
         )
         launched.append(
             Launched(
                 name=launch.name,
                 arch=arch,
-                listing=launch.listing,
+                listing=launch.code.listing,
                 grid=launch.grid,
                 threads=launch.threads,
                 shared_bytes=launch.shared_bytes,
@@ -122,11 +128,25 @@ def simulating(arch: str) -> Iterator[list[Launched]]:
         yield launched
 
 
+@dataclass(frozen=True, eq=False)
+class _Code:
+    name: str
+    arch: str
+    binary: bytes
+    listing: str
+
+    @cached_property
+    def loaded(self) -> Any:
+        """The kernel in the simulator."""
+        import cdnasim
+
+        return cdnasim.load(self.listing, self.binary, arch=self.arch, name=self.name)
+
+
 @dataclass(frozen=True)
 class _Launch:
     name: str
-    kernel: Any
-    listing: str
+    code: _Code
     grid: tuple[int, int, int]
     threads: int
     shared_bytes: int
@@ -198,15 +218,12 @@ class SimulatorDriver(DriverBase):
         self._listing = Path(text).read_text()
 
     def load_binary(
-        self, name: str, binary: bytes, shared_bytes: int, _device: str
+        self, name: str, binary: bytes, _shared_bytes: int, _device: str
     ) -> tuple[Any, Any, int, int, int]:
         """Module, function, registers, spills and threads of one code object."""
-        import cdnasim
-
-        kernel = cdnasim.load(self._listing, binary, arch=self.arch.name, name=name)
-        figures = cdnasim.static_figures(kernel, shared_bytes=shared_bytes)
-        function = (kernel, self._listing)
-        return kernel, function, figures.vgprs, figures.vgpr_spills, MAX_THREADS
+        facts = CodeObject.parse(binary, self.arch.name).kernels[name]
+        code = _Code(name, self.arch.name, binary, self._listing)
+        return code, code, facts.vgprs, facts.spills, MAX_THREADS
 
     def launcher_cls(self, source: Any, metadata: Any) -> Callable[..., None]:
         """What launches a kernel with the signature of `source`."""
@@ -231,7 +248,6 @@ def _launch(
     grid = (grid_x, grid_y, grid_z)
     if 0 in grid:
         return
-    kernel, listing = function
     kinds = source.signature.values()
     passed = tuple(v for v, kind in zip(values, kinds, strict=True) if kind != "constexpr")
     threads = metadata.num_warps * metadata.warp_size
@@ -240,8 +256,7 @@ def _launch(
     triton.runtime.driver.active.take(
         _Launch(
             name=source.fn.__name__,
-            kernel=kernel,
-            listing=listing,
+            code=function,
             grid=grid,
             threads=threads,
             shared_bytes=metadata.shared,
