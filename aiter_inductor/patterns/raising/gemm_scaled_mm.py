@@ -1,19 +1,25 @@
-"""`torch._scaled_mm` and `torch.nn.functional.scaled_mm` with one scale, or one a row."""
+"""`torch._scaled_mm` and `torch.nn.functional.scaled_mm`: one scale, one a row, or by blocks."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import fx
 
 from aiter_inductor.core.dtypes import FP8_DTYPES, ROW_DTYPES, short_name
 from aiter_inductor.core.graph import arg, dtype, kind, ndim, sizes, source
 from aiter_inductor.core.match import Derived, Match, Miss, Output, recogniser
-from aiter_inductor.lowerings.gemm import gemm_fp8_per_tensor, gemm_fp8_rowwise
+from aiter_inductor.lowerings.gemm import (
+    gemm_fp8_blockscale,
+    gemm_fp8_per_tensor,
+    gemm_fp8_rowwise,
+)
 from aiter_inductor.patterns.raising.gemm_axes import TRANSPOSES
 
 PATTERN = "gemm"
+BLOCK = 128
 
 
 @recogniser(PATTERN, "scaled_mm", "scaled_mm_recipes")
@@ -25,12 +31,25 @@ def library_call(node: fx.Node) -> Match | Miss | None:
         return None
     if reason := _differs(node, x, matrix, scales):
         return Miss(PATTERN, node, reason)
-    (M, _), (_, N) = sizes(x) or (0, 0), sizes(matrix) or (0, 0)
+    (M, K), (_, N) = sizes(x) or (0, 0), sizes(matrix) or (0, 0)
     shapes = [sizes(scale) for scale in scales]
     weight: Any = Derived(torch.t, (matrix,))
     if kind(matrix) in TRANSPOSES and ndim(source(matrix)) == 2:
         weight = source(matrix)
-    if all(all(n == 1 for n in shape or ()) for shape in shapes):
+    if _by_blocks(node):
+        blocks = (-(-K // BLOCK), -(-N // BLOCK))
+        # torch pads the blocks of K to a multiple of 4.
+        padded = -(-blocks[0] // 4) * 4
+        if shapes != [(M, blocks[0]), (padded, blocks[1])]:
+            shown = " and ".join(str(list(shape or ())) for shape in shapes)
+            return Miss(
+                PATTERN,
+                node,
+                f"block scales are {shown}, not [{M}, {blocks[0]}] and [{padded}, {blocks[1]}]",
+            )
+        scales[1] = Derived(transposed_blocks, (scales[1], blocks[0]))
+        op = gemm_fp8_blockscale
+    elif all(all(n == 1 for n in shape or ()) for shape in shapes):
         op = gemm_fp8_per_tensor
     elif shapes == [(M, 1), (1, N)]:
         op = gemm_fp8_rowwise
@@ -40,6 +59,19 @@ def library_call(node: fx.Node) -> Match | Miss | None:
     kwargs = {"out_dtype": dtype(node)}
     args = (x, weight, *scales, bias)
     return Match(op.name, op, args, kwargs, (Output(node),), frozenset({node}))
+
+
+def transposed_blocks(scale: torch.Tensor, number: int) -> torch.Tensor:
+    """Scales [padded, N / 128] of a transposed weight as [N / 128, number]."""
+    return scale.t()[:, :number]
+
+
+def _by_blocks(node: fx.Node) -> bool:
+    """Whether x is scaled by 1 x 128 and the weight by 128 x 128."""
+    if kind(node) != "scaled_mm_recipes":
+        return False
+    recipes = [_only(arg(node, name)) for name in ("recipe_a", "recipe_b")]
+    return recipes == [F.ScalingType.BlockWise1x128.value, F.ScalingType.BlockWise128x128.value]
 
 
 def _only(scale: Any) -> Any:

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tests.patterns.rewrite_check import check_rewrite
+from tests.patterns.rewrite_check import Rewritten, _rewrite, check_rewrite
 
 BF16, FN = torch.bfloat16, torch.float8_e4m3fn
 SCALES = {
@@ -49,3 +49,29 @@ def test_an_fp8_result_is_a_near_miss():
     found = check_rewrite(program, *operands(), *SCALES["gemm_fp8_per_tensor"], expect={},
                           inserted=0)  # fmt: skip
     assert found.reasons() == ["the result is float8_e4m3fn; kernels write 16 or 32 bits"]
+
+
+def by_blocks(x, w, sa, sb, **recipes):
+    recipes = {"a": F.ScalingType.BlockWise1x128, "b": F.ScalingType.BlockWise128x128, **recipes}
+    return F.scaled_mm(x, w.t(), sa, recipes["a"], sb, recipes["b"], output_dtype=BF16)
+
+
+@pytest.mark.parametrize("K", [512, 640])
+def test_scaled_mm_by_blocks(K):
+    """torch has no such product on the CPU: the rewritten graph is compared with the formula."""
+    found = Rewritten()
+
+    def rewritten(gm, example_inputs):
+        _rewrite(gm, "sm_90", found)
+        return gm.forward
+
+    torch.manual_seed(0)
+    x, w, padded = torch.randn(16, K).to(FN), torch.randn(256, K).to(FN), -(-K // 512) * 4
+    sa, sb = torch.rand(K // 128, 16).t(), torch.rand(2, padded).t()
+    torch._dynamo.reset()
+    out = torch.compile(by_blocks, backend=rewritten)(x, w, sa, sb)
+    assert found.count() == {"gemm_fp8_blockscale": 1}
+    assert found.inserted == 1
+    rows = x.double() * sa.double().repeat_interleave(128, 1)
+    spread = sb[: K // 128].t().double().repeat_interleave(128, 0).repeat_interleave(128, 1)
+    torch.testing.assert_close(out.double(), rows @ (w.double() * spread).T, rtol=1e-2, atol=1e-2)
