@@ -17,12 +17,13 @@ from aiter_inductor.core.arch import arch_of
 from aiter_inductor.core.dtypes import ROW_DTYPES, quant_max, short_name
 
 BLOCK = 128
+INT4_MAX = 7.0
 AMAX_MIN = 1e-10
 """Keeps the scale of zeros positive; far below what a trained weight or an activation reaches."""
 
 
 class QuantisedLinear(nn.Module):
-    """What all quantised linears share: a weight [N, K] in eight bits, and an optional bias [N]."""
+    """What quantised linears share: a weight in eight or four bits, and an optional bias [N]."""
 
     weight: Tensor
     bias: Tensor | None
@@ -64,7 +65,7 @@ class BlockScaledLinear(QuantisedLinear):
         blocks = padded.unflatten(0, (-1, BLOCK)).unflatten(-1, (-1, BLOCK)).transpose(1, 2)
         q, scale = self.quantise(blocks.flatten(-2))
         q = q.unflatten(-1, (BLOCK, BLOCK)).transpose(1, 2).reshape(-1, K)[:N]
-        self.register_buffer("weight", q.contiguous())
+        self.register_buffer("weight", q.clone())  # not a part of the padded rows
         self.register_buffer("weight_scale_inv", scale.squeeze(-1))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -106,12 +107,44 @@ class WeightOnlyLinear(RowScaledLinear):
         return F.linear(x, (self.weight.float() * self.weight_scale).to(x.dtype), self.bias)
 
 
-_SCHEMES: dict[str, tuple[type[BlockScaledLinear | RowScaledLinear], bool]] = {
+class GroupScaledLinear(QuantisedLinear):
+    """Weight in int4 by groups of 128 along K, activations as they are.
+
+    Buffers: weight [N, K / 2], uint8, two's complement nibbles, the even element in the low one;
+    weight_scale [N, K / 128], fp32.
+    """
+
+    weight_scale: Tensor
+
+    def __init__(self, linear: nn.Linear, dtype: torch.dtype) -> None:
+        super().__init__(linear, dtype)
+        self.limit = INT4_MAX
+        groups = linear.weight.detach().float().unflatten(-1, (-1, BLOCK))
+        q, scale = self.quantise(groups)
+        codes = q.flatten(-2).to(torch.uint8) & 15
+        self.register_buffer("weight", codes[:, ::2] | (codes[:, 1::2] << 4))
+        self.register_buffer("weight_scale", scale.squeeze(-1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[*, K] to [*, N], in x's dtype."""
+        pairs = self.weight.view(torch.int8)
+        codes = torch.stack(((pairs << 4) >> 4, pairs >> 4), -1).flatten(-2)
+        groups = codes.float().unflatten(-1, (self.in_features // BLOCK, BLOCK))
+        columns = (groups * self.weight_scale[..., None]).flatten(-2)
+        return F.linear(x, columns.to(x.dtype), self.bias)
+
+    def extra_repr(self) -> str:
+        """The elements, not the bytes that hold them."""
+        return super().extra_repr().replace("dtype=int8", "dtype=int4")
+
+
+_SCHEMES: dict[str, tuple[type[QuantisedLinear], bool]] = {
     "fp8_blockscale": (BlockScaledLinear, True),
     "fp8_rowwise": (RowScaledLinear, True),
     "fp8_weight_only": (WeightOnlyLinear, True),
     "int8": (RowScaledLinear, False),
     "int8_weight_only": (WeightOnlyLinear, False),
+    "int4_weight_only": (GroupScaledLinear, False),
 }
 """By name: the module, and whether it holds fp8 (else int8)."""
 
@@ -129,7 +162,7 @@ def quantize_(
     Args:
         model: any module that holds linears in bfloat16, float16 or float32, on any device.
         scheme: `fp8_blockscale`, `fp8_rowwise`, `int8` (activations are quantised too),
-            `fp8_weight_only` or `int8_weight_only`.
+            `fp8_weight_only`, `int8_weight_only` or `int4_weight_only`.
         filter: `(name, linear) -> whether to convert it`; None converts all.
 
     Returns:
@@ -172,7 +205,7 @@ def _refusal(model: nn.Module, name: str, linear: nn.Linear, module: type) -> st
         return f"its weight is {short_name(linear.weight.dtype)}, not bfloat16, float16 or float32"
     if linear.weight.numel() == 0:
         return f"its weight is {list(linear.weight.shape)} and has no largest magnitude"
-    if module is BlockScaledLinear and linear.in_features % BLOCK:
+    if module in (BlockScaledLinear, GroupScaledLinear) and linear.in_features % BLOCK:
         return f"in_features={linear.in_features} is not a multiple of {BLOCK}"
     for path, other in model.named_modules():
         if other is not linear and any(p is linear.weight for p in other._parameters.values()):

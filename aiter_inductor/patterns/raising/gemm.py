@@ -31,6 +31,7 @@ from aiter_inductor.lowerings.gemm import (
     gemm_fp8_per_tensor,
     gemm_fp8_rowwise,
     gemm_int8,
+    gemm_w4a16,
     gemm_w8a16,
 )
 from aiter_inductor.patterns.raising.gemm_operand import Operand, in_order, read_operand, shaped
@@ -127,8 +128,10 @@ def _row(user: fx.Node, end: fx.Node) -> fx.Node | None:
 
 
 def _weight(operand: Operand) -> fx.Node | Derived | None:
-    """The stored weight as [N, K]."""
+    """The stored weight as [N, K], or as [N, K / 2] if a byte holds two elements."""
     N, K = operand.values.axes.sizes
+    if packed := operand.values.packed:
+        return packed if in_order(operand.values) and sizes(packed) == (N, K // 2) else None
     if in_order(operand.values):
         return shaped(operand.values.node, (N, K))
     turned = operand.transposed()
@@ -144,8 +147,16 @@ def _weight_only(
     node, x, kwargs = product.end, product.x, {}
     if dtype(x) == torch.float32 and dtype(strip_widening(x)) == dtype(node):
         x = strip_widening(x)
-    if scaling.constant:
-        scale: Any = Derived(every_row, (scaling.one(), weight))
+    op = gemm_w4a16 if product.weight.values.packed else gemm_w8a16
+    if op is gemm_w4a16:
+        if scaling.rows.axes and scaling.rows.block != 1:
+            return Miss(PATTERN, node, f"int4 is scaled by {scaling.shown()}; kernels scale rows")
+        scale: Any = scaling.as_blocks()
+        kwargs = {"group_size": scaling.block_k}
+        if not scaling.rows.axes:
+            return Miss(PATTERN, node, f"int4 shares {scaling.name} among rows; kernels scale each")
+    elif scaling.constant:
+        scale = Derived(every_row, (scaling.one(), weight))
     elif scaling.by_row:
         scale = scaling.as_vector()
     else:
@@ -155,7 +166,7 @@ def _weight_only(
         held, wanted = short_name(dtype(x) or torch.float32), short_name(dtype(node) or torch.int8)
         return Miss(PATTERN, node, f"x is {held} and the result {wanted}; kernels keep x's dtype")
     args = (x, weight, scale, product.bias)
-    return _match(product, gemm_w8a16, args, kwargs, product.weight.nodes)
+    return _match(product, op, args, kwargs, product.weight.nodes)
 
 
 def _both(
@@ -171,6 +182,8 @@ def _both(
     if scaling.columns.axes and not scaling.tokens:
         reason = f"{scaling.name} varies along K but not by token; no kernel takes that"
         return Miss(PATTERN, node, reason)
+    if product.weight.values.packed or x.values.packed:
+        return Miss(PATTERN, node, "both operands are quantised and one is int4; no kernel is")
     dtypes = dtype(x.values.node), dtype(product.weight.values.node)
     if dtypes[0] != dtypes[1] and not set(dtypes) <= set(FP8_DTYPES):
         shown = " and ".join(short_name(d) for d in dtypes if d)

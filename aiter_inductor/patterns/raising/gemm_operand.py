@@ -24,6 +24,7 @@ from aiter_inductor.patterns.raising.gemm_axes import (
     start,
     through,
 )
+from aiter_inductor.patterns.raising.gemm_int4 import read_nibbles
 from aiter_inductor.patterns.raising.quant_rows import adaptation
 
 _UNREAD_FP8 = (torch.float8_e5m2, torch.float8_e5m2fnuz)
@@ -31,11 +32,19 @@ _UNREAD_FP8 = (torch.float8_e5m2, torch.float8_e5m2fnuz)
 
 @dataclass(frozen=True)
 class Placed:
-    """A tensor of the graph, and which of its elements each element of the operand uses."""
+    """A tensor of the graph, and which of its elements each element of the operand uses.
+
+    Attributes:
+        node: the tensor.
+        axes: where its elements go.
+        divides: of a scale, whether the operand is divided by it.
+        packed: of int4 values, the bytes that hold two each.
+    """
 
     node: fx.Node
     axes: Axes
     divides: bool = False
+    packed: fx.Node | None = None
 
     def through(self, change: Callable[[Axes], Axes | None]) -> Placed | None:
         """The same tensor behind one more view."""
@@ -87,6 +96,12 @@ def read_operand(node: Any) -> Operand | str | None:
     if not isinstance(node, fx.Node):
         return None
     found = dtype(node)
+    nibbles = read_nibbles(node)
+    if isinstance(nibbles, str):
+        return nibbles
+    if nibbles is not None:
+        values = Placed(node, start(sizes(node) or ()), packed=nibbles.packed)
+        return Operand(values, nodes=nibbles.nodes)
     if found in QUANT_DTYPES:
         return Operand(Placed(node, start(sizes(node) or ())))
     if found in _UNREAD_FP8:
