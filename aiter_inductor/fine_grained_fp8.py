@@ -20,6 +20,7 @@ from torch import Tensor
 from aiter_inductor.core.dtypes import FP8_DTYPES, quant_max, short_name
 from aiter_inductor.lowerings.gemm import gemm_fp8_blockscale, gemm_fp8_rowwise
 from aiter_inductor.lowerings.quant import quant_per_group, quant_per_token
+from aiter_inductor.quantization import in_training, straight_through
 
 AMAX_MIN = 1e-10
 """Keeps the scale of zeros positive; far below what an activation reaches."""
@@ -74,18 +75,22 @@ def matmul(
             `block_k`, or for each token.
 
     Returns:
-        [*, N], `output_dtype`.
+        [*, N], `output_dtype`. The gradient passes the quantisation of x unchanged.
     """
     _check(weight)
     out_dtype = output_dtype or x.dtype
     scale = weight_scale.to(torch.float32)
     step = block_size[1] if block_size else 0
     # A static scale meets block scales in no kernel, and groups must be whole.
-    eager = activation_scale is None and not (step and x.shape[-1] % step)
+    eager = activation_scale is None and not (step and x.shape[-1] % step) and not in_training(x)
     if eager and not torch.compiler.is_compiling():
         out: Tensor = _by_operators(x, weight, scale, block_size, out_dtype)
         return out
-    rows = dequantised_rows(x, weight.dtype, step, activation_scale)
+    if in_training(x):
+        held = dequantised_rows(x.detach(), weight.dtype, step, activation_scale)
+        rows = straight_through(x, held)
+    else:
+        rows = dequantised_rows(x, weight.dtype, step, activation_scale)
     return F.linear(rows, dequantised_weight(weight, scale, block_size).to(x.dtype)).to(out_dtype)
 
 

@@ -49,6 +49,19 @@ class QuantisedLinear(nn.Module):
         return q.clamp(-self.limit, self.limit).to(self.dtype), scale
 
 
+def in_training(x: Tensor) -> bool:
+    """Whether a gradient is to flow to `x`."""
+    return torch.is_grad_enabled() and x.requires_grad
+
+
+def straight_through(x: Tensor, rows: Tensor) -> Tensor:
+    """`rows`, which quantisation made of `x`, with the gradient of `x`: rounding has none.
+
+    The sum is exact: a rounded number is 0 or lies within a factor of two of what it was.
+    """
+    return x + (rows - x).detach()
+
+
 class BlockScaledLinear(QuantisedLinear):
     """Weight by blocks of 128 x 128, activations by groups of 128: DeepSeek-V3's layer and names.
 
@@ -69,10 +82,12 @@ class BlockScaledLinear(QuantisedLinear):
         self.register_buffer("weight_scale_inv", scale.squeeze(-1))
 
     def forward(self, x: Tensor) -> Tensor:
-        """[*, K] to [*, N], in x's dtype."""
-        groups = x.float().unflatten(-1, (self.in_features // BLOCK, BLOCK))
+        """[*, K] to [*, N], in x's dtype; the gradient passes the quantisation of x unchanged."""
+        values = x.detach() if in_training(x) else x
+        groups = values.float().unflatten(-1, (self.in_features // BLOCK, BLOCK))
         q, scale = self.quantise(groups)
         rows = (q.float() * scale).flatten(-2).to(x.dtype)
+        rows = straight_through(x, rows) if in_training(x) else rows
         spread = self.weight_scale_inv.repeat_interleave(BLOCK, 0).repeat_interleave(BLOCK, 1)
         columns = (self.weight.float() * spread[: self.out_features]).to(x.dtype)
         return F.linear(rows, columns, self.bias)
@@ -93,9 +108,10 @@ class RowScaledLinear(QuantisedLinear):
         self.register_buffer("weight_scale", scale)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[*, K] to [*, N], in x's dtype."""
-        q, scale = self.quantise(x.float())
+        """[*, K] to [*, N], in x's dtype; the gradient passes the quantisation of x unchanged."""
+        q, scale = self.quantise(x.detach().float() if in_training(x) else x.float())
         rows = (q.float() * scale).to(x.dtype)
+        rows = straight_through(x, rows) if in_training(x) else rows
         return F.linear(rows, (self.weight.float() * self.weight_scale).to(x.dtype), self.bias)
 
 

@@ -116,6 +116,32 @@ def test_safetensors_round_trip(tmp_path):
         assert torch.equal(target(x), source(x)), scheme
 
 
+def columns_of(layer):
+    """The weight [N, K] as it is after quantisation, by the layer's answer to unit vectors."""
+    with torch.no_grad():
+        identity = torch.eye(layer.in_features)
+        bias, layer.bias = layer.bias, None
+        found = layer(identity).T
+        layer.bias = bias
+    return found
+
+
+@every_scheme
+@pytest.mark.parametrize("backend", ["eager", "aiter"])
+def test_gradients_pass_the_quantisation(scheme, backend):
+    layer = aiter_inductor.quantize_(nn.Sequential(nn.Linear(256, 200)), scheme)[0]
+    torch._dynamo.reset()
+    x = torch.randn(2, 5, 256, requires_grad=True)
+    with torch.no_grad():
+        wanted = layer(x)
+    out = torch.compile(layer, backend=backend)(x)
+    torch.testing.assert_close(out, wanted, rtol=1e-4, atol=1e-4)
+    grad = torch.randn(2, 5, 200)
+    out.backward(grad)
+    torch.testing.assert_close(x.grad, grad @ columns_of(layer), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(layer.bias.grad, grad.sum((0, 1)))
+
+
 def test_zero_weights_stay_zero():
     layer = nn.Sequential(nn.Linear(128, 128, bias=False))
     nn.init.zeros_(layer[0].weight)

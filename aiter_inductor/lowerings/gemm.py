@@ -6,6 +6,8 @@ dequantising factor: `x ≈ q * scale`. References compute in float32 and int8 p
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -264,12 +266,33 @@ def gemm_w8a16(
         [*, N], x's dtype.
     """
     wide = accumulate_dtype(x.dtype)
-    rows, columns = x.to(wide), weight.to(wide)
     if weight_scale.dim() == 1:
-        return _linear(rows, columns, bias, weight_scale, x.dtype)
+        return _linear(x.to(wide), weight.to(wide), bias, weight_scale, x.dtype)
+    columns = _dequantised(weight, weight_scale, block_n, block_k, wide)
+    return _linear(x.to(wide), columns, bias, None, x.dtype)
+
+
+def _dequantised(
+    weight: Tensor, scale: Tensor, block_n: int, block_k: int, dtype: torch.dtype
+) -> Tensor:
+    """A weight [N, K] of `gemm_w8a16`."""
     N, K = weight.shape
-    columns = columns * spread(weight_scale, (N, K), (block_n, block_k))
-    return _linear(rows, columns, bias, None, x.dtype)
+    factor = scale[:, None] if scale.dim() == 1 else spread(scale, (N, K), (block_n, block_k))
+    return weight.to(dtype) * factor
+
+
+@gemm_w8a16.backward("weight", "weight_scale", "bias")
+def _(saved: dict[str, Any], grad: Tensor) -> dict[str, Tensor | None]:
+    wide = accumulate_dtype(grad.dtype)
+    blocks = saved["block_n"], saved["block_k"]
+    columns = _dequantised(saved["weight"], saved["weight_scale"], *blocks, wide)
+    return _of_rows(grad, columns, saved["bias"])
+
+
+def _of_rows(grad: Tensor, columns: Tensor, bias: Tensor | None) -> dict[str, Tensor | None]:
+    """Gradients of x and of the bias; the weight, which is quantised, gets none."""
+    of_bias = None if bias is None else grad.flatten(0, -2).sum(0).to(bias.dtype)
+    return {"x": grad @ columns.to(grad.dtype), "bias": of_bias}
 
 
 @op(problem=of_gemm_w4a16)
@@ -287,12 +310,24 @@ def gemm_w4a16(
     Returns:
         [*, N], x's dtype.
     """
+    wide = accumulate_dtype(x.dtype)
+    columns = _unpacked(weight, weight_scale, group_size, wide)
+    return _linear(x.to(wide), columns, bias, None, x.dtype)
+
+
+def _unpacked(weight: Tensor, scale: Tensor, group_size: int, dtype: torch.dtype) -> Tensor:
+    """A weight [N, K] of `gemm_w4a16`."""
     low, high = (weight & 15).to(torch.int8), (weight >> 4).to(torch.int8)
     nibbles = torch.stack((low, high), -1).flatten(-2)
-    wide = accumulate_dtype(x.dtype)
-    columns = torch.where(nibbles < 8, nibbles, nibbles - 16).to(wide)
-    columns = columns * spread_last(weight_scale, x.shape[-1], group_size)
-    return _linear(x.to(wide), columns, bias, None, x.dtype)
+    signed = torch.where(nibbles < 8, nibbles, nibbles - 16)
+    return signed.to(dtype) * spread_last(scale, nibbles.shape[-1], group_size)
+
+
+@gemm_w4a16.backward("weight", "weight_scale", "bias")
+def _(saved: dict[str, Any], grad: Tensor) -> dict[str, Tensor | None]:
+    wide = accumulate_dtype(grad.dtype)
+    columns = _unpacked(saved["weight"], saved["weight_scale"], saved["group_size"], wide)
+    return _of_rows(grad, columns, saved["bias"])
 
 
 for made in (

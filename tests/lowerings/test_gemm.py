@@ -181,3 +181,17 @@ def test_mismatches_are_sentences(at, wrong, sentence):
     args, kwargs = PROBLEMS[0][1].sample(seed=6, device="cpu")
     args = [*args[:at], wrong, *args[at + 1 :]]
     assert gemm_fp8_blockscale.problem(*args, **kwargs).mismatch == sentence
+
+
+@pytest.mark.parametrize(("op", "problem"), PROBLEMS[-3:], ids=["rows", "blocks", "int4"])
+def test_gradients_of_weight_only(op, problem):
+    """In float64, against differences; the weight and its scales get none."""
+    small = replace(problem, M=3, N=10, K=64, dtype=torch.float64, bias_dtype=torch.float64)
+    (x, weight, scale, bias), kwargs = replace(small, out_dtype=torch.float64).sample(
+        seed=5, device="cpu"
+    )
+    x, bias = x.reshape(3, 1, 64).requires_grad_(), bias.requires_grad_()
+    assert torch.autograd.gradcheck(lambda x, b: op(x, weight, scale, b, **kwargs), (x, bias))
+    op(x, weight, scale, None, **kwargs).sum().backward()
+    assert x.grad is not None
+    assert bias.grad is None

@@ -104,6 +104,15 @@ def test_static_activations_and_powers_of_two():
     assert_right(layer(x), exact(layer, x))
 
 
+def test_gradients_pass_the_quantisation():
+    aiter_inductor.provide_fp8_kernels()
+    layer, x = layer_of((128, 128)), torch.randn(5, 256, requires_grad=True)
+    grad = torch.randn(5, 192)
+    layer(x).backward(grad)
+    columns = dequantised_weight(layer.weight, layer.weight_scale_inv, layer.block_size)
+    torch.testing.assert_close(x.grad, grad @ columns, rtol=1e-3, atol=1e-3)
+
+
 def test_other_weights_are_refused_with_a_sentence():
     with pytest.raises(NotImplementedError, match="the weight is int8; the FP8 kernels here take"):
         fine_grained_fp8.matmul(
