@@ -1,4 +1,4 @@
-"""`prebuild`: build the HIP kernels of models, or of the benchmark, into a directory to ship."""
+"""`prebuild`: build native kernels of models, or of the benchmark, into a directory to ship."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ from aiter_inductor.core.op import Op, Use
 
 Arguments = tuple[tuple[Any, ...], Mapping[str, Any]]
 Call = tuple[Op, Arguments]
+LANGUAGES = ("hip", "cuda")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -98,11 +99,11 @@ def modules_for(arch: str, names: tuple[str, ...] = ()) -> list[jit.Module]:
     calls = [c for name in names for c in calls_of_model(name, arch)] or list(calls_of_bench(arch))
     with loading.collecting_modules(arch) as modules:
         for op, (args, kwargs) in calls:
-            provider = op.providers.get("hip")
-            if provider and provider.refuse(op.problem(*args, **kwargs), Use(arch_named(arch))):
-                continue
-            if provider:
-                host_functions()[op.name](*args, **kwargs)
+            problem = op.problem(*args, **kwargs)
+            for language in LANGUAGES:
+                provider, use = op.providers.get(language), Use(arch_named(arch))
+                if provider and provider.serves(use.arch) and not provider.refuse(problem, use):
+                    host_functions(language)[op.name](*args, **kwargs)
     return modules
 
 
@@ -140,12 +141,11 @@ def calls_of_model(name: str, arch: str) -> list[Call]:
 
 
 @cache
-def host_functions() -> dict[str, Callable[..., Any]]:
-    """The functions that launch HIP kernels, by the op's name."""
-    from aiter_inductor.kernels import hip
-
-    names = [found.name for found in pkgutil.iter_modules(hip.__path__)]
-    folder = [importlib.import_module(f"{hip.__name__}.{name}") for name in names]
+def host_functions(language: str) -> dict[str, Callable[..., Any]]:
+    """The functions that launch kernels of `kernels/<language>`, by the op's name."""
+    package = importlib.import_module(f"aiter_inductor.kernels.{language}")
+    names = [found.name for found in pkgutil.iter_modules(package.__path__)]
+    folder = [importlib.import_module(f"{package.__name__}.{name}") for name in names]
     return {
         op: getattr(module, op) for op in load_ops() for module in folder if hasattr(module, op)
     }

@@ -16,16 +16,18 @@ from aiter_inductor.core.dtypes import accumulate_dtype
 from aiter_inductor.core.op import op
 from aiter_inductor.lowerings.gemm_problem import GemmProblem
 from aiter_inductor.lowerings.gemm_providers import (
+    cuda_unsupported,
     decline_weight_only,
     dtypes_unsupported,
     int8_unsupported,
     library_is_faster,
     triton_is_faster,
     triton_unsupported,
+    uncompared,
     vendor_unsupported,
 )
 from aiter_inductor.lowerings.gemm_tuning import TUNINGS
-from aiter_inductor.lowerings.providers import add_cpp, add_triton, add_vendor
+from aiter_inductor.lowerings.providers import add_cpp, add_cuda, add_triton, add_vendor
 
 
 def spread(scale: Tensor, sizes: tuple[int, int], blocks: tuple[int, int]) -> Tensor:
@@ -341,6 +343,9 @@ for made in (
     made.tuned(TUNINGS[made.name])
 for made in (gemm_fp8_blockscale, gemm_fp8_rowwise, gemm_fp8_per_tensor, gemm_w8a16):
     add_cpp(made, "gemm", refuse=dtypes_unsupported, decline=library_is_faster)
+CUDA_CONFIG = "cuda.gemm_config.GemmConfig"
+for made in (gemm_fp8_blockscale, gemm_fp8_rowwise, gemm_fp8_per_tensor):
+    add_cuda(made, "gemm", refuse=cuda_unsupported, cede=uncompared, config=CUDA_CONFIG)
 add_vendor(
     gemm_fp8_blockscale,
     "gemm",

@@ -47,9 +47,21 @@ def add_hip(made: Op, family: str, *, refuse: Verdict, decline: Verdict = accept
     _add_built(made, "hip", family, refuse, decline)
 
 
-def add_cuda(made: Op, family: str, *, refuse: Verdict, decline: Verdict = accept) -> None:
-    """Let `kernels/cuda/<family>.py` provide `made` on sm_90, built when first called."""
-    _add_built(made, "cuda", family, refuse, decline)
+def add_cuda(
+    made: Op,
+    family: str,
+    *,
+    refuse: Verdict,
+    decline: Verdict = accept,
+    cede: Verdict = accept,
+    config: str | None = None,
+) -> None:
+    """Let `kernels/cuda/<family>.py` provide `made` on sm_90, built when first called.
+
+    Args:
+        made, family, refuse, decline, cede, config: as of `add_triton`.
+    """
+    _add_built(made, "cuda", family, refuse, decline, cede, config)
 
 
 def add_cpp(made: Op, family: str, *, refuse: Verdict, decline: Verdict = accept) -> None:
@@ -71,13 +83,25 @@ def add_vendor(
     made.provider("vendor", archs=archs, refuse=refuse, decline=decline, cede=cede)(run)
 
 
-def _add_built(made: Op, language: str, family: str, refuse: Verdict, decline: Verdict) -> None:
+def _add_built(
+    made: Op,
+    language: str,
+    family: str,
+    refuse: Verdict,
+    decline: Verdict,
+    cede: Verdict = accept,
+    config: str | None = None,
+) -> None:
     """Add a provider that a compiler builds.
 
     A kernel that does not build is a warning with the compiler's lines, and the call goes to the
     next provider, or to the reference.
     """
     run = _host_function(made, language, family)
+    cls = None
+    if config is not None:
+        cls = functools.partial(_attribute, *config.rpartition(".")[::2])
+        run = _configured(made, language, run)
 
     def off(name: str) -> str | None:
         return language if name == language else None
@@ -90,12 +114,14 @@ def _add_built(made: Op, language: str, family: str, refuse: Verdict, decline: V
             return run(*args, **kwargs)
         except jit.BuildError as error:
             jit.warn_once(f"{made.name} does not run in {language}: {error}")
+            kwargs.pop("config", None)
             inputs = made.bind(*args, **kwargs)
             use = Use(arch_of_call(inputs), disabled=off)
             other = made.select(made.problem(**inputs), use).provider
             return (made.reference if other is None else other.run)(*args, **kwargs)
 
-    made.provider(language, refuse=_needs_compiler(refuse), decline=decline)(run_or_next)
+    verdict = _needs_compiler(refuse)
+    made.provider(language, refuse=verdict, decline=decline, cede=cede, config=cls)(run_or_next)
 
 
 def _host_function(made: Op, language: str, family: str) -> Callable[..., Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -20,9 +21,11 @@ from aiter_inductor.lowerings.gemm import (
     gemm_w8a16,
 )
 from aiter_inductor.lowerings.gemm_problem import GemmProblem
+from aiter_inductor.lowerings.gemm_providers import cuda_unsupported
 from tests.kernels.cpp.test_gemm import assert_product, spread
 
 CPU = Use(arch_named("cpu"))
+HOPPER = Use(arch_named("sm_90"))
 FP8 = torch.float8_e4m3fn
 BLOCKS = GemmProblem(
     M=5,
@@ -36,6 +39,11 @@ BLOCKS = GemmProblem(
     block_n=128,
     block_k=128,
 )
+
+
+def without(*providers: str) -> Callable[[str], str | None]:
+    """Of a `Use` that leaves these out."""
+    return lambda name: name if name in providers else None
 
 
 @pytest.mark.parametrize(
@@ -87,16 +95,16 @@ def test_the_cpu_kernel_says_what_it_leaves(change: dict[str, object], reason: s
 def test_triton_says_what_it_leaves(arch: str, change: dict[str, object], reason: str) -> None:
     op, use = (
         gemm_fp8_blockscale,
-        Use(arch_named(arch), disabled=lambda name: name if name == "vendor" else None),
+        Use(arch_named(arch), disabled=without("vendor", "cuda")),
     )
     left = op.select(replace(BLOCKS, **change), use)  # type: ignore[arg-type]
     assert left.provider is None
-    assert left.reason.split("; ", left.reason.count("vendor"))[-1] == reason
+    assert left.reason.endswith(reason)
 
 
 @pytest.mark.parametrize("arch", ["gfx950", "sm_90"])
 def test_triton_multiplies_blocks_with_any_number_of_rows(arch: str) -> None:
-    use = Use(arch_named(arch), disabled=lambda name: name if name == "vendor" else None)
+    use = Use(arch_named(arch), disabled=without("vendor", "cuda"))
     selection = gemm_fp8_blockscale.select(replace(BLOCKS, M=sympy.Symbol("s0")), use)
     assert selection.provider is gemm_fp8_blockscale.by_rows(("triton",))
 
@@ -105,7 +113,7 @@ WHOLE = replace(BLOCKS, M=4096, N=256, K=384)
 
 
 def test_few_rows_are_not_the_librarys_on_hopper() -> None:
-    use = Use(arch_named("sm_90"))
+    use = Use(arch_named("sm_90"), disabled=without("cuda"))
     few = gemm_fp8_blockscale.select(replace(WHOLE, M=64), use)
     assert few.provider is gemm_fp8_blockscale.providers["triton"]
     reason = gemm_fp8_blockscale.providers["vendor"].cede(replace(WHOLE, M=64), use)
@@ -143,9 +151,42 @@ def test_weights_in_eight_bits_are_for_few_rows_on_hopper() -> None:
     ids=["sizes", "blocks", "bias", "out", "fp8"],
 )
 def test_the_library_says_what_it_leaves(change: dict[str, object], reason: str) -> None:
-    use, vendor = Use(arch_named("sm_90")), gemm_fp8_blockscale.providers["vendor"]
+    use = Use(arch_named("sm_90"), disabled=without("cuda"))
+    vendor = gemm_fp8_blockscale.providers["vendor"]
     assert gemm_fp8_blockscale.select(WHOLE, use).provider is vendor
     assert vendor.refuse(replace(WHOLE, **change), use) == reason  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"K": 300}, "K=300 is no multiple of 16, which TMA's rows must be"),
+        ({"K": sympy.Symbol("s0")}, "K=s0 is open; tiles are chosen for a fixed weight"),
+        ({"block_n": 64}, "blocks of 1x128 and 64x128 are not 1x128 and 128x128"),
+        ({"bias_dtype": torch.float64}, "bias is float64, which no kernel of this op reads"),
+        (
+            {"dtype": torch.float8_e4m3fnuz},
+            "x and weight are float8_e4m3fnuz and float8_e4m3fn; wgmma is used on float8_e4m3fn",
+        ),
+    ],
+    ids=["rows", "open", "blocks", "bias", "fp8"],
+)
+def test_the_wgmma_kernel_says_what_it_leaves(change: dict[str, object], reason: str) -> None:
+    cuda = gemm_fp8_blockscale.providers["cuda"]
+    problem = replace(WHOLE, **change)  # type: ignore[arg-type]
+    assert gemm_fp8_blockscale.select(problem, HOPPER).provider is not cuda
+    assert cuda_unsupported(problem, HOPPER) == reason
+
+
+@pytest.mark.parametrize("change", [{}, {"M": sympy.Symbol("s0")}, {"N": 203, "K": 400}], ids=str)
+def test_the_wgmma_kernel_comes_first_on_hopper(change: dict[str, object]) -> None:
+    try:
+        jit.find_compiler("sm_90", jit.default_settings())
+    except jit.NoCompilerError as error:
+        pytest.skip(str(error))
+    problem = replace(WHOLE, **change)  # type: ignore[arg-type]
+    selection = gemm_fp8_blockscale.select(problem, HOPPER)
+    assert selection.provider is gemm_fp8_blockscale.providers["cuda"]
 
 
 def test_the_library_has_no_blocks_on_amd() -> None:

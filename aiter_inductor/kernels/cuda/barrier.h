@@ -24,7 +24,7 @@ DEVICE void barrier_arrive_remote(u32 bar, u32 rank) {
   asm volatile(
       "{\n.reg .b32 there;\n"
       "mapa.shared::cluster.u32 there, %0, %1;\n"
-      "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [there];\n}\n" ::"r"(bar),
+      "mbarrier.arrive.shared::cluster.b64 _, [there];\n}\n" ::"r"(bar),
       "r"(rank)
       : "memory");
 }

@@ -1,0 +1,311 @@
+// out[M, N] = x[M, K] weight[N, K]^T in e4m3, scaled, for many rows.
+//
+// Persistent and warp-specialised: a warp of the last warpgroup copies BLOCK_K bytes of K of both
+// operands a stage by TMA; two warpgroups multiply, each BLOCK_M / 2 rows. A product of BLOCK_K
+// goes into `part` and is added to `sum` with its scales by ordinary FMAs, which the other
+// warpgroup's products hide. wgmma adds fp8 products with fewer bits than fp32, so sums do not stay
+// there.
+//
+// In a cluster of two the blocks have neighbouring tiles along M and each copies half of the
+// weight's tile for both.
+#include "gemm_fp8.h"
+
+constexpr Scaling SCALING = Scaling::GEMM_SCALING;
+constexpr Number OUT = Number::GEMM_OUT, BIAS = Number::GEMM_BIAS;
+constexpr u32 BLOCK_M = GEMM_BLOCK_M, BLOCK_N = GEMM_BLOCK_N, WIDTH = GEMM_WIDTH;
+constexpr u32 STAGES = GEMM_STAGES, CLUSTER = GEMM_CLUSTER, BAND = GEMM_BAND;
+constexpr bool STORE_BY_TMA = GEMM_STORE_BY_TMA;
+
+constexpr u32 CONSUMERS = 2, THREADS = (CONSUMERS + 1) * WARPGROUP;
+constexpr u32 GROUP_M = BLOCK_M / CONSUMERS, STEPS_M = GROUP_M / 64, STEPS_N = BLOCK_N / WIDTH;
+constexpr u32 REGISTERS = WIDTH / 2;
+constexpr u32 SCALE_N = 128;
+
+constexpr u32 X_BYTES = BLOCK_M * BLOCK_K, WEIGHT_BYTES = BLOCK_N * BLOCK_K;
+constexpr u32 STAGE_BYTES = X_BYTES + WEIGHT_BYTES;
+// Results leave through shared memory a column of boxes at a time: rows of at most 128 bytes.
+constexpr u32 GRAIN = WIDTH % 64 == 0 ? 64 : WIDTH % 32 == 0 ? 32 : 16, BOX_N = GRAIN;
+constexpr u32 OUT_BYTES = STORE_BY_TMA ? GROUP_M * WIDTH * 2 : 0;
+constexpr u32 OUT_AT = STAGES * STAGE_BYTES, BARRIERS_AT = OUT_AT + CONSUMERS * OUT_BYTES;
+
+static_assert(BLOCK_M % (64 * CONSUMERS) == 0 && BLOCK_N % WIDTH == 0, "whole instructions");
+static_assert(WIDTH % 16 == 0 && BLOCK_N % (8 * CLUSTER) == 0 && BLOCK_N <= 256, "tiles of wgmma");
+// Columns of one instruction lie in one block of weight scales, or in two with a known grain.
+constexpr bool ONE_SCALE =
+    SCALE_N % WIDTH == 0 && (SCALE_N % BLOCK_N == 0 || BLOCK_N % SCALE_N == 0);
+
+struct Problem {
+  u32 M, N, blocks_k, tiles_m, tiles_n, tiles;
+};
+
+DEVICE u32 full_at(u32 base, u32 stage) { return base + BARRIERS_AT + stage * 8; }
+DEVICE u32 empty_at(u32 base, u32 stage) { return base + BARRIERS_AT + (STAGES + stage) * 8; }
+
+// Tiles are dealt to clusters; within one, blocks take neighbours along M.
+DEVICE Tile tile_of(const Problem& problem, u32 index) {
+  const Tile pair = tile_at(index, problem.tiles_m, problem.tiles_n, BAND);
+  return {pair.m * CLUSTER + (CLUSTER > 1 ? cluster_rank() : 0), pair.n};
+}
+
+DEVICE void produce(const Problem& problem, u32 base, const TensorMap& x_map,
+                    const TensorMap& weight_map) {
+  const u32 rank = CLUSTER > 1 ? cluster_rank() : 0;
+  constexpr u32 SHARE = BLOCK_N / CLUSTER;
+  Ring ring;
+  for (u32 index = blockIdx.x / CLUSTER; index < problem.tiles; index += gridDim.x / CLUSTER) {
+    const Tile tile = tile_of(problem, index);
+    for (u32 block = 0; block < problem.blocks_k; block++) {
+      const u32 full = full_at(base, ring.stage), at = base + ring.stage * STAGE_BYTES;
+      barrier_wait(empty_at(base, ring.stage), ring.parity ^ 1);
+      barrier_expect(full, STAGE_BYTES);
+      tma_load(at, x_map, full, block * BLOCK_K, tile.m * BLOCK_M);
+      if constexpr (CLUSTER == 1)
+        tma_load(at + X_BYTES, weight_map, full, block * BLOCK_K, tile.n * BLOCK_N);
+      else
+        tma_load_multicast(at + X_BYTES + rank * SHARE * BLOCK_K, weight_map, full, block * BLOCK_K,
+                           tile.n * BLOCK_N + rank * SHARE, (1 << CLUSTER) - 1);
+      ring.advance<STAGES>();
+    }
+  }
+}
+
+struct Scales {
+  const float *x, *weight;
+  i64 x_row, x_block, weight_row, weight_block;
+};
+
+// The scales of one block of K: of this thread's rows, and of the instructions' columns.
+struct BlockScales {
+  float x[STEPS_M][2], weight[STEPS_N][ONE_SCALE ? 1 : 2];
+};
+
+// Where a tile's scales of the next block of K lie.
+struct ScaleCursor {
+  const float *x[STEPS_M][2], *weight[STEPS_N][ONE_SCALE ? 1 : 2];
+
+  __device__ __forceinline__ void start(const Problem& problem, const Scales& scales, Tile tile,
+                                        u32 row) {
+    UNROLL for (u32 m = 0; m < STEPS_M; m++) UNROLL for (u32 h = 0; h < 2; h++) {
+      const u32 at = min(tile.m * BLOCK_M + row + m * 64 + h * 8, problem.M - 1);
+      x[m][h] = scales.x + at * scales.x_row;
+    }
+    const u32 last = (problem.N - 1) / SCALE_N;
+    UNROLL for (u32 n = 0; n < STEPS_N; n++) UNROLL for (u32 i = 0; i < (ONE_SCALE ? 1 : 2); i++) {
+      const u32 at = min((tile.n * BLOCK_N + n * WIDTH) / SCALE_N + i, last);
+      weight[n][i] = scales.weight + at * scales.weight_row;
+    }
+  }
+
+  __device__ __forceinline__ BlockScales load(const Scales& scales) {
+    BlockScales found;
+    UNROLL for (u32 m = 0; m < STEPS_M; m++) UNROLL for (u32 h = 0; h < 2; h++) {
+      found.x[m][h] = load_scale(x[m][h]);
+      x[m][h] += scales.x_block;
+    }
+    UNROLL for (u32 n = 0; n < STEPS_N; n++) UNROLL for (u32 i = 0; i < (ONE_SCALE ? 1 : 2); i++) {
+      found.weight[n][i] = load_scale(weight[n][i]);
+      weight[n][i] += scales.weight_block;
+    }
+    return found;
+  }
+};
+
+// sum += part * scales; `first` is the instruction's first column.
+DEVICE void promote(float (&sum)[REGISTERS], const float (&part)[REGISTERS], const float (&x)[2],
+                    const float* weight, u32 first) {
+  const float low = x[0] * weight[0], high = x[1] * weight[0];
+  const float low_next = ONE_SCALE ? 0.0f : x[0] * weight[ONE_SCALE ? 0 : 1];
+  const float high_next = ONE_SCALE ? 0.0f : x[1] * weight[ONE_SCALE ? 0 : 1];
+  const u32 border = SCALE_N - first % SCALE_N;
+  UNROLL for (u32 j = 0; j < WIDTH / 8; j++) {
+    const bool next = !ONE_SCALE && j * 8 / GRAIN * GRAIN >= border;
+    const float by_low = next ? low_next : low, by_high = next ? high_next : high;
+    sum[4 * j] = __fmaf_rn(part[4 * j], by_low, sum[4 * j]);
+    sum[4 * j + 1] = __fmaf_rn(part[4 * j + 1], by_low, sum[4 * j + 1]);
+    sum[4 * j + 2] = __fmaf_rn(part[4 * j + 2], by_high, sum[4 * j + 2]);
+    sum[4 * j + 3] = __fmaf_rn(part[4 * j + 3], by_high, sum[4 * j + 3]);
+  }
+}
+
+// Scales of whole rows and columns, and the bias, on the sums of one instruction.
+DEVICE void finish(float (&sum)[REGISTERS], const Problem& problem, const Scales& scales,
+                   const void* bias, u32 row, u32 column) {
+  float of_row[2] = {1.0f, 1.0f};
+  if constexpr (SCALING == Scaling::tensor) of_row[0] = of_row[1] = *scales.x * *scales.weight;
+  if constexpr (SCALING == Scaling::row)
+    UNROLL for (u32 h = 0; h < 2; h++) of_row[h] = scales.x[min(row + h * 8, problem.M - 1)];
+  UNROLL for (u32 j = 0; j < WIDTH / 8; j++) UNROLL for (u32 i = 0; i < 2; i++) {
+    const u32 at = min(column + j * 8 + i, problem.N - 1);
+    const float of_column = SCALING == Scaling::row ? scales.weight[at] : 1.0f;
+    const float more = load_number<BIAS>(bias, at);
+    UNROLL for (u32 h = 0; h < 2; h++) {
+      float& x = sum[4 * j + 2 * h + i];
+      x = SCALING == Scaling::block ? x + more : __fmaf_rn(x, of_row[h] * of_column, more);
+    }
+  }
+}
+
+DEVICE void store_plain(const float (&sum)[REGISTERS], const Problem& problem, void* out, u32 row,
+                        u32 column) {
+  UNROLL for (u32 i = 0; i < REGISTERS; i++) {
+    const u32 at_m = row + i / 2 % 2 * 8, at_n = column + i / 4 * 8 + i % 2;
+    if (at_m < problem.M && at_n < problem.N)
+      store_number<OUT>(out, (i64)at_m * problem.N + at_n, sum[i]);
+  }
+}
+
+// Sums of one instruction into this warp's rows of the staging buffer, boxes of BOX_N columns.
+DEVICE void stage_out(const float (&sum)[REGISTERS], u32 at, u32 first_row, u32 lane) {
+  constexpr u32 ROW_BYTES = BOX_N * 2, MASK = ROW_BYTES / 16 - 1;
+  UNROLL for (u32 j = 0; j < WIDTH / 16; j++) {
+    const u32 box = j * 16 / BOX_N, chunk = j * 16 % BOX_N / 8 + lane / 16;
+    const u32 plain = (first_row + lane % 16) * ROW_BYTES + chunk * 16;
+    const u32 swizzled = plain ^ (plain >> 7 & MASK) << 4;
+    const float* from = sum + 8 * j;
+    stmatrix_x4(at + box * GROUP_M * ROW_BYTES + swizzled, pack_pair<OUT>(from[0], from[1]),
+                pack_pair<OUT>(from[2], from[3]), pack_pair<OUT>(from[4], from[5]),
+                pack_pair<OUT>(from[6], from[7]));
+  }
+}
+
+// The products of one block of K, added to `sum`; `prefetch` is called while the first is computed.
+template <class Prefetch>
+DEVICE void multiply(float (&sum)[STEPS_M][STEPS_N][REGISTERS], u32 base, u32 group, Ring ring,
+                     const BlockScales& scales, u32 column, Prefetch prefetch) {
+  const u32 x_at = base + ring.stage * STAGE_BYTES + group * GROUP_M * BLOCK_K;
+  const u32 weight_at = base + ring.stage * STAGE_BYTES + X_BYTES, lane = threadIdx.x % WARP;
+  UNROLL for (u32 m = 0; m < STEPS_M; m++) UNROLL for (u32 n = 0; n < STEPS_N; n++) {
+    float part[REGISTERS];
+    const u64 a = k_major_descriptor(x_at + m * 64 * BLOCK_K);
+    const u64 b = k_major_descriptor(weight_at + n * WIDTH * BLOCK_K);
+    wgmma_fence();
+    UNROLL for (u32 k = 0; k < BLOCK_K / 32; k++)
+      Wgmma<WIDTH>::e4m3(part, a + 2 * k, b + 2 * k, k != 0);
+    wgmma_commit();
+    if (m == 0 && n == 0) prefetch();
+    wgmma_wait<0>();
+    keep(part);
+    if (m + 1 == STEPS_M && n + 1 == STEPS_N && lane < CLUSTER) {
+      if constexpr (CLUSTER == 1)
+        barrier_arrive(empty_at(base, ring.stage));
+      else
+        barrier_arrive_remote(empty_at(base, ring.stage), lane);
+    }
+    if constexpr (SCALING == Scaling::block)
+      promote(sum[m][n], part, scales.x[m], scales.weight[n], column + n * WIDTH);
+    else
+      UNROLL for (u32 i = 0; i < REGISTERS; i++) sum[m][n][i] += part[i];
+  }
+}
+
+// Sums to results, WIDTH columns at a time, while the producer is at the next tile already.
+DEVICE void store_tile(float (&sum)[STEPS_M][STEPS_N][REGISTERS], const Problem& problem, u32 base,
+                       u32 group, Tile tile, const Scales& scales, const void* bias, void* out,
+                       const TensorMap& out_map) {
+  const u32 lane = threadIdx.x % WARP, warp = threadIdx.x / WARP % 4;
+  const u32 staging = base + OUT_AT + group * OUT_BYTES;
+  const u32 first_row = tile.m * BLOCK_M + group * GROUP_M, row = first_row + warp * 16 + lane / 4;
+  const bool stores = threadIdx.x % WARPGROUP == 0;
+  UNROLL for (u32 n = 0; n < STEPS_N; n++) {
+    const u32 first = tile.n * BLOCK_N + n * WIDTH, column = first + lane % 4 * 2;
+    if constexpr (SCALING != Scaling::block || BIAS != Number::none)
+      UNROLL for (u32 m = 0; m < STEPS_M; m++)
+        finish(sum[m][n], problem, scales, bias, row + m * 64, column);
+    if constexpr (!STORE_BY_TMA) {
+      UNROLL for (u32 m = 0; m < STEPS_M; m++)
+        store_plain(sum[m][n], problem, out, row + m * 64, column);
+      continue;
+    }
+    // The thread that stores waits until its last copy has read the staging buffer.
+    if (stores) tma_store_wait_read<0>();
+    named_sync(1 + group, WARPGROUP);
+    UNROLL for (u32 m = 0; m < STEPS_M; m++)
+      stage_out(sum[m][n], staging, m * 64 + warp * 16, lane);
+    fence_shared();
+    named_sync(1 + group, WARPGROUP);
+    if (stores) {
+      UNROLL for (u32 box = 0; box < WIDTH / BOX_N; box++)
+        tma_store(out_map, staging + box * GROUP_M * BOX_N * 2, first + box * BOX_N, first_row);
+      tma_store_commit();
+    }
+  }
+}
+
+DEVICE void consume(const Problem& problem, u32 base, u32 group, const Scales& scales,
+                    const void* bias, void* out, const TensorMap& out_map) {
+  const u32 stride = gridDim.x / CLUSTER;
+  const u32 row = group * GROUP_M + threadIdx.x / WARP % 4 * 16 + threadIdx.x % WARP / 4;
+  Ring ring;
+  ScaleCursor cursor;
+  BlockScales now, next = {};
+  u32 index = blockIdx.x / CLUSTER;
+  if (index >= problem.tiles) return;
+  Tile tile = tile_of(problem, index);
+  if constexpr (SCALING == Scaling::block) {
+    cursor.start(problem, scales, tile, row);
+    next = cursor.load(scales);
+  }
+  for (; index < problem.tiles; index += stride) {
+    const Tile after = tile_of(problem, min(index + stride, problem.tiles - 1));
+    float sum[STEPS_M][STEPS_N][REGISTERS] = {};
+    for (u32 block = 0; block < problem.blocks_k; block++) {
+      now = next;
+      barrier_wait(full_at(base, ring.stage), ring.parity);
+      multiply(sum, base, group, ring, now, tile.n * BLOCK_N, [&] {
+        if (SCALING != Scaling::block) return;
+        if (block + 1 == problem.blocks_k) cursor.start(problem, scales, after, row);
+        next = cursor.load(scales);
+      });
+      ring.advance<STAGES>();
+    }
+    store_tile(sum, problem, base, group, tile, scales, bias, out, out_map);
+    tile = after;
+  }
+  if (STORE_BY_TMA && threadIdx.x % WARPGROUP == 0) tma_store_wait<0>();
+}
+
+#if GEMM_CLUSTER > 1
+#define IN_CLUSTERS __cluster_dims__(GEMM_CLUSTER, 1, 1)
+#else
+#define IN_CLUSTERS
+#endif
+
+extern "C" __global__ void IN_CLUSTERS __launch_bounds__(THREADS, 1)
+    gemm_fp8_tiles(const __grid_constant__ TensorMap x_map,
+                   const __grid_constant__ TensorMap weight_map,
+                   const __grid_constant__ TensorMap out_map, const float* x_scale,
+                   const float* weight_scale, const void* bias, void* out, int M, int N, int K,
+                   i64 x_row, i64 x_block, i64 weight_row, i64 weight_block) {
+  extern __shared__ __align__(1024) u8 shared[];
+  // Through a register and a shuffle, so that neither is worked out again in the loop over K.
+  u32 base = shared_address(shared);
+  asm volatile("" : "+r"(base));
+  const u32 group = __shfl_sync(~0u, threadIdx.x / WARPGROUP, 0);
+  Problem problem = {(u32)M, (u32)N, ceil_div<u32>(K, BLOCK_K), ceil_div<u32>(M, BLOCK_M * CLUSTER),
+                     ceil_div<u32>(N, BLOCK_N), 0};
+  problem.tiles = problem.tiles_m * problem.tiles_n;
+  if (threadIdx.x == CONSUMERS * WARPGROUP) {
+    tma_prefetch_map(x_map);
+    tma_prefetch_map(weight_map);
+    if (STORE_BY_TMA) tma_prefetch_map(out_map);
+    for (u32 stage = 0; stage < STAGES; stage++) {
+      barrier_init(full_at(base, stage), 1);
+      barrier_init(empty_at(base, stage), CLUSTER * CONSUMERS * 4);
+    }
+    fence_barrier_init();
+  }
+  if constexpr (CLUSTER > 1)
+    cluster_sync();
+  else
+    __syncthreads();
+  if (group == CONSUMERS) {
+    drop_registers<24>();
+    if (threadIdx.x == CONSUMERS * WARPGROUP) produce(problem, base, x_map, weight_map);
+  } else {
+    raise_registers<240>();
+    consume(problem, base, group, {x_scale, weight_scale, x_row, x_block, weight_row, weight_block},
+            bias, out, out_map);
+  }
+  // A block's barriers and stages outlive the arrivals and copies that its neighbour sends it.
+  if constexpr (CLUSTER > 1) cluster_sync();
+}
