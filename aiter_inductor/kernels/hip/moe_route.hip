@@ -13,10 +13,6 @@ constexpr int GROUP_SIZE = EXPERTS / GROUPS;
 constexpr u32 NOBODY = ~0u;
 constexpr float LOG2_E = 1.44269504f;
 
-struct Lowest {
-  SIMT_DEVICE u32 of(u32 a, u32 b) { return a < b ? a : b; }
-};
-
 // The experts of a lane are neighbours of one group; what is beyond the group is no expert.
 SIMT_DEVICE int lane() { return thread_index() % LANES; }
 SIMT_DEVICE int group() { return lane() / GROUP_LANES; }

@@ -4,12 +4,19 @@
 #include "simt.h"
 
 struct Sum {
+  static constexpr Reduction KIND = Reduction::other;
   SIMT_DEVICE u32 of(u32 a, u32 b) { return bits_of(float_of(a) + float_of(b)); }
 };
 
 // Of magnitudes, compared as integers: the order is the same, and NaN, the largest, is kept.
 struct Largest {
+  static constexpr Reduction KIND = Reduction::largest;
   SIMT_DEVICE u32 of(u32 a, u32 b) { return a > b ? a : b; }
+};
+
+struct Lowest {
+  static constexpr Reduction KIND = Reduction::lowest;
+  SIMT_DEVICE u32 of(u32 a, u32 b) { return a < b ? a : b; }
 };
 
 SIMT_DEVICE u32 magnitude(float x) { return bits_of(x) & 0x7fffffff; }

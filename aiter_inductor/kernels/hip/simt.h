@@ -5,7 +5,8 @@
 //   WAVE, thread_index(), block_x(), block_y(), barrier()
 //   HAS_CLUSTERS, cluster_barrier(), store_to_block(address, block, bits)   blocks that share memory
 //   atomic_max(address, bits)    unsigned
-//   wave_reduce<WIDTH, Op>(bits)    over aligned groups of WIDTH lanes; every lane gets the result
+//   wave_reduce<WIDTH, Op>(bits)    over aligned groups of WIDTH lanes; every lane gets the result;
+//                                   Op::KIND names operations that a chip may have an instruction for
 //   bits_of, float_of, multiply_add, inverse_sqrt, reciprocal, power_of_two, median
 //   encode_bf16x2, encode_fp16x2, decode_fp16   round to nearest even
 //   larger_halves(a, b)          of two unsigned 16-bit halves each
@@ -22,6 +23,7 @@ typedef int i32;
 typedef long long i64;
 
 enum class Fp8 { e4m3fn, e4m3fnuz };
+enum class Reduction { other, largest, lowest };  // the latter of unsigned words
 
 #if defined(__HIP__) || defined(__HIPCC_RTC__)
 #include "simt_amd.h"

@@ -38,6 +38,8 @@ SIMT_DEVICE void atomic_max(u32* address, u32 x) { atomicMax(address, x); }
 
 template <int WIDTH, class Op> SIMT_DEVICE u32 wave_reduce(u32 x) {
   static_assert(WIDTH <= WAVE && (WIDTH & (WIDTH - 1)) == 0, "a power of two within a wave");
+  if constexpr (WIDTH == WAVE && Op::KIND == Reduction::largest) return __reduce_max_sync(~0u, x);
+  if constexpr (WIDTH == WAVE && Op::KIND == Reduction::lowest) return __reduce_min_sync(~0u, x);
   UNROLL for (int step = 1; step < WIDTH; step *= 2) x = Op::of(x, __shfl_xor_sync(~0u, x, step));
   return x;
 }
