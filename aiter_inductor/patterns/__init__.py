@@ -12,6 +12,7 @@ from aiter_inductor.patterns.raising import (
     gemm_scaled_mm,
     layer_norm,
     mla,
+    moe_route,
     quant,
     quant_decomposed,
     rms_norm,
@@ -35,6 +36,7 @@ RAISING: tuple[Recogniser, ...] = (
     mla.latent_attention,
     attention.fused_attention,
     attention_eager.spelled_attention,
+    moe_route.routed_experts,
 )
 
 FUSION: tuple[Fusion, ...] = (
