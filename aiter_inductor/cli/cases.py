@@ -220,6 +220,17 @@ def _attention(backward: bool = False) -> Family:
     return Family(ATTENTION_DIMS, example)
 
 
+def _varlen(dims: Dims, fp8: torch.dtype) -> Arguments:
+    """Causal prefill of `batch` sequences that together have `num_tokens` tokens."""
+    tokens, heads, kv_heads = dims["num_tokens"], dims["num_heads"], dims["num_kv_heads"]
+    qk_dim, v_dim = dims["head_dim"], dims["v_dim"]
+    starts = torch.empty(dims["batch"] + 1, dtype=torch.int32, device="meta")
+    q, k = _bf16(tokens, heads, qk_dim), _bf16(tokens, kv_heads, qk_dim)
+    args = (q, k, _bf16(tokens, kv_heads, v_dim), starts, starts)
+    longest = -(-tokens // dims["batch"])
+    return args, {"max_seqlen_q": longest, "scale": qk_dim**-0.5, "causal": "top_left"}
+
+
 def _mla(dims: Dims, fp8: torch.dtype) -> Arguments:
     """A decoding step; a head is a quarter of a latent row, DeepSeek's 128 of 512."""
     batch, heads, q_len = dims["batch"], dims["num_heads"], dims["q_len"]
@@ -325,6 +336,7 @@ FAMILIES: Mapping[str, Family] = {
     "attention": _attention(),
     "attention_with_lse": _attention(),
     "attention_backward": _attention(backward=True),
+    "attention_varlen": Family(ATTENTION_DIMS, _varlen),
     "mla_decode": Family(MLA_DIMS, _mla),
     "kv_cache_write": Family(KV_DIMS, _kv_cache),
     "rope_kv_cache_write": Family(ROPE_KV_DIMS, _rope_kv_cache),

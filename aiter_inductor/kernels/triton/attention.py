@@ -109,6 +109,30 @@ def attention_with_lse(
     return out, lse
 
 
+def attention_varlen(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens_q: Tensor,
+    cu_seqlens_k: Tensor,
+    sinks: Tensor | None = None,
+    *,
+    max_seqlen_q: int,
+    scale: float,
+    causal: str = "none",
+    window: int | None = None,
+    softcap: float | None = None,
+    config: AttentionConfig | None = None,
+) -> Tensor:
+    """Attention within packed sequences; see the op of this name."""
+    out = q.new_empty(*q.shape[:2], v.shape[-1])
+    heads_first = (x.transpose(0, 1).unsqueeze(0) for x in (q, k, v, out))
+    starts = (cu_seqlens_q, cu_seqlens_k, max_seqlen_q)
+    q, k, v, of_heads = heads_first
+    _attend(q, k, v, None, sinks, of_heads, None, scale, causal, window, softcap, config, starts)
+    return out
+
+
 def heads_like(q: Tensor, v: Tensor, layout: str) -> Tensor:
     """An empty [B, H, S, Dv], dense in the order of `layout`."""
     batch, num_heads, num_queries, _ = q.shape
@@ -157,15 +181,24 @@ def _attend(
     window: int | None,
     softcap: float | None,
     config: AttentionConfig | None,
+    packed: tuple[Tensor, Tensor, int] | None = None,
 ) -> None:
-    """Fill `out`, and `lse` if it is asked for."""
+    """Fill `out`, and `lse` if it is asked for.
+
+    Args:
+        packed: where each sequence starts among queries and keys, with the end of the last, and
+            the most queries a sequence has; None if sequences are the batch.
+    """
     q, k, v = innermost(q), innermost(k), innermost(v)
     batch, num_heads, S, qk_dim = q.shape
     T, v_dim = k.shape[2], v.shape[-1]
     amd = torch.version.hip is not None
     config = config or AttentionConfig.default(qk_dim, q.element_size(), amd=amd, window=window)
     mask, mask_strides = spread(mask, batch, num_heads, S, T)
-    num_blocks = triton.cdiv(S, config.block_m)
+    cu_seqlens_q, cu_seqlens_k, longest = packed or (None, None, S)
+    if cu_seqlens_q is not None:
+        batch = cu_seqlens_q.shape[0] - 1
+    num_blocks = triton.cdiv(longest, config.block_m)
     if isinstance(num_blocks, int) and num_blocks * batch * num_heads == 0:
         return
     launchable(attention_kernel)[(num_blocks * batch * num_heads,)](
@@ -174,8 +207,8 @@ def _attend(
         v,
         mask,
         sinks,
-        None,
-        None,
+        cu_seqlens_q,
+        cu_seqlens_k,
         out,
         lse,
         scale,
@@ -187,10 +220,10 @@ def _attend(
         T,
         num_blocks,
         batch * num_heads,
-        *q.stride()[:3],
-        *k.stride()[:3],
-        *v.stride()[:3],
-        *out.stride()[:3],
+        *_strides(q, packed is not None),
+        *_strides(k, packed is not None),
+        *_strides(v, packed is not None),
+        *_strides(out, packed is not None),
         *((0, 0) if lse is None else lse.stride()[:2]),
         *mask_strides,
         CAUSAL=causal != "none",
@@ -201,3 +234,9 @@ def _attend(
         HEADS_TOGETHER=config.heads_together,
         **config.launch(),
     )
+
+
+def _strides(x: Tensor, packed: bool) -> tuple[Any, ...]:
+    """Of batch, head and row; packed sequences are told apart by their rows alone."""
+    batch, head, row, _ = x.stride()
+    return 0 if packed else batch, head, row

@@ -33,6 +33,13 @@ def place(num_blocks, num_heads, HEADS_TOGETHER: tl.constexpr):
 
 
 @triton.jit
+def sequence(starts, at):
+    """The first row of a packed sequence, int64, and how many it has."""
+    first = tl.load(starts + at)
+    return first.to(tl.int64), tl.load(starts + at + 1) - first
+
+
+@triton.jit
 def attend(
     peak,  # [M], the largest logit so far, in units of log2(e)
     total,  # [M], the sum of exponentials
@@ -107,8 +114,8 @@ def attention_kernel(
     v,  # [batch, num_kv_heads, T, DV]
     mask,  # [batch, num_heads, S, T]: uint8, float or None
     sinks,  # [num_heads] or None
-    q_starts,  # [batch + 1], first row of each sequence, where sequences are packed, or None
-    k_starts,
+    cu_seqlens_q,  # [batch + 1], first row of each sequence, where sequences are packed, or None
+    cu_seqlens_k,
     out,  # [batch, num_heads, S, DV]
     lse,  # [batch, num_heads, S], fp32, natural logarithm, or None
     scale,
@@ -158,13 +165,13 @@ def attention_kernel(
     v += batch * v_batch + head // groups * v_head
     out += batch * out_batch + head * out_head
     first_row = block * BLOCK_M
-    if q_starts is not None:
-        q_first, k_first = tl.load(q_starts + batch), tl.load(k_starts + batch)
-        S, T = tl.load(q_starts + batch + 1) - q_first, tl.load(k_starts + batch + 1) - k_first
+    if cu_seqlens_q is not None:
+        q_first, S = sequence(cu_seqlens_q, batch)
+        k_first, T = sequence(cu_seqlens_k, batch)
         if first_row >= S:
             return
-        q, out = q + q_first.to(tl.int64) * q_row, out + q_first.to(tl.int64) * out_row
-        k, v = k + k_first.to(tl.int64) * k_row, v + k_first.to(tl.int64) * v_row
+        q, out = q + q_first * q_row, out + q_first * out_row
+        k, v = k + k_first * k_row, v + k_first * v_row
     m = tl.arange(0, BLOCK_M)
     live, scale = m < S - first_row, single(scale)
     shift = T - S if FROM_END else 0

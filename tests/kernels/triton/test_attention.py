@@ -12,6 +12,7 @@ from aiter_inductor.kernels.triton.attention_backward import AttentionBackwardCo
 from aiter_inductor.lowerings.attention import attention
 from aiter_inductor.lowerings.attention_backward import attention_backward, attention_with_lse
 from aiter_inductor.lowerings.attention_problem import AttentionProblem
+from aiter_inductor.lowerings.attention_varlen import attention_varlen
 from tests.lowerings.checks import assert_close, assert_same_layout, in_float64
 
 FP32 = torch.float32
@@ -140,3 +141,14 @@ def test_heads_are_read_where_they_lie():
 )
 def test_heads_are_cut_in_powers_of_two(width, parts):
     assert tiles(width) == parts
+
+
+@pytest.mark.parametrize("how", HIDING, ids=str)
+def test_packed_sequences(how):
+    lengths = torch.tensor([(0, 0), (20, 20), (0, 7), (33, 50), (40, 9), (5, 0)])
+    starts, key_starts = lengths.cumsum(0).int().unbind(1)
+    generator = torch.Generator().manual_seed(0)
+    shapes = (98, 4, 48), (86, 2, 48), (86, 2, 16)
+    heads = [torch.randn(s, generator=generator) for s in shapes]
+    args = (*heads, starts.contiguous(), key_starts.contiguous())
+    check(attention_varlen, args, {"max_seqlen_q": 40, "scale": 0.25, **how}, CONFIG)

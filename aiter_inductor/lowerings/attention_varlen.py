@@ -1,0 +1,130 @@
+"""Attention within sequences of different lengths that lie packed in one tensor."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from aiter_inductor.core.op import Use, op
+from aiter_inductor.core.problem import Dim, dim
+from aiter_inductor.lowerings.attention import attention
+from aiter_inductor.lowerings.attention_problem import AttentionProblem, flash_unsupported
+from aiter_inductor.lowerings.providers import add_triton
+
+
+@dataclass(frozen=True)
+class VarlenProblem:
+    """Packed attention, [total_q, H, Dqk] against [total_k, KVH, Dqk] and [total_k, KVH, Dv].
+
+    Attributes:
+        heads: the attention of all queries with all keys as one sequence.
+        num_sequences: how many there are.
+        max_seqlen_q: the most queries a sequence has.
+        mismatch: what is wrong with the starts, or empty.
+    """
+
+    heads: AttentionProblem
+    num_sequences: Dim
+    max_seqlen_q: Dim
+    mismatch: str = ""
+
+    @classmethod
+    def of(
+        cls,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        cu_seqlens_q: Tensor,
+        cu_seqlens_k: Tensor,
+        sinks: Tensor | None = None,
+        *,
+        max_seqlen_q: int,
+        **how: Any,
+    ) -> VarlenProblem:
+        """The problem behind the arguments of `attention_varlen`."""
+        q, k, v = (x.transpose(0, 1).unsqueeze(0) for x in (q, k, v))
+        heads = AttentionProblem.of(q, k, v, None, sinks, **how)
+        count, others = dim(cu_seqlens_q.shape[0]) - 1, dim(cu_seqlens_k.shape[0]) - 1
+        mismatch = "" if count == others else f"{count} sequences of queries, {others} of keys"
+        return cls(heads, count, dim(max_seqlen_q), mismatch)
+
+    def bytes_moved(self) -> Dim:
+        """Query, keys and values read once, the result written once."""
+        return self.heads.bytes_moved()
+
+    def flops(self) -> Dim:
+        """Those of sequences of equal lengths: the lengths are known when it runs."""
+        return self.heads.flops() // self.num_sequences
+
+    def sample(self, *, seed: int, device: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Random heads; sequences as long as the longest, the last one shorter or empty."""
+        (q, k, v, _, sinks), kwargs = self.heads.sample(seed=seed, device=device)
+        q, k, v = (x.squeeze(0).transpose(0, 1).contiguous() for x in (q, k, v))
+        starts = torch.arange(self.num_sequences + 1, dtype=torch.int32, device=device)
+        of_queries = (starts * self.max_seqlen_q).clamp(max=q.shape[0])
+        of_keys = starts * (k.shape[0] // self.num_sequences)
+        of_queries[-1], of_keys[-1] = q.shape[0], k.shape[0]
+        del kwargs["layout"]
+        return (q, k, v, of_queries, of_keys, sinks), {
+            "max_seqlen_q": self.max_seqlen_q,
+            **kwargs,
+        }
+
+
+@op(problem=VarlenProblem.of)
+def attention_varlen(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens_q: Tensor,
+    cu_seqlens_k: Tensor,
+    sinks: Tensor | None = None,
+    *,
+    max_seqlen_q: int,
+    scale: float,
+    causal: str = "none",
+    window: int | None = None,
+    softcap: float | None = None,
+) -> Tensor:
+    """`attention` of each sequence by itself.
+
+    Args:
+        q: [total_q, H, Dqk], any float dtype.
+        k: [total_k, KVH, Dqk], H a multiple of KVH.
+        v: [total_k, KVH, Dv].
+        cu_seqlens_q: [num_sequences + 1], int32: where the queries of each sequence start; the
+            first is 0, the last total_q.
+        cu_seqlens_k: the same of the keys; the last is total_k.
+        sinks, scale, causal, window, softcap: as in `attention`.
+        max_seqlen_q: no sequence has more queries.
+
+    Returns:
+        [total_q, H, Dv], contiguous, dtype of q.
+    """
+    query, key = (torch.arange(len(x), device=x.device) for x in (q, k))
+    of_query = torch.searchsorted(cu_seqlens_q[1:].contiguous(), query, right=True)
+    of_key = torch.searchsorted(cu_seqlens_k[1:].contiguous(), key, right=True)
+    at, at_key = query - cu_seqlens_q[of_query], key - cu_seqlens_k[of_key]
+    if causal == "bottom_right":
+        at = at + (cu_seqlens_k.diff() - cu_seqlens_q.diff())[of_query]
+    seen = of_query[:, None] == of_key
+    if causal != "none":
+        seen = seen & (at_key <= at[:, None])
+    if window is not None:
+        seen = seen & (at_key > at[:, None] - window)
+    heads_first = (x.transpose(0, 1).unsqueeze(0) for x in (q, k, v))
+    out: Tensor = attention.reference(
+        *heads_first, seen[None, None], sinks, scale=scale, softcap=softcap, layout="bshd"
+    )
+    return out.squeeze(0).transpose(0, 1).contiguous()
+
+
+def varlen_unsupported(problem: VarlenProblem, use: Use) -> str | None:
+    """What the flash kernel does not take."""
+    return problem.mismatch or flash_unsupported(problem.heads, use)
+
+
+add_triton(attention_varlen, "attention", refuse=varlen_unsupported)
