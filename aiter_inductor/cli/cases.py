@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import aiter_inductor.lowerings
-from aiter_inductor.cli import subgraphs
+from aiter_inductor.cli import subgraphs, subgraphs_gemm
 from aiter_inductor.core.errors import OptionValueError, UnknownOptionError
 from aiter_inductor.core.op import OPS, Op
 from aiter_inductor.core.problem import Problem
@@ -393,7 +393,10 @@ def case_of(name: str, dims: Dims, fp8: torch.dtype) -> Case:
     op = load_ops()[name]
     args, kwargs = FAMILIES[name].example(dims, fp8)
     problem = op.problem(*args, **kwargs)
-    plain = getattr(subgraphs, name, None) or _plain_quant(name) or op.reference
+    plain = next(
+        (found for module in (subgraphs, subgraphs_gemm) if (found := getattr(module, name, None))),
+        _plain_quant(name) or op.reference,
+    )
     return Case(op, dims, problem, plain)
 
 
