@@ -79,15 +79,16 @@ def gemm_w8a16(
     weight_scale: Tensor,
     bias: Tensor | None = None,
     *,
-    block_n: int = 1,
-    block_k: int | None = None,
+    block_n: int = 128,
+    block_k: int = 128,
 ) -> Tensor:
     """`x` [*, K], not quantised, times `weight` [N, K] transposed; see the op of this name.
 
     `weight_scale` is [N], or [N / block_n, K / block_k] rounded up.
     """
     if weight_scale.ndim < 2:
-        weight_scale, block_n, block_k = weight_scale.reshape(-1, 1), 1, None
+        of_rows = weight_scale.reshape(-1, 1)
+        return scaled_gemm(x, weight, None, of_rows, bias, block_n=1).to(x.dtype)
     out = scaled_gemm(x, weight, None, weight_scale, bias, block_n=block_n, block_k=block_k)
     return out.to(x.dtype)
 

@@ -105,6 +105,7 @@ def scaled_gemm(
     """
     N, K = weight.shape
     x, weight, weight_scale = x.contiguous(), weight.contiguous(), weight_scale.contiguous()
+    bias = None if bias is None else bias.contiguous()
     x_rows = x.flatten(0, -2) if x.dim() > 1 else x.unsqueeze(0)
     M = x_rows.shape[0]
     if config is None:

@@ -62,6 +62,7 @@ def weight_only_gemm(
     """
     N, K, packed = weight.shape[0], x.shape[-1], weight.dtype == torch.uint8
     x, weight, weight_scale = x.contiguous(), weight.contiguous(), weight_scale.contiguous()
+    bias = None if bias is None else bias.contiguous()
     x_rows = x.flatten(0, -2) if x.dim() > 1 else x.unsqueeze(0)
     M = x_rows.shape[0]
     if config is None:
