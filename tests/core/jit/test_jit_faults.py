@@ -39,10 +39,10 @@ def outputs(processes) -> set[str]:
     return set(said)
 
 
-def test_six_processes_starting_cold_build_once(module, settings, tmp_path, counting_after):
+def test_eight_processes_starting_cold_build_once(module, settings, tmp_path, counting_after):
     slow = counting_after("sleep 0.5")
     settings = replace(settings, host_compiler=slow.path)
-    assert len(outputs([start(module, settings) for _ in range(6)])) == 1
+    assert len(outputs([start(module, settings) for _ in range(8)])) == 1
     assert slow.builds == 1
 
 
