@@ -1,6 +1,7 @@
 """Race launch parameters of the Triton kernels on the GPU at hand.
 
     python benchmarks/race_kernels.py --sizes large --only rms_norm    # the large ones on a GPU
+    python benchmarks/race_kernels.py --defaults                      # what runs without tuning
     python benchmarks/race_kernels.py --dry --only rope                # no GPU: compile for sm_90
 
 A race is one op at one shape: the default, a few candidates and Inductor's code for the plain
@@ -24,7 +25,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -62,9 +63,10 @@ class CompileOnly:
         return functools.partial(self.kernel.warmup, grid=(1,))
 
 
-def compile_one(label: str, inductor: bool) -> None:
+def compile_one(label: str, inductor: bool, defaults: bool) -> None:
     """Fill a cache with one race's kernels, or with Inductor's; runs in a process of the pool."""
     race = all_races()[label]
+    race = replace(race, configs=()) if defaults else race
     args, kwargs = race.problem.sample(seed=0, device="cuda")
     runs = race.runs(kwargs)
     formula = runs.pop(INDUCTOR)
@@ -87,7 +89,7 @@ def compile_all(races: list[Race]) -> None:
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(COMPILERS, mp_context=context) as pool:
         jobs = {
-            pool.submit(compile_one, race.label, inductor): race.label
+            pool.submit(compile_one, race.label, inductor, not race.configs): race.label
             for inductor in (True, False)
             for race in races
         }
@@ -219,11 +221,14 @@ def main() -> None:
     parser.add_argument("--only", default="", help="races whose label contains this")
     parser.add_argument("--sizes", choices=("large", "small", "all"), default="all")
     parser.add_argument("--budget-s", type=float, default=280, help="stop starting races after")
+    parser.add_argument("--defaults", action="store_true", help="no other launch parameters")
     parser.add_argument("--dry", action="store_true", help="only compile, for sm_90, without a GPU")
     chosen = parser.parse_args()
     began = time.monotonic()
     sizes = {"large": large_races, "small": small_races, "all": lambda: all_races().values()}
     races = [race for race in sizes[chosen.sizes]() if chosen.only in race.label]
+    if chosen.defaults:
+        races = [replace(race, configs=()) for race in races]
     if chosen.dry:
         for race in races:
             compile_without_gpu(race)

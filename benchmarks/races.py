@@ -141,7 +141,14 @@ def row_race(name: str, num_rows: int, N: int, group_size: int | None = None) ->
         default = RowConfig.default(group_size, 2, num_rows=groups)
         configs = group_configs(group_size)
     else:
-        default = RowConfig.default(N, 2, num_rows=num_rows, group_size=group_size or 1)
+        default = RowConfig.default(
+            N,
+            2,
+            num_rows=num_rows,
+            group_size=group_size or 1,
+            reduces_alone=name.startswith(("rms_norm", "layer_norm")),
+            centres=name.startswith("layer_norm"),
+        )
         configs = row_configs(N, few=num_rows <= 256)
     group = f" g{group_size}" if group_size else ""
     return Race(name, f"{num_rows}x{N}{group}", problem, default, configs)

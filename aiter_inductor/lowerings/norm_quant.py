@@ -11,6 +11,7 @@ from torch import Tensor
 
 from aiter_inductor.core.dtypes import accumulate_dtype
 from aiter_inductor.core.op import op
+from aiter_inductor.lowerings.measured import cede_norm_quant
 from aiter_inductor.lowerings.norm import layer_norm, rms_norm
 from aiter_inductor.lowerings.norm_quant_problem import (
     of_add_rms_norm_quant,
@@ -238,7 +239,7 @@ for fused in (
     add_rms_norm_quant_static,
     layer_norm_quant_static,
 ):
-    add_triton(fused, "norm_quant", refuse=rows_unsupported)
+    add_triton(fused, "norm_quant", refuse=rows_unsupported, cede=cede_norm_quant)
     add_hip(fused, "norm_quant", refuse=hip_rows_unsupported)
 
 

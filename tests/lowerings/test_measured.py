@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from aiter_inductor import explain
 from aiter_inductor.core.arch import arch_named
-from aiter_inductor.core.op import OPS, Selection, Use
+from aiter_inductor.core.op import OPS, Selection, Use, accept
 
 
 def select(name: str, *args: object, target: str = "sm_90", **facts: bool) -> Selection:
@@ -74,3 +76,14 @@ def test_a_declined_fusion_is_left_to_inductor_as_a_whole() -> None:
     (site,) = report.sites
     assert (site.pattern, site.status) == ("rms_norm", "inlined")
     assert "4096x7168 takes 62.4 us on sm_90 and Inductor's code 61.4" in site.reason
+
+
+def test_a_normalisation_that_quantises_goes_to_hip_where_that_measured_faster() -> None:
+    op, arguments = OPS["rms_norm_quant"], rows(64)
+    problem = op.problem(*arguments, dtype=torch.float8_e4m3fn)
+    hip = replace(op.providers["hip"], refuse=accept)
+    both = replace(op, providers={**op.providers, "hip": hip})
+    found = both.select(problem, Use(arch_named("sm_90")))
+    assert found.provider is hip
+    assert "takes 3.09 us on sm_90 and the Triton kernel 3.46" in found.reason
+    assert both.select(problem, Use(arch_named("gfx950"))).provider is op.providers["triton"]

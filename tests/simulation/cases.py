@@ -202,6 +202,12 @@ SIZES: Mapping[frozenset[str], tuple[Dims, ...]] = {
 """By the names of the sizes an op's problem takes. Several rows a program, and several waves a row;
 rows whose length is odd, and no multiple of what the waves load at once."""
 
+MANY_ROWS: Mapping[str, tuple[Dims, ...]] = {
+    "layer_norm": ({"num_rows": 257, "N": 1280},),
+    "layer_norm_quant": ({"num_rows": 257, "N": 1280, "group_size": 0},),
+}
+"""Where kernels load weight and bias after their reductions instead of before."""
+
 PER_GROUP = tuple(dims for dims in SIZES[frozenset(GROUP_DIMS)] if dims["group_size"])
 PERMUTED = Style("permuted", permuted=True)
 SPECIAL = Style("special", special=True)
@@ -327,7 +333,7 @@ def cases() -> Iterator[Case]:
     """Every case: the plain call at all sizes of its op, and each style at one of them."""
     for op in FAMILIES:
         sizes = sizes_of(op)
-        for dims in sizes:
+        for dims in (*sizes, *MANY_ROWS.get(op, ())):
             yield Case(op, dims, Style())
         for index, style in enumerate(STYLES.get(op, ())):
             yield Case(op, fitting(style, sizes, index), style)

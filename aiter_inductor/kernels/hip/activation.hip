@@ -82,7 +82,6 @@ act_kernel(const X* gate, const X* up, OUT* out, float* scale, i32 num_rows, i32
   Inputs inputs;
   load_inputs(place, row_of(place, gate, gate_outer, gate_inner),
               row_of(place, up, up_outer, up_inner), inputs);
-  await_row_blocks();
   PackedRow<X> row;
   UNROLL for (int v = 0; v < VECTORS; v++) {
     GateAndUp pair;

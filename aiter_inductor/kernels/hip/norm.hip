@@ -4,8 +4,7 @@
 // Defined by the build, see norm.py, beside what rows.h needs: X (type of x and residual), W (of
 // the weight), B (of the bias), P (what x times weight promotes to), HAS_RESIDUAL, HAS_WEIGHT,
 // HAS_BIAS, LAYER_NORM, ROUND_BEFORE_WEIGHT, ROUND_NORM, LATE (weight and bias are loaded once the
-// row's reductions are through: with many blocks on a multiprocessor they wait in its cache, not in
-// registers; with few, every load should be under way before the first reduction waits).
+// row's reductions are through, and wait in a cache until then instead of in registers).
 #include "rows.h"
 #include "weight.h"
 
@@ -115,7 +114,6 @@ norm_kernel(const X* x, const X* residual, const W* weight, const B* bias, X* su
   if constexpr (HAS_RESIDUAL)
     row.residual = load_row(place, row_of(place, residual, residual_outer, residual_inner));
   if constexpr (!LATE) load_vectors(place, weight, bias, given);
-  await_row_blocks();
   if constexpr (HAS_RESIDUAL) add_residual(place, row_of(place, sum, sum_outer, sum_inner), row);
   forget_row(row.x);
   float mean = 0.0f;

@@ -8,7 +8,6 @@ quant_kernel(const X* x, OUT* out, float* scale, i32 num_rows, i32 num_inner, i3
              i64 scale_inner) {
   const Place place = Place::of_thread(num_rows, num_inner, N);
   PackedRow<X> row = load_row(place, row_of(place, x, x_outer, x_inner));
-  await_row_blocks();
   store_row(place, row_of(place, out, out_outer, out_inner),
             row_of(place, scale, scale_outer, scale_inner), amax_min, row);
 }

@@ -21,27 +21,17 @@ struct Lowest {
 
 SIMT_DEVICE u32 magnitude(float x) { return bits_of(x) & 0x7fffffff; }
 
-// Over the WIDTH threads of a row, which may span a cluster of blocks: then each wave writes its
-// part into the shared memory of all of them. `slots` holds a word for each wave of the row, which no
-// other reduction of the kernel uses; that saves the barrier before the next one.
+// Over the WIDTH threads of a row; `slots` holds BLOCK / WAVE words that no other reduction of
+// the kernel uses, which saves the barrier before the next one.
 template <int WIDTH, int BLOCK, class Op> SIMT_DEVICE u32 row_reduce(u32 x, u32* slots) {
   if constexpr (WIDTH <= WAVE) return wave_reduce<WIDTH, Op>(x);
-  static_assert(WIDTH <= WAVE || (WIDTH % BLOCK == 0 && BLOCK % WAVE == 0), "whole waves");
+  static_assert(WIDTH <= WAVE || (WIDTH == BLOCK && BLOCK % WAVE == 0), "whole waves");
   if constexpr (WIDTH > WAVE) {
     x = wave_reduce<WAVE, Op>(x);
-    const int wave = thread_index() / WAVE;
-    const bool first = thread_index() % WAVE == 0;
-    if constexpr (WIDTH > BLOCK) {
-      constexpr int BLOCKS = WIDTH / BLOCK;
-      const int number = block_x() % BLOCKS * (BLOCK / WAVE) + wave;
-      if (first) UNROLL for (int b = 0; b < BLOCKS; b++) store_to_block(slots + number, b, x);
-      cluster_barrier();
-    } else {
-      if (first) slots[wave] = x;
-      barrier();
-    }
+    if (thread_index() % WAVE == 0) slots[thread_index() / WAVE] = x;
+    barrier();
     x = slots[0];
-    UNROLL for (int i = 1; i < WIDTH / WAVE; i++) x = Op::of(x, slots[i]);
+    UNROLL for (int i = 1; i < BLOCK / WAVE; i++) x = Op::of(x, slots[i]);
   }
   return x;
 }

@@ -1,8 +1,8 @@
 // Rows that threads keep in registers, and how they are stored: as they are or quantised.
 //
 // Defined by the build, see rows.py: OUT (element type of the output), QUANT (0 none, 1 one scale a
-// row, 2 one a group, 3 given), GROUP, THREADS a block, LANES a row (more than THREADS where a
-// cluster of blocks shares it), VECTORS a thread, VEC elements a vector. A row without any reduction over all of it may be cut into chunks, one a block_y. EXACT
+// row, 2 one a group, 3 given), GROUP, THREADS a block, LANES a row, VECTORS a thread, VEC elements
+// a vector. A row without any reduction over all of it may be cut into chunks, one a block_y. EXACT
 // promises that a block holds one row or chunk and that no vector lies outside it.
 #pragma once
 
@@ -10,8 +10,7 @@
 #include "reduce.h"
 
 constexpr bool PER_ROW = QUANT == 1, PER_GROUP = QUANT == 2, STATIC = QUANT == 3;
-constexpr int SLOTS = (LANES > THREADS ? LANES : THREADS) / WAVE + 1;
-static_assert(LANES <= THREADS || HAS_CLUSTERS, "a block holds whole rows");
+constexpr int SLOTS = THREADS / WAVE + 1;
 
 // Where a thread stands. Rows are visited by two nested loops; each tensor has a stride for either.
 struct Place {
@@ -20,12 +19,8 @@ struct Place {
   int num_vectors;
 
   SIMT_DEVICE Place of_thread(i32 num_rows, i32 num_inner, i32 N) {
-    i32 row = block_x() * (THREADS / LANES) + thread_index() / LANES;
-    int first = block_y() * (VECTORS * LANES) + thread_index() % LANES;
-    if constexpr (LANES > THREADS) {
-      row = block_x() / (LANES / THREADS);
-      first = block_x() % (LANES / THREADS) * THREADS + thread_index();
-    }
+    const i32 row = block_x() * (THREADS / LANES) + thread_index() / LANES;
+    const int first = block_y() * (VECTORS * LANES) + thread_index() % LANES;
     const int num_vectors = row < num_rows ? N / VEC : 0;
     // A division takes longer than a reduction, and no load starts before it.
     if (num_inner == 1) return {row, 0, first, num_vectors};
@@ -35,11 +30,6 @@ struct Place {
 
 template <class T> SIMT_DEVICE T* row_of(const Place& place, T* base, i64 outer, i64 inner) {
   return base + (place.outer * outer + place.inner * inner);
-}
-
-// Before the first reduction: other blocks of the row have begun, and their memory can be reached.
-SIMT_DEVICE void await_row_blocks() {
-  if constexpr (LANES > THREADS) cluster_barrier();
 }
 
 SIMT_DEVICE int vector_of(const Place& place, int v) { return place.first + v * LANES; }

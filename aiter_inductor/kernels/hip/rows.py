@@ -31,12 +31,10 @@ class RowLayout:
 
     Attributes:
         threads: of a block.
-        lanes: threads of a row; fewer than `threads` where a block holds several rows, more where
-            several blocks, a cluster, share one (sm_90 only).
+        lanes: threads of a row; fewer than `threads` where a block holds several rows.
         vectors: that a thread holds.
         vec: elements of a vector; a power of two.
         exact: each block holds one row, or chunk of a row, with nothing to spare or to mask.
-        late: vectors that all rows share are loaded after the last reduction but the scale's.
     """
 
     threads: int
@@ -44,7 +42,6 @@ class RowLayout:
     vectors: int
     vec: int
     exact: bool = False
-    late: bool = False
 
     @classmethod
     def choose(
@@ -62,9 +59,9 @@ class RowLayout:
 
         Few threads with many loads in flight each beat many with one: on an H200, 16384 x 8192
         RMSNorm + fp8 takes 120 us with 128 threads of 8 vectors, 143 with 256 of 4 and 261 with
-        1024 of 1; with a residual 4 vectors are best, 228 us against 233 and 287. Vectors that all
-        rows share would double the registers: 4096 x 7168 LayerNorm + fp8 takes an H100 34.4 us
-        when they are loaded late and 47.9 when early, 64 rows take 3.68 and 3.49.
+        1024 of 1; with a residual 4 vectors are best, 228 us against 233 and 287. A few rows do
+        not fill a chip, and want half as many: 64 x 7168 RMSNorm + fp8 takes an H100 3.09 us with
+        224 threads of 4 and 3.21 with 448 of 2, with a residual 4.15 and 3.89.
 
         Args:
             N: elements of a row, a multiple of `vec`.
@@ -84,7 +81,7 @@ class RowLayout:
         vectors = max(vectors, -(-num_vectors // MAX_THREADS))
         threads = -(-num_vectors // (vectors * wave)) * wave
         exact = threads * vectors == num_vectors
-        return cls(threads, threads, vectors, vec, exact=exact, late=not few)
+        return cls(threads, threads, vectors, vec, exact=exact)
 
     @classmethod
     def _chunks(cls, num_rows: int, num_vectors: int, vec: int, inputs: int) -> RowLayout:
@@ -100,8 +97,9 @@ class RowLayout:
 
     def grid(self, num_rows: int, N: int) -> tuple[int, int]:
         """Blocks over the rows, and chunks of a row."""
+        rows_a_block = self.threads // self.lanes
         chunks = -(-(N // self.vec) // (self.lanes * self.vectors))
-        return -(-num_rows * self.lanes // self.threads), chunks
+        return -(-num_rows // rows_a_block), chunks
 
     def defines(self) -> dict[str, int]:
         """As rows.h names them."""

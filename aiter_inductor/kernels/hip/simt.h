@@ -3,7 +3,6 @@
 //
 //   SIMT_DEVICE, SIMT_KERNEL(threads), SIMT_ENTRY(kernel), SIMT_SHARED, UNROLL
 //   WAVE, thread_index(), block_x(), block_y(), barrier()
-//   HAS_CLUSTERS, cluster_barrier(), store_to_block(address, block, bits)   blocks that share memory
 //   atomic_max(address, bits)    unsigned
 //   wave_reduce<WIDTH, Op>(bits)    over aligned groups of WIDTH lanes; every lane gets the result;
 //                                   Op::KIND names operations that a chip may have an instruction for

@@ -31,11 +31,6 @@ SIMT_DEVICE void barrier() {
   __builtin_amdgcn_fence(__ATOMIC_ACQUIRE, "workgroup");
 }
 
-// A block is a cluster of its own.
-constexpr bool HAS_CLUSTERS = false;
-SIMT_DEVICE void cluster_barrier() {}
-SIMT_DEVICE void store_to_block(u32* address, int, u32 x) { *address = x; }
-
 SIMT_DEVICE void atomic_max(u32* address, u32 x) {
   __hip_atomic_fetch_max(address, x, __ATOMIC_RELAXED, __HIP_MEMORY_SCOPE_AGENT);
 }

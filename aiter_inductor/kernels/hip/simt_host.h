@@ -126,11 +126,6 @@ SIMT_DEVICE int thread_index() { return simt::block->current; }
 SIMT_DEVICE int block_x() { return (int)simt::block->x; }
 SIMT_DEVICE int block_y() { return (int)simt::block->y; }
 SIMT_DEVICE void barrier() { simt::pause(); }
-// A block is a cluster of its own.
-constexpr bool HAS_CLUSTERS = false;
-SIMT_DEVICE void cluster_barrier() {}
-SIMT_DEVICE void store_to_block(u32* address, int, u32 x) { *address = x; }
-
 SIMT_DEVICE void atomic_max(u32* address, u32 x) {  // the fibers share one thread
   if (*address < x) *address = x;
 }

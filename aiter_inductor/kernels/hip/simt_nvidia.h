@@ -2,12 +2,7 @@
 #pragma once
 
 #define SIMT_DEVICE static __device__ __forceinline__
-#if defined(LANES) && LANES > THREADS
-#define SIMT_KERNEL(threads) \
-  extern "C" __global__ void __cluster_dims__(LANES / THREADS, 1, 1) __launch_bounds__(threads)
-#else
 #define SIMT_KERNEL(threads) extern "C" __global__ void __launch_bounds__(threads)
-#endif
 #define SIMT_ENTRY(kernel)
 #define SIMT_SHARED __shared__
 #define UNROLL _Pragma("unroll")
@@ -20,20 +15,6 @@ SIMT_DEVICE int thread_index() { return threadIdx.x; }
 SIMT_DEVICE int block_x() { return blockIdx.x; }
 SIMT_DEVICE int block_y() { return blockIdx.y; }
 SIMT_DEVICE void barrier() { __syncthreads(); }
-
-constexpr bool HAS_CLUSTERS = true;
-SIMT_DEVICE void cluster_barrier() {
-  asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::
-                   : "memory");
-}
-// Into the same place of another block of the cluster.
-SIMT_DEVICE void store_to_block(u32* address, int block, u32 x) {
-  u32 remote;
-  asm("mapa.shared::cluster.u32 %0, %1, %2;"
-      : "=r"(remote) : "r"((u32)__cvta_generic_to_shared(address)), "r"(block));
-  asm volatile("st.shared::cluster.u32 [%0], %1;" ::"r"(remote), "r"(x) : "memory");
-}
-
 SIMT_DEVICE void atomic_max(u32* address, u32 x) { atomicMax(address, x); }
 
 template <int WIDTH, class Op> SIMT_DEVICE u32 wave_reduce(u32 x) {

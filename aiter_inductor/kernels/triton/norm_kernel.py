@@ -121,7 +121,7 @@ def store_quantised_groups(
     GROUPS: tl.constexpr = BLOCK // GROUP
     for c in tl.static_range(CHUNKS):
         part = cols + c * BLOCK
-        groups = tl.reshape(chunks[c], (ROWS, GROUPS, GROUP))
+        groups = tl.reshape(chunks[c].to(tl.float32), (ROWS, GROUPS, GROUP))
         amax = tl.reduce(tl.abs(groups), 2, larger, keep_dims=True)
         scale = scale_of(amax, amax_min, QMAX)
         q = tl.reshape(cast_to(groups * inverse_of(scale), out_ptr.dtype.element_ty), (ROWS, BLOCK))
@@ -146,16 +146,16 @@ def store_quantised_rows(
     QMAX: tl.constexpr,
 ):
     """Quantise whole rows and store them with their scales."""
-    largest = tl.abs(chunks[0])
+    largest = tl.abs(chunks[0].to(tl.float32))
     for c in tl.static_range(1, CHUNKS):
-        largest = larger(largest, tl.abs(chunks[c]))
+        largest = larger(largest, tl.abs(chunks[c].to(tl.float32)))
     amax = tl.reduce(largest, 1, larger, keep_dims=True)
     scale = scale_of(amax, amax_min, QMAX)
     tl.store(scale_ptr + scale_row, scale, live)
     inverse = inverse_of(scale)
     for c in tl.static_range(CHUNKS):
         part = cols + c * BLOCK
-        q = cast_to(chunks[c] * inverse, out_ptr.dtype.element_ty)
+        q = cast_to(chunks[c].to(tl.float32) * inverse, out_ptr.dtype.element_ty)
         tl.store(out_ptr + part, q, chunk_mask(live, part, N, N == BLOCK * CHUNKS))
 
 
@@ -195,11 +195,13 @@ def norm_kernel(
     BLOCK: tl.constexpr,
     CHUNKS: tl.constexpr,
     STAGES: tl.constexpr,
+    LATE: tl.constexpr,
 ):
     """NORM: rms, layer or none. QUANT: none, static, token or group. See `norm_rows`."""
     cols = tl.arange(0, BLOCK)[None, :]
-    weights = load_vector(weight_ptr, cols, N, BLOCK, CHUNKS)
-    biases = load_vector(bias_ptr, cols, N, BLOCK, CHUNKS)
+    if not LATE:
+        weights = load_vector(weight_ptr, cols, N, BLOCK, CHUNKS)
+        biases = load_vector(bias_ptr, cols, N, BLOCK, CHUNKS)
     x_dtype = x_ptr.dtype.element_ty
     if residual_ptr is not None:
         x_dtype = sum_ptr.dtype.element_ty
@@ -219,6 +221,9 @@ def norm_kernel(
             chunks = centre(chunks, cols, N, BLOCK, CHUNKS)
         if NORM != "none":
             rstd = reciprocal_rms(chunks, eps, N, CHUNKS)
+        if LATE:
+            weights = load_vector(weight_ptr, cols, N, BLOCK, CHUNKS)
+            biases = load_vector(bias_ptr, cols, N, BLOCK, CHUNKS)
         normed = ()
         for c in tl.static_range(CHUNKS):
             y = chunks[c]
@@ -229,7 +234,7 @@ def norm_kernel(
             if bias_ptr is not None:
                 y = y + biases[c].to(tl.float32)
             if ROUND_NORM:
-                y = y.to(x_dtype).to(tl.float32)
+                y = y.to(x_dtype)  # until its scale is known: half the registers of float32
             normed = normed + (y,)
         if QUANT == "token":
             store_quantised_rows(
@@ -256,7 +261,7 @@ def norm_kernel(
                 inverse = inverse_of(tl.load(scale_ptr))
             for c in tl.static_range(CHUNKS):
                 part = cols + c * BLOCK
-                y = normed[c]
+                y = normed[c].to(tl.float32)
                 if QUANT == "static":
                     y = clamp(y * inverse, QMAX)
                 out = cast_to(y, out_ptr.dtype.element_ty)
@@ -314,6 +319,7 @@ def norm_rows(
         num_rows=nest.num_rows,
         group_size=group_size,
         reduces_alone=norm != "none" and residual is None,
+        centres=norm == "layer",
     )
     launchable(norm_kernel)[config.grid(nest.num_rows)](
         x,
@@ -341,6 +347,7 @@ def norm_rows(
         BLOCK=config.block,
         CHUNKS=config.chunks(N),
         STAGES=config.num_stages,
+        LATE=config.late,
         **config.launch(),
     )
 

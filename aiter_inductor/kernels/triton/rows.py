@@ -33,6 +33,8 @@ class RowConfig:
         num_warps: warps of 32 lanes; a chip with wider ones launches as many fewer.
         programs: most programs in the grid, each walking over tiles; None for one a tile.
         num_stages: tiles in flight in a program that walks over several.
+        late: weight and bias are loaded after the row's reductions, and not held in registers
+            meanwhile.
     """
 
     block: int
@@ -40,6 +42,7 @@ class RowConfig:
     num_warps: int
     programs: int | None = None
     num_stages: int = 1
+    late: bool = False
 
     @classmethod
     def default(
@@ -50,6 +53,7 @@ class RowConfig:
         num_rows: Any,
         group_size: int = 1,
         reduces_alone: bool = False,
+        centres: bool = False,
     ) -> RowConfig:
         """Untuned choice.
 
@@ -59,6 +63,8 @@ class RowConfig:
             num_rows: an int, or a SymInt, which is taken to be large.
             group_size: elements that share a scale; a chunk holds whole groups.
             reduces_alone: whether a row is normalised, and read from one tensor only.
+            centres: whether its mean is subtracted. Then weight and bias are loaded late: 4096 x
+                7168 LayerNorm + fp8 takes an H100 35.8 µs so, and 48.8 with all loads first.
         """
         whole = triton.next_power_of_2(N)
         if whole <= 1024:
@@ -67,10 +73,10 @@ class RowConfig:
         block = max(min(whole, MAX_BLOCK), group_size)
         few = isinstance(num_rows, int) and num_rows <= 256
         if reduces_alone and group_size == 1 and not few and whole != N and N % EXACT_BLOCK == 0:
-            return cls(EXACT_BLOCK, 1, num_warps=4)
+            return cls(EXACT_BLOCK, 1, num_warps=4, late=centres)
         lanes = block * itemsize // VECTOR_BYTES
-        warps = lanes // 32 if few else lanes // 128
-        return cls(block, 1, num_warps=min(max(warps, 4), 16))
+        warps = min(max(lanes // 128, 4), 16)
+        return cls(block, 1, num_warps=warps, late=centres and not few)
 
     def chunks(self, N: int) -> int:
         """Chunks a row of N elements takes."""

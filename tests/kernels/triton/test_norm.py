@@ -17,7 +17,7 @@ CONFIGS = {
     "chunks that divide": RowConfig(block=128, rows=1, num_warps=1),
     "masked chunks": RowConfig(block=256, rows=1, num_warps=1),
     "several rows": RowConfig(block=1024, rows=4, num_warps=1),
-    "few programs": RowConfig(block=512, rows=2, num_warps=1, programs=2),
+    "few programs, weight late": RowConfig(512, rows=2, num_warps=1, programs=2, late=True),
 }
 
 
