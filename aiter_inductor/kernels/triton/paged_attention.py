@@ -41,9 +41,18 @@ class PagedConfig:
 
     @classmethod
     def default(
-        cls, blocks: int | torch.SymInt, group: int, row_bytes: int, capacity: int | torch.SymInt
+        cls,
+        blocks: int | torch.SymInt,
+        group: int,
+        row_bytes: int,
+        capacity: int | torch.SymInt,
+        plain: bool = True,
     ) -> PagedConfig:
-        """Untuned choice: tiles of 16 KiB, and parts until every compute unit has some.
+        """Tiles of 16 KiB, and parts until every compute unit has some.
+
+        On an H100, 64 sequences of 1000 to 8000 tokens, 32 and 8 heads of 128 in pages of 16: four
+        warps are within 1 % of the best for bf16 in vLLM's layout; two need 0.57 of four's time in
+        AITER's, and 0.80 in fp8.
 
         Args:
             blocks: sequences times heads of keys; OPEN_SPLITS splits where it or `capacity` is
@@ -51,6 +60,7 @@ class PagedConfig:
             group: query heads that share one of these.
             row_bytes: a key of one head.
             capacity: tokens that a table can hold.
+            plain: keys in vLLM's layout that are not fp8.
         """
         block_m = min(max(triton.next_power_of_2(group), 16), 64)
         block_n = min(max(triton.next_power_of_2(_TILE_BYTES // row_bytes), 16), 64)
@@ -60,7 +70,8 @@ class PagedConfig:
             fair = triton.cdiv(triton.cdiv(max(capacity, 1), wanted), block_n) * block_n
             part = min(max(fair, 2 * block_n), 512)
             splits = min(triton.cdiv(capacity + block_n, part), MAX_SPLITS)
-        return cls(block_m, block_n, part, max(splits, 1))
+        warps = 2 if torch.version.cuda and not plain else 4
+        return cls(block_m, block_n, part, max(splits, 1), warps)
 
     def launch(self) -> dict[str, int]:
         """Keywords for the launch."""
@@ -95,7 +106,8 @@ def paged_attention(
         capacity = block_tables.shape[1] * keys.page_size
         capacity = capacity if window is None else _least(capacity, window)
         row_bytes = head_dim * key_cache.element_size()
-        config = PagedConfig.default(num_seqs * keys.num_heads, group, row_bytes, capacity)
+        plain = layout == "paged" and key_cache.element_size() > 1
+        config = PagedConfig.default(num_seqs * keys.num_heads, group, row_bytes, capacity, plain)
     splits, num_rows = config.splits, num_seqs * num_heads
     out = q.new_empty(num_seqs, num_heads, values.head_dim)
     if isinstance(num_rows, int) and num_rows == 0:

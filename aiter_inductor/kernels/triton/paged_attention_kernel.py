@@ -31,6 +31,38 @@ def _tanh(x):
 
 
 @triton.jit
+def _element(d, chunk, PACK: tl.constexpr):
+    """Where the elements of a key lie; `chunk` is the stride of packs of them."""
+    return d // PACK * chunk + d % PACK if PACK > 0 else d
+
+
+@triton.jit
+def _packed_values(
+    at_page,  # of each token, the head's values of its page
+    token,
+    first,
+    end,
+    v,
+    element,  # stride of elements
+    chunk,  # stride of packs
+    V: tl.constexpr,
+    PAGE: tl.constexpr,
+    PACK: tl.constexpr,
+):
+    """Values [BLOCK_V, BLOCK_N]; PACK tokens lie side by side, 16 bytes that are read at once.
+
+    Of a pack that holds a token from `first` to `end` all tokens are read.
+    """
+    pack = token // PACK
+    near = (pack * PACK + PACK > first) & (pack * PACK < end)
+    place = pack % (PAGE // PACK) * chunk + token % PACK
+    at = (at_page + place)[None, :] + v[:, None] * element
+    at = tl.max_contiguous(tl.multiple_of(at, (1, 16)), (1, PACK))
+    mask = tl.max_constancy((v < V)[:, None] & near[None, :], (1, PACK))
+    return tl.load(at, mask=mask, other=0.0)
+
+
+@triton.jit
 def paged_split_kernel(
     q,  # [num_seqs, num_heads, D]
     keys,  # pages
@@ -73,12 +105,13 @@ def paged_split_kernel(
     BLOCK_V: tl.constexpr,
 ):
     """BLOCK_M query heads of one kv head and sequence over one part of its tokens."""
+    tl.static_assert(PART % BLOCK_N == 0, "parts begin at multiples of BLOCK_N")
     BLOCKS: tl.constexpr = (GROUP + BLOCK_M - 1) // BLOCK_M
     kv_head, block = tl.program_id(0) // BLOCKS, tl.program_id(0) % BLOCKS
     split, seq = tl.program_id(1), tl.program_id(2).to(tl.int64)
     length = tl.load(lengths + seq)
     first, origin, part = _parts(length, tl.num_programs(1), WINDOW, PART, BLOCK_N)
-    start = origin + split * part
+    start = tl.multiple_of(origin + split * part, BLOCK_N)
     if (start < length) | (split == 0):
         in_group = block * BLOCK_M + tl.arange(0, BLOCK_M)
         head = kv_head * GROUP + in_group
@@ -98,20 +131,18 @@ def paged_split_kernel(
             inside = (token >= first) & (token < end)
             page = tl.load(tables + seq * tables_seq + token // PAGE, mask=inside, other=0)
             page, place = page.to(tl.int64), token % PAGE
-            place_k = keys + page * key_page + place * key_token + kv_head * key_head
-            if PACK > 0:
-                of_k = place_k[:, None] + (d // PACK * key_chunk + d % PACK)[None, :]
-            else:
-                of_k = place_k[:, None] + d[None, :]
+            of_k = keys + page * key_page + place * key_token + kv_head * key_head
+            of_k = of_k[:, None] + _element(d, key_chunk, PACK)[None, :]
             k = tl.load(of_k, mask=inside[:, None] & (d < D)[None, :], other=0.0)
-            place_x = values + page * value_page + kv_head * value_head
+            at_page = values + page * value_page + kv_head * value_head
             if PACK > 0:
-                place_x += place // PACK * value_chunk + place % PACK
-                of_x = place_x[:, None] + v[None, :] * value_token
+                x = _packed_values(
+                    at_page, token, first, end, v, value_token, value_chunk, V, PAGE, PACK
+                )
+                x = tl.trans(tl.where(inside[None, :], x.to(query.dtype), 0.0))
             else:
-                place_x += place * value_token
-                of_x = place_x[:, None] + v[None, :]
-            x = tl.load(of_x, mask=inside[:, None] & (v < V)[None, :], other=0.0)
+                of_x = (at_page + place * value_token)[:, None] + v[None, :]
+                x = tl.load(of_x, mask=inside[:, None] & (v < V)[None, :], other=0.0)
             k, x = k.to(query.dtype), x.to(query.dtype)
             scores = tl.dot(query, tl.trans(k), input_precision="ieee") * factor
             if SOFTCAP:

@@ -1,0 +1,146 @@
+"""Attention of decoding steps on a GPU: latent rows, and keys and values in pages.
+
+    python benchmarks/decode_attention.py            # both
+    python benchmarks/decode_attention.py mla        # or one of them
+
+Each line gives the median of CUDA graph replays over inputs that together exceed the cache twice,
+the rate at which the cached tokens are read, that rate over the one of a large copy in the same
+run, and the largest difference from float64.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from aiter_inductor.cli.timing import ceilings, measure, rotation
+from aiter_inductor.core.op import OPS
+from aiter_inductor.kernels.cuda import mla as cuda_mla
+from aiter_inductor.kernels.triton import mla as triton_mla
+from aiter_inductor.lowerings.paged_attention import paged_attention
+from aiter_inductor.lowerings.paged_attention_problem import PACK_BYTES
+
+DEVICE = torch.device("cuda")
+BF16, FP8 = torch.bfloat16, torch.float8_e4m3fn
+SCALE = 192**-0.5
+MLA_SIZES = [(1, 128, 4096), (16, 128, 4096), (32, 128, 4096), (128, 128, 4096)]
+MLA_SIZES += [(1, 16, 4096), (128, 16, 4096), (64, 16, 16384)]
+
+
+@dataclass(frozen=True)
+class Pages:
+    """Keys and values of 64 sequences of 1000 to 8000 tokens, 8 heads of 128.
+
+    Attributes:
+        layout: `paged` or `packed`.
+        dtype: of keys and values.
+        page_size: tokens of a page.
+    """
+
+    layout: str
+    dtype: torch.dtype
+    page_size: int
+
+
+PAGES = [Pages("paged", BF16, 16), Pages("paged", BF16, 1), Pages("paged", BF16, 256)]
+PAGES += [Pages("packed", BF16, 16), Pages("paged", FP8, 16), Pages("packed", FP8, 16)]
+
+
+def latent_inputs(batch: int, heads: int, kv_len: int) -> tuple[Tensor, ...]:
+    """Absorbed and rotated queries, latent rows and rotated parts, cut out of rows of 576."""
+    rows = torch.randn(batch, kv_len, 576, device=DEVICE, dtype=BF16)
+    q = torch.randn(batch, heads, 1, 576, device=DEVICE, dtype=BF16)
+    parts = q[..., :512], q[..., 512:], rows[..., :512], rows[..., 512:]
+    return parts[0].contiguous(), parts[1].contiguous(), parts[2], parts[3]
+
+
+def latent_error(run: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> float:
+    """The largest difference from float64 over the first two sequences."""
+    q_latent, q_rope, latent, k_rope = (x[:2].double() for x in inputs)
+    scores = q_latent.squeeze(2) @ latent.mT + q_rope.squeeze(2) @ k_rope.mT
+    exact = (scores * SCALE).softmax(-1) @ latent
+    return float((run(*inputs)[:2].squeeze(2).double() - exact).abs().max())
+
+
+def race_mla(batch: int, heads: int, kv_len: int) -> None:
+    """Print the CUDA kernel and the Triton kernel at one size."""
+    cached = batch * kv_len * 576 * 2
+    sets = [latent_inputs(batch, heads, kv_len) for _ in range(rotation(cached, DEVICE))]
+    runs: dict[str, Callable[..., Tensor]] = {
+        "cuda": partial(cuda_mla.attend, scale=SCALE),
+        "triton": partial(triton_mla.attend, mask=None, scale=SCALE, causal=False),
+    }
+    calls = {name: [partial(run, *inputs) for inputs in sets] for name, run in runs.items()}
+    flops = 2 * batch * heads * kv_len * (576 + 512)
+    for name, timing in measure(calls, DEVICE, graph=True, rounds=12).items():
+        us = timing.median_us
+        print(
+            f"mla {name} batch={batch} heads={heads} kv_len={kv_len}: {us:.1f} us"
+            f" ±{timing.spread:.3f}, {cached / us / 1e3:.0f} GB/s, {flops / us / 1e6:.0f} TFLOPS,"
+            f" error {latent_error(runs[name], sets[0]):.1e}",
+            flush=True,
+        )
+
+
+def paged_inputs(pages: Pages) -> tuple[tuple[Tensor | None, ...], int]:
+    """Arguments of the op with pages in random order, and the tokens they hold."""
+    lengths = torch.randint(1000, 8001, (64,), generator=torch.Generator().manual_seed(0))
+    used = -(-lengths // pages.page_size)
+    order = torch.randperm(int(used.sum())).int()
+    tables = torch.full((64, int(used.max())), -1, dtype=torch.int32)
+    for row, ids in zip(tables, order.split(used.tolist()), strict=True):
+        row[: len(ids)] = ids
+    heads, D, pack = 8, 128, PACK_BYTES // pages.dtype.itemsize
+    paged = (len(order), pages.page_size, heads, D)
+    shapes = [paged, paged]
+    if pages.layout == "packed":
+        shapes = [
+            (len(order), heads, D // pack, pages.page_size, pack),
+            (len(order), heads, pages.page_size // pack, D, pack),
+        ]
+    caches = [torch.randn(s, device=DEVICE, dtype=BF16).to(pages.dtype) for s in shapes]
+    scale = torch.ones(1, device=DEVICE) if pages.dtype == FP8 else None
+    q = torch.randn(64, 32, D, device=DEVICE, dtype=BF16)
+    on_device = tables.to(DEVICE), lengths.int().to(DEVICE)
+    return (q, *caches, *on_device, scale, scale), int(lengths.sum())
+
+
+def race_paged(pages: Pages) -> None:
+    """Print the Triton kernel at one layout."""
+    args, tokens = paged_inputs(pages)
+    kwargs = {"scale": 128**-0.5, "layout": pages.layout}
+    run = partial(OPS["paged_attention"].providers["triton"].run, *args, **kwargs)
+    us = measure({"triton": [run]}, DEVICE, graph=True, rounds=12)["triton"].median_us
+    rate = tokens * 8 * 128 * 2 * pages.dtype.itemsize / us / 1e3
+    exact = paged_attention.reference(args[0].double(), *args[1:], **kwargs)
+    error = float((run().double() - exact).abs().max())
+    print(
+        f"paged {pages.layout} {pages.dtype} page_size={pages.page_size}: {us:.1f} us,"
+        f" {rate:.0f} GB/s, {rate / ceilings(DEVICE).copy_gbps:.2f} of a copy, error {error:.1e}",
+        flush=True,
+    )
+
+
+def main() -> None:
+    """Race what was named, or all."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("what", nargs="?", choices=["mla", "paged"])
+    what = parser.parse_args().what
+    torch.manual_seed(0)
+    card = torch.cuda.get_device_name()
+    print(f"{card}, torch {torch.__version__}, copy {ceilings(DEVICE).copy_gbps:.0f} GB/s")
+    if what != "paged":
+        for size in MLA_SIZES:
+            race_mla(*size)
+    if what != "mla":
+        for pages in PAGES:
+            race_paged(pages)
+
+
+if __name__ == "__main__":
+    main()
