@@ -41,14 +41,24 @@ static int matrix_latency(const Wave& w, const Ins& mfma, int extra) {
   return passes + extra + (w.group->launch->is_gfx950 && passes != 2 ? 1 : 0);
 }
 
-static void after_matrix(const Wave& w, const Ins& mfma, const Ins& I, Need& need) {
+static bool accumulates_into(const Ins& mfma, const Ins& I) {
+  const Arg &result = mfma.args[0], &c = I.args[3];
+  return (mfma.flags & MFMA) && (I.flags & MFMA) && c.kind == ARG_VGPR &&
+         result.index == c.index && result.count == c.count;
+}
+
+// `covered`: a later matrix operation wrote exactly the accumulator of I, so that what this one wrote
+// of it is gone; LLVM's recognizer, too, looks at the last that overlaps.
+static void after_matrix(const Wave& w, const Ins& mfma, const Ins& I, bool covered, Need& need) {
   const Arg& result = mfma.args[0];
   if (I.flags & MFMA) {
     for (int k = 1; k < I.nargs; k++) {
       if (!overlaps(result, I.args[k])) continue;
       if (k != 3) {
         raise(need, matrix_latency(w, mfma, 3), "a matrix result is read as matrix operand A or B");
-      } else if (result.index == I.args[3].index && result.count == I.args[3].count) {
+      } else if (covered) {
+        continue;
+      } else if (accumulates_into(mfma, I)) {
         raise(need, mfma.passes == 2 ? 2 : 0, "a matrix result is accumulated into");
       } else if (!((I.flags & XDL) && !(mfma.flags & XDL))) {
         raise(need, matrix_latency(w, mfma, 1),
@@ -129,9 +139,9 @@ static void after_wide_store(const Ins& store, const Ins& I, Need& need) {
       raise(need, states, "the data of a wide store is overwritten");
 }
 
-static Need required(const Wave& w, const Ins& before, const Ins& I) {
+static Need required(const Wave& w, const Ins& before, const Ins& I, bool covered) {
   Need need = {0, ""};
-  if (before.flags & MFMA) after_matrix(w, before, I, need);
+  if (before.flags & MFMA) after_matrix(w, before, I, covered, need);
   else if (before.flags & VALU) after_vector(before, I, need);
   if (I.dpp && reads_vector(I, before)) raise(need, 2, "a register is read by DPP");
   if ((I.flags & VALU) && is_wide_store(before)) after_wide_store(before, I, need);
@@ -164,12 +174,14 @@ void check_wait_states(Wave& w, const Ins& I) {
   if (!live) w.hazardous = {};
   if (!I.always_checked && !(live && w.hazardous.meets(I.touched))) return;
   u32 horizon = live && w.longest_hazard > LONGEST_OTHER ? w.longest_hazard : LONGEST_OTHER;
+  bool covered = false;
   for (u32 back = 1; back <= RECENT && back <= w.num_recent; back++) {
     const Issued& e = w.recent[(w.num_recent - back) % RECENT];
     u32 states = w.clock - e.clock - 1;
     if (states >= horizon) break;
     if (!relevant(*e.ins, I, states)) continue;
-    Need need = required(w, *e.ins, I);
+    Need need = required(w, *e.ins, I, covered);
+    covered = covered || accumulates_into(*e.ins, I);
     if (need.states <= (int)states) continue;
     report(w, I, WAIT_STATES, -1, e.ins->pc, "%s after %u wait state%s, %d needed (add s_nop %d)",
            need.why, states, states == 1 ? "" : "s", need.states, need.states - (int)states - 1);

@@ -200,6 +200,19 @@ def test_wait_states(producer, consumer, gfx942, gfx950, arch):
     only(run(needed - 1), KINDS.WAIT_STATES, consumer.split()[0])
 
 
+def test_an_accumulator_written_anew_hides_what_overlapped_it():
+    """Of two matrix results in a third's accumulator the last counts, if it is all of it."""
+    apart = "v_mfma_f32_16x16x16_f16 v[{}:{}], v[10:11], v[12:13], v[{}:{}]"
+    first, last = apart.format(26, 29, 26, 29), apart.format(24, 27, 26, 29)
+    reader = apart.format(40, 43, 24, 27)
+    assert findings(f"{PROLOGUE}{DEFINE}\n{first}\n{last}\n{reader}\n{SETTLE}") == ()
+    only(
+        findings(f"{PROLOGUE}{DEFINE}\n{first}\n{reader}\n{SETTLE}"),
+        KINDS.WAIT_STATES,
+        "v_mfma_f32_16x16x16_f16",
+    )
+
+
 def test_scalar_written_by_a_vector_instruction_and_read_by_memory():
     body = (
         f"{PROLOGUE}v_mov_b32 v1, s6\nv_mov_b32 v2, s7\n"

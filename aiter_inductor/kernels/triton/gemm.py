@@ -112,6 +112,9 @@ def scaled_gemm(
         amd, step = torch.version.hip is not None, scale_step(scaling, sizes)
         config = GemmConfig.default(M, N, K, amd=amd, block_k=step)
     split_k = 1 if x.dtype == torch.int8 else config.split_k
+    as_fnuz = x.dtype == torch.float8_e4m3fn and lacks_e4m3fn()
+    if as_fnuz:
+        x_rows, weight = x_rows.view(torch.uint8), weight.view(torch.uint8)
     out = x.new_empty((*x.shape[:-1], N), dtype=out_dtype)
     target = out if split_k == 1 else x.new_empty((split_k, M, N), dtype=torch.float32)
     blocks = triton.cdiv(K, config.block_k * split_k)
@@ -142,11 +145,19 @@ def scaled_gemm(
         BLOCK_K=config.block_k,
         GROUP_M=config.group_m,
         EVEN_K=K % config.block_k == 0,
+        FN_AS_FNUZ=as_fnuz,
         **config.launch(),
     )
     if split_k > 1:
         add_splits(target, bias, out)
     return out
+
+
+def lacks_e4m3fn() -> bool:
+    """Whether the chip multiplies only the other fp8, e4m3fnuz."""
+    if torch.version.hip is None:
+        return False
+    return bool(triton.runtime.driver.active.get_current_target().arch == "gfx942")
 
 
 def add_splits(partial: Tensor, bias: Tensor | None, out: Tensor) -> None:

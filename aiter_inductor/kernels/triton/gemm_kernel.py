@@ -36,6 +36,18 @@ def weight_scales(
     return tl.load(ptr + row.to(tl.int64) * row_stride + k // SCALE_K)
 
 
+@triton.jit
+def half_as_fnuz(code):
+    """Bytes of e4m3fn as the e4m3fnuz numbers of half their value, which have the same bits.
+
+    Two codes differ: e4m3fn has a NaN of either sign where e4m3fnuz has its largest numbers, and a
+    negative zero where that has its NaN.
+    """
+    magnitude = code & 127
+    code = tl.where(magnitude == 127, 128, tl.where(magnitude == 0, 0, code))
+    return code.to(tl.uint8).to(tl.float8e4b8, bitcast=True)
+
+
 @triton.jit(do_not_specialize=["M"])
 def gemm_kernel(
     x_ptr,
@@ -61,6 +73,7 @@ def gemm_kernel(
     BLOCK_K: tl.constexpr,
     GROUP_M: tl.constexpr,
     EVEN_K: tl.constexpr,
+    FN_AS_FNUZ: tl.constexpr,
 ):
     """One tile of the product, or of its share of K as fp32."""
     tile_m, tile_n = tile_of(tl.program_id(0), M, N, BLOCK_M, BLOCK_N, GROUP_M)
@@ -83,6 +96,8 @@ def gemm_kernel(
         else:
             x = tl.load(x_rows + k, inner[None, :] < K - k, 0.0)
             weight = tl.load(weight_rows + k, inner[:, None] < K - k, 0.0)
+        if FN_AS_FNUZ:
+            x, weight = half_as_fnuz(x), half_as_fnuz(weight)
         if SCALING == "block":
             part = tl.dot(x, weight)
             scale = weight_scales(
@@ -95,6 +110,8 @@ def gemm_kernel(
             # Hopper adds fp8 products with 14 bits unless told to flush into fp32 this often.
             total = tl.dot(x, weight, total, max_num_imprecise_acc=BLOCK_K)
     out = total.to(tl.float32)
+    if FN_AS_FNUZ:
+        out *= 4.0
     if SCALING == "row":
         out *= tl.load(x_scale_rows) * tl.load(weight_scale_ptr + column)[None, :]
     elif SCALING == "tensor":

@@ -38,3 +38,29 @@ def test_gemm_int8_and_gemm_w8a16(arch):
     weight_exact = weight.double() * of_weight[:, None]
     assert_product(out, x.double() * of_x, weight_exact, None, 1e-6)
     assert_product(wide, x, weight_exact, None, 2**-8)
+
+
+@pytest.mark.parametrize("style", ["block", "row"])
+@pytest.mark.parametrize(("M", "N", "K"), [(3, 130, 1024), (150, 200, 328)])
+def test_e4m3fn_on_a_chip_that_multiplies_e4m3fnuz(M, N, K, style):
+    """Every code of e4m3fn: numbers, both zeros, and a NaN, which stays in its row."""
+    x, weight = (codes(rows, K, FP8["gfx950"], seed) for seed, rows in ((1, M), (2, N)))
+    every = torch.arange(256, dtype=torch.uint8)
+    numbers = every[(every & 127) != 127].view(FP8["gfx950"])
+    x[0, : len(numbers)], weight[1, : len(numbers)] = numbers, numbers
+    blocks = -(-N // 128), -(-K // 128)
+    of_x, of_weight = scales(M, blocks[1]), scales(*blocks, seed=6)
+    with simulating("gfx942") as launched:
+        if style == "block":
+            out = gemm.gemm_fp8_blockscale(x, weight, of_x, of_weight, out_dtype=torch.float32)
+            rows, columns = spread(of_x, x, 1, 128), spread(of_weight, weight, 128, 128)
+        else:
+            of_x, of_weight = of_x[:, :1], scales(N)
+            out = gemm.gemm_fp8_rowwise(x, weight, of_x, of_weight, out_dtype=torch.float32)
+            rows, columns = x.double() * of_x, weight.double() * of_weight[:, None]
+        assert "_fp8_fp8" in launched[0].listing
+        assert_product(out, rows, columns, None, 1e-6)
+        x[1, 5] = torch.nan
+        spoiled = gemm.gemm_fp8_rowwise(x, weight, scales(M, 1), scales(N))
+    assert spoiled[1].isnan().all()
+    assert not spoiled[[0, 2]].isnan().any()
