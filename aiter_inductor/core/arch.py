@@ -24,6 +24,7 @@ class Arch:
         compute_units: CUs or SMs; of a chip that is not here, those of the usual model.
         tflops: of its data sheet, dense, with 8-bit operands; 0 where no table is kept.
         peak_gbs: GB/s of its memory, by the data sheet; 0 where no table is kept.
+        emulated_fp8: formats that compiled code converts to and from by integer operations.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Arch:
     compute_units: int = 0
     tflops: float = 0.0
     peak_gbs: float = 0.0
+    emulated_fp8: tuple[torch.dtype, ...] = ()
 
     def peak_tflops(self, dtype: torch.dtype) -> float:
         """The most that products of this dtype can reach; 0 if it is not known."""
@@ -47,17 +49,15 @@ class Arch:
 _AMD_PROVIDERS = ("triton", "hip", "ck", "asm", "vendor", "torch")
 _NVIDIA_PROVIDERS = ("cuda", "triton", "hip", "vendor", "torch")
 
+_FN, _FNUZ = torch.float8_e4m3fn, torch.float8_e4m3fnuz
+
 KNOWN = {
     arch.name: arch
     for arch in (
-        Arch(
-            "gfx942", "cuda", 64, (torch.float8_e4m3fnuz,), 65536, _AMD_PROVIDERS, 304, 2615, 6000
-        ),
-        Arch("gfx950", "cuda", 64, (torch.float8_e4m3fn,), 163840, _AMD_PROVIDERS, 256, 5033, 8000),
-        Arch(
-            "sm_90", "cuda", 32, (torch.float8_e4m3fn,), 232448, _NVIDIA_PROVIDERS, 132, 1979, 4800
-        ),
-        Arch("cpu", "cpu", 0, (torch.float8_e4m3fn, torch.float8_e4m3fnuz), 0, ("cpp", "torch")),
+        Arch("gfx942", "cuda", 64, (_FNUZ,), 65536, _AMD_PROVIDERS, 304, 2615, 6000, (_FN,)),
+        Arch("gfx950", "cuda", 64, (_FN,), 163840, _AMD_PROVIDERS, 256, 5033, 8000),
+        Arch("sm_90", "cuda", 32, (_FN,), 232448, _NVIDIA_PROVIDERS, 132, 1979, 4800),
+        Arch("cpu", "cpu", 0, (_FN, _FNUZ), 0, ("cpp", "torch")),
     )
 }
 

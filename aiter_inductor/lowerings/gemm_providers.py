@@ -51,10 +51,12 @@ def triton_unsupported(problem: GemmProblem, use: Use) -> str | None:
     """What the Triton kernels do not take, beside what no provider does."""
     if reason := dtypes_unsupported(problem, use):
         return reason
-    # Both in e4m3fn are multiplied by gfx942 as e4m3fnuz numbers of half the value.
-    halved = use.arch.name == "gfx942" and problem.dtype == problem.weight_dtype
+    known = use.arch.fp8_dtypes
+    if problem.scaling.startswith("weight") or problem.dtype == problem.weight_dtype:
+        # A weight is converted; two operands in e4m3fn are e4m3fnuz numbers of half the value.
+        known += use.arch.emulated_fp8
     for name, dtype in (("x", problem.dtype), ("weight", problem.weight_dtype)):
-        if dtype in FP8_DTYPES and dtype not in use.arch.fp8_dtypes and not halved:
+        if dtype in FP8_DTYPES and dtype not in known:
             return f"{name} is {short_name(dtype)}, which {use.arch} does not multiply"
     sizes = {
         "block": (problem.group_size, problem.block_k),

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from aiter_inductor.core.arch import arch_of
+from aiter_inductor.core.dtypes import short_name
 from aiter_inductor.core.op import Op, Use, Verdict, accept
 from aiter_inductor.core.register import arch_of_call
 from aiter_inductor.core.tuning import ByRows
@@ -44,7 +45,7 @@ def add_triton(
 
 def add_hip(made: Op, family: str, *, refuse: Verdict, decline: Verdict = accept) -> None:
     """Let `kernels/hip/<family>.py` provide `made`, built when first called."""
-    _add_built(made, "hip", family, refuse, decline)
+    _add_built(made, "hip", family, _with_instructions(refuse), decline)
 
 
 def add_cuda(
@@ -148,6 +149,19 @@ def _configured(made: Op, name: str, run: Callable[..., Any]) -> Callable[..., A
         return run(*args, config=config, **kwargs)
 
     return run_tuned
+
+
+def _with_instructions(refuse: Verdict) -> Verdict:
+    """Refuse also to make an fp8 that the chip has no instructions for: HIP kernels use them."""
+
+    def verdict(problem: Any, use: Use) -> str | None:
+        out = getattr(problem, "out_dtype", None)
+        if out in use.arch.emulated_fp8:
+            known = " and ".join(map(short_name, use.arch.fp8_dtypes))
+            return f"{use.arch.name} converts to {known}, not to {short_name(out)}"
+        return refuse(problem, use)
+
+    return verdict
 
 
 def _needs_compiler(refuse: Verdict) -> Verdict:

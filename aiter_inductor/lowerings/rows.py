@@ -213,7 +213,7 @@ def rows_unsupported(problem: RowProblem, use: Use) -> str | None:
 def quantisation_unsupported(problem: RowProblem, use: Use) -> str | None:
     """What no quantising row kernel takes."""
     out, group = problem.out_dtype, problem.group_size
-    if out in FP8_DTYPES and out not in use.arch.fp8_dtypes:
+    if out in FP8_DTYPES and out not in (*use.arch.fp8_dtypes, *use.arch.emulated_fp8):
         known = " and ".join(map(short_name, use.arch.fp8_dtypes)) or "no fp8 at all"
         return f"{use.arch.name} converts to {known}, not to {short_name(out)}"
     if group is None:

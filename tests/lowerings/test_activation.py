@@ -125,8 +125,8 @@ def reason(op, *args, arch="gfx942", **kwargs):
 def test_refusals():
     gate, up = torch.randn(2, 4, 256).to(torch.bfloat16).unbind()
     silu = {"activation": "silu"}
-    found = reason(act_and_mul_quant, gate, up, **silu, dtype=FP8)
-    assert "gfx942 converts to float8_e4m3fnuz, not to float8_e4m3fn" in found
+    found = reason(act_and_mul_quant, gate, up, **silu, dtype=torch.float8_e4m3fnuz, arch="gfx950")
+    assert "gfx950 converts to float8_e4m3fn, not to float8_e4m3fnuz" in found
     assert "gate is bfloat16 but up is float32" in reason(act_and_mul, gate, up.float(), **silu)
     assert "do not broadcast" in reason(act_and_mul, gate, up[:1], **silu)
     uneven = {"dtype": torch.int8, "group_size": 96}

@@ -60,6 +60,9 @@ def test_e4m3fn_on_a_chip_that_multiplies_e4m3fnuz(M, N, K, style):
             rows, columns = x.double() * of_x, weight.double() * of_weight[:, None]
         assert "_fp8_fp8" in launched[0].listing
         assert_product(out, rows, columns, None, 1e-6)
+        wide = gemm_weight.gemm_w8a16(x.bfloat16(), weight, scales(N))
+        weight_exact = weight.double() * scales(N).double()[:, None]
+        assert_product(wide, x.bfloat16(), weight_exact, None, 2**-8)
         x[1, 5] = torch.nan
         spoiled = gemm.gemm_fp8_rowwise(x, weight, scales(M, 1), scales(N))
     assert spoiled[1].isnan().all()
