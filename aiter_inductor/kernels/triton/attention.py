@@ -35,7 +35,13 @@ class AttentionConfig:
 
     @classmethod
     def default(
-        cls, qk_dim: int, itemsize: int, *, amd: bool, window: int | None = None
+        cls,
+        qk_dim: int,
+        itemsize: int,
+        *,
+        amd: bool,
+        window: int | None = None,
+        masked: bool = False,
     ) -> AttentionConfig:
         """Untuned choice; on Hopper the best of 12 to 24 that were raced at 4096 tokens.
 
@@ -44,6 +50,8 @@ class AttentionConfig:
             itemsize: bytes an element.
             amd: whether tiles must fit 64 KiB, the LDS of a gfx942.
             window: keys a query sees; a short one leaves large tiles mostly masked.
+            masked: whether tiles of a mask are in flight too; three of them and of heads of 192
+                exceed Hopper's shared memory.
         """
         if itemsize > 2:
             return cls(64, 32, num_warps=8, num_stages=1)
@@ -53,7 +61,8 @@ class AttentionConfig:
             return cls(64, 32, num_warps=4, num_stages=3 if qk_dim <= 128 else 2)
         if qk_dim <= 128:
             return cls(64, 64, num_warps=4, num_stages=3)
-        return cls(128, 64 if qk_dim <= 192 else 32, num_warps=8, num_stages=3)
+        block_n = 64 if qk_dim <= 192 else 32
+        return cls(128, block_n, num_warps=8, num_stages=2 if masked else 3)
 
     def launch(self) -> dict[str, int]:
         """Keywords for the launch."""
@@ -147,10 +156,13 @@ def innermost(x: Tensor) -> Tensor:
 
 
 def spread(mask: Tensor | None, *sizes: Any) -> tuple[Tensor | None, tuple[Any, ...]]:
-    """A mask over all pairs of query and key, bool as uint8, and its strides; nothing is copied."""
+    """A mask over all pairs of query and key, bool as uint8, and its strides.
+
+    Only a bool mask is copied, before it is spread: Inductor cannot view bool as another dtype.
+    """
     if mask is None:
         return None, (0, 0, 0, 0)
-    mask = mask.view(torch.uint8) if mask.dtype == torch.bool else mask
+    mask = mask.to(torch.uint8) if mask.dtype == torch.bool else mask
     mask = mask.expand(*sizes)
     return mask, mask.stride()
 
@@ -193,7 +205,9 @@ def _attend(
     batch, num_heads, S, qk_dim = q.shape
     T, v_dim = k.shape[2], v.shape[-1]
     amd = torch.version.hip is not None
-    config = config or AttentionConfig.default(qk_dim, q.element_size(), amd=amd, window=window)
+    config = config or AttentionConfig.default(
+        qk_dim, q.element_size(), amd=amd, window=window, masked=mask is not None
+    )
     mask, mask_strides = spread(mask, batch, num_heads, S, T)
     cu_seqlens_q, cu_seqlens_k, longest = packed or (None, None, S)
     if cu_seqlens_q is not None:
