@@ -131,7 +131,7 @@ def _of_hip(op: str, arch: str, args: Any, kwargs: Any) -> Iterator[StaticFigure
     from cdnasim import load, static_figures
 
     with loading.collecting_variants(arch) as variants:
-        host_functions()[op](*args, **kwargs)
+        host_functions("hip")[op](*args, **kwargs)
     for variant in variants:
         artifact = jit.load(variant.module(), arch, jit.default_settings())
         name, listing = variant.signature().name, artifact.listing()
