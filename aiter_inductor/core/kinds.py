@@ -81,6 +81,7 @@ ARGUMENTS: Mapping[str, tuple[str, ...]] = {
         "enable_gqa",
     ),
     "copy_": _BINARY,
+    "or": _BINARY,
     "matmul": _BINARY,
     "addmm": ("input", "mat1", "mat2"),
     "scaled_mm": ("input", "mat2", "scale_a", "scale_b", "bias", "scale_result"),
@@ -134,6 +135,8 @@ _METHODS: Mapping[str, str] = {
     "new_empty": "empty", "mm": "matmul", "addmm": "addmm", "lt": "lt", "less": "lt",
     "bitwise_and": "and", "bitwise_xor": "xor", "bitwise_left_shift": "lshift",
     "bitwise_right_shift": "rshift",
+    "int": "cast", "long": "cast", "short": "cast", "char": "cast", "byte": "cast",
+    "__or__": "or", "bitwise_or": "or", "__and__": "and", "__lshift__": "lshift",
 }  # fmt: skip
 
 _FUNCTIONS: Mapping[str, tuple[str, ...]] = {
@@ -225,6 +228,7 @@ _FUNCTIONS: Mapping[str, tuple[str, ...]] = {
     "matmul": ("operator.matmul", "torch.matmul", "aten.matmul.default", "torch.mm",
                "aten.mm.default"),
     "copy_": ("aten.copy_.default",),
+    "or": ("operator.or_", "torch.bitwise_or", "aten.bitwise_or.Tensor"),
     "empty": ("torch.empty", "torch.empty_like", "aten.empty.memory_format",
               "aten.new_empty.default", "aten.empty_like.default"),
 }  # fmt: skip

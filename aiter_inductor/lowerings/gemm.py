@@ -32,13 +32,17 @@ from aiter_inductor.lowerings.providers import add_cpp, add_cuda, add_triton, ad
 
 def spread(scale: Tensor, sizes: tuple[int, int], blocks: tuple[int, int]) -> Tensor:
     """Per-block scales [ceil(R / r), ceil(C / c)] as one factor an element [R, C]."""
-    rows = scale.repeat_interleave(blocks[0], 0)[: sizes[0]]
-    return rows.repeat_interleave(blocks[1], 1)[:, : sizes[1]]
+    row = torch.arange(sizes[0], device=scale.device) // blocks[0]
+    return spread_last(scale.index_select(0, row), sizes[1], blocks[1])
 
 
 def spread_last(scale: Tensor, size: int, group_size: int) -> Tensor:
-    """Per-group scales [*, ceil(K / group_size)] as one factor an element [*, K]."""
-    return scale.repeat_interleave(group_size, -1)[..., :size]
+    """Per-group scales [*, ceil(K / group_size)] as one factor an element [*, K].
+
+    By index: Inductor (torch 2.13, CPU) reads beyond the end of a `repeat_interleave` that is cut
+    to a size which is no multiple of the group.
+    """
+    return scale.index_select(-1, torch.arange(size, device=scale.device) // group_size)
 
 
 def _linear(

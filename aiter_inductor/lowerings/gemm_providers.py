@@ -10,6 +10,8 @@ from aiter_inductor.core.problem import fixed
 from aiter_inductor.lowerings.gemm_problem import GemmProblem
 
 FEW_ROWS = 128
+CPU_ROWS = ((2048 * 2048, 32), (1024 * 1024, 16), (512 * 512, 4))
+"""Elements of a weight from which the CPU kernel pays, and for how many rows."""
 SPLIT_ROWS = 64
 LEAST_K = 32
 BLOCK = 128
@@ -144,13 +146,30 @@ def decline_weight_only(problem: GemmProblem, use: Use) -> str | None:
 def library_is_faster(problem: GemmProblem, use: Use) -> str | None:
     """Where the CPU's own product wins although it dequantises the whole weight first.
 
-    N = K = 2048 on two cores with AVX-512 bf16: 64 rows 9.9 ms against Inductor's 14.6, 256 rows
-    24.3 against 8.8; with a product in fp32 13.3 and 34.6.
+    Time over Inductor's code, compiled modules, two threads of an EPYC with AVX-512 bf16, x in
+    bf16, fp8 weights with block scales:
+
+        N = K     1 row   4 rows   16 rows   64 rows
+          256      1.32     1.43      1.96      3.93
+          512      0.76     0.92      1.36      2.18
+         1024      0.43        -      0.94      1.64
+         2048      0.34        -      0.62      1.24
+
+    Scales by row measured the same. int8 widens with fewer instructions than fp8, so the weight
+    must be four times as large: 1.01 and 0.68 for one row at 512 and 1024.
     """
-    rows = fixed(problem.M)
-    if rows is not None and rows > FEW_ROWS:
-        return f"M={rows} is more than {FEW_ROWS}, where oneDNN on a dequantised weight is as fast"
-    return None
+    rows, size = fixed(problem.M), problem.N * problem.K
+    if fixed(size) is None or rows is None:
+        return f"M={problem.M} is open, and many rows are faster on a dequantised weight"
+    if problem.weight_dtype == torch.int8:
+        size //= 4
+    most = next((most for least, most in CPU_ROWS if size >= least), 0)
+    if rows <= most:
+        return None
+    shape = f"N={problem.N} and K={problem.K}"
+    return (
+        f"M={rows} is more than {most} at {shape}, where oneDNN on a dequantised weight is faster"
+    )
 
 
 def _open_sizes(problem: GemmProblem) -> str | None:

@@ -12,7 +12,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from aiter_inductor.core.dtypes import accumulate_dtype, quant_max
+from aiter_inductor.core.dtypes import accumulate_dtype, quant_max, short_name
 from aiter_inductor.core.op import Use, op
 from aiter_inductor.core.problem import fixed
 from aiter_inductor.core.rows import num_loops
@@ -22,12 +22,13 @@ from aiter_inductor.lowerings.rows import RowProblem, rows_unsupported
 INT4_MAX = 7.0
 
 
-def cast_to(y: Tensor, dtype: torch.dtype) -> Tensor:
-    """`y`, already divided by its scale, rounded into the range of `dtype`."""
+def cast_to(y: Tensor, dtype: torch.dtype, qmin: float | None = None) -> Tensor:
+    """`y`, already divided by its scale, rounded into the range of `dtype` from `qmin` on."""
     limit = quant_max(dtype)
+    least = -limit if qmin is None else qmin
     if not dtype.is_floating_point:
         y = torch.round(y)
-    return torch.clamp(y, -limit, limit).to(dtype)
+    return torch.clamp(y, least, limit).to(dtype)
 
 
 def scale_of(amax: Tensor, limit: float, amax_min: float) -> Tensor:
@@ -35,12 +36,16 @@ def scale_of(amax: Tensor, limit: float, amax_min: float) -> Tensor:
     return (torch.clamp(amax, min=amax_min) if amax_min > 0 else amax) / limit
 
 
-def of_quant_static(x: Tensor, scale: Tensor, *, dtype: torch.dtype) -> RowProblem:
+def of_quant_static(
+    x: Tensor, scale: Tensor, *, dtype: torch.dtype, qmin: float | None = None
+) -> RowProblem:
     """The problem of a quantisation whose scale is given."""
-    problem = RowProblem.of("x scale", (x,), out_dtype=dtype)
-    if scale.numel() == 1:
-        return problem
-    return replace(problem, mismatch=f"scale has {scale.numel()} elements, not one")
+    problem = replace(RowProblem.of("x scale", (x,), out_dtype=dtype), qmin=qmin)
+    if scale.numel() != 1:
+        return replace(problem, mismatch=f"scale has {scale.numel()} elements, not one")
+    if qmin is not None and not (dtype == torch.int8 and qmin in range(-128, 1)):
+        return replace(problem, mismatch=f"qmin={qmin:g} is no lower bound of {short_name(dtype)}")
+    return problem
 
 
 def of_quant_rows(
@@ -55,7 +60,7 @@ def of_quant_tensor(x: Tensor, *, dtype: torch.dtype, amax_min: float = 0.0) -> 
     return RowProblem.of("x", (x,), out_dtype=dtype)
 
 
-def of_quant_int4(x: Tensor, *, group_size: int) -> RowProblem:
+def of_quant_int4(x: Tensor, *, group_size: int, amax_min: float = 0.0) -> RowProblem:
     """The problem of a quantisation to packed int4."""
     made = RowProblem.of("x", (x,), out_dtype=torch.uint8, group_size=group_size, scales=True)
     if made.mismatch or fixed(made.N) is None or made.N % group_size:
@@ -65,18 +70,21 @@ def of_quant_int4(x: Tensor, *, group_size: int) -> RowProblem:
 
 
 @op(problem=of_quant_static)
-def quant_static(x: Tensor, scale: Tensor, *, dtype: torch.dtype) -> Tensor:
+def quant_static(
+    x: Tensor, scale: Tensor, *, dtype: torch.dtype, qmin: float | None = None
+) -> Tensor:
     """Quantise with a scale that is known beforehand.
 
     Args:
         x: [*, N], any float dtype.
         scale: [] or [1], fp32.
         dtype: float8_e4m3fn, float8_e4m3fnuz or int8.
+        qmin: lower bound for int8, -128 in torch.ao's default; None for the symmetric -127.
 
     Returns:
         [*, N], `dtype`.
     """
-    return cast_to(x.to(accumulate_dtype(x.dtype)) / scale, dtype)
+    return cast_to(x.to(accumulate_dtype(x.dtype)) / scale, dtype, qmin)
 
 
 @op(problem=of_quant_tensor)
@@ -139,11 +147,14 @@ def quant_per_group(
 
 
 @op(problem=of_quant_int4)
-def quant_int4_per_group(x: Tensor, *, group_size: int) -> tuple[Tensor, Tensor]:
+def quant_int4_per_group(
+    x: Tensor, *, group_size: int, amax_min: float = 0.0
+) -> tuple[Tensor, Tensor]:
     """Quantise groups to int4 in [-8, 7], two elements a byte, the even one in the low nibble.
 
     Args:
         x: [*, N], any float dtype, N a multiple of `group_size`, which is even.
+        amax_min: as in `quant_per_tensor`.
 
     Returns:
         packed: [*, N / 2], uint8; nibbles are two's complement.
@@ -151,7 +162,7 @@ def quant_int4_per_group(x: Tensor, *, group_size: int) -> tuple[Tensor, Tensor]
     """
     f = x.to(accumulate_dtype(x.dtype))
     groups = f.unflatten(-1, (x.shape[-1] // group_size, group_size))
-    scale = scale_of(groups.abs().amax(-1, keepdim=True), INT4_MAX, 0.0).to(torch.float32)
+    scale = scale_of(groups.abs().amax(-1, keepdim=True), INT4_MAX, amax_min).to(torch.float32)
     q = torch.clamp(torch.round(groups / scale), -8, 7).to(torch.int8).flatten(-2)
     pairs = q.unflatten(-1, (q.shape[-1] // 2, 2)).to(torch.uint8)
     return (pairs[..., 0] & 15) | (pairs[..., 1] << 4), scale.squeeze(-1)
@@ -171,7 +182,16 @@ def per_tensor_unsupported(problem: RowProblem, use: Use) -> str | None:
     return rows_unsupported(problem, use)
 
 
-for made in (quant_static, quant_per_token, quant_per_group):
+def hip_static_unsupported(problem: RowProblem, use: Use) -> str | None:
+    """What the HIP kernel for a given scale does not take."""
+    if problem.qmin not in (None, -quant_max(problem.out_dtype)):
+        return f"clamps to ±127; the program's lower bound is {problem.qmin:g}"
+    return rows_unsupported(problem, use)
+
+
+add_triton(quant_static, "quant", refuse=rows_unsupported)
+add_hip(quant_static, "quant", refuse=hip_static_unsupported)
+for made in (quant_per_token, quant_per_group):
     add_triton(made, "quant", refuse=rows_unsupported)
     add_hip(made, "quant", refuse=rows_unsupported)
 add_triton(quant_per_tensor, "quant", refuse=per_tensor_unsupported)

@@ -34,6 +34,7 @@ class RowProblem:
         levels: nested loops that visit the rows of all row tensors.
         row_contiguous: whether the last stride of every row tensor is 1.
         mismatch: why the tensors do not belong together, or None.
+        qmin: lower bound of a quantisation by a given scale, None for its dtype's symmetric one.
     """
 
     arguments: str
@@ -48,6 +49,7 @@ class RowProblem:
     levels: int = 1
     row_contiguous: bool = True
     mismatch: str | None = None
+    qmin: float | None = None
 
     @classmethod
     def of(

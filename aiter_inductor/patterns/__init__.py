@@ -15,6 +15,7 @@ from aiter_inductor.patterns.raising import (
     moe_route,
     quant,
     quant_decomposed,
+    quant_int4,
     rms_norm,
     rope,
 )
@@ -27,6 +28,7 @@ RAISING: tuple[Recogniser, ...] = (
     rms_norm.spelled_rms_norm,
     rms_norm.other_rms_norm,
     quant.spelled_quant,
+    quant_int4.packed_int4,
     quant_decomposed.decomposed_quant,
     rope.rotary_embedding,
     act_and_mul.gated_activation,

@@ -27,6 +27,7 @@ from tests.kernels.cpp.test_gemm import assert_product, spread
 CPU = Use(arch_named("cpu"))
 HOPPER = Use(arch_named("sm_90"))
 FP8 = torch.float8_e4m3fn
+DEQUANTISED = "oneDNN on a dequantised weight is faster"
 BLOCKS = GemmProblem(
     M=5,
     N=200,
@@ -50,8 +51,16 @@ def without(*providers: str) -> Callable[[str], str | None]:
     ("change", "reason"),
     [
         (
-            {"M": 129},
-            "cpp: M=129 is more than 128, where oneDNN on a dequantised weight is as fast",
+            {"M": 33},
+            f"cpp: M=33 is more than 32 at N=2048 and K=2048, where {DEQUANTISED}",
+        ),
+        (
+            {"N": 256, "K": 256},
+            f"cpp: M=5 is more than 0 at N=256 and K=256, where {DEQUANTISED}",
+        ),
+        (
+            {"M": sympy.Symbol("s0")},
+            "cpp: M=s0 is open, and many rows are faster on a dequantised weight",
         ),
         ({"dtype": torch.int8}, "cpp: x is int8, which no kernel of this op reads"),
         ({"out_dtype": torch.float64}, "cpp: no kernel writes float64"),
@@ -61,12 +70,13 @@ def without(*providers: str) -> Callable[[str], str | None]:
         ),
         ({"bias_dtype": torch.int32}, "cpp: bias is int32, which no kernel of this op reads"),
     ],
-    ids=["rows", "x", "out", "mismatch", "bias"],
+    ids=["rows", "small", "open", "x", "out", "mismatch", "bias"],
 )
 def test_the_cpu_kernel_says_what_it_leaves(change: dict[str, object], reason: str) -> None:
-    taken = gemm_fp8_blockscale.select(BLOCKS, CPU).provider
+    large = replace(BLOCKS, N=2048, K=2048)
+    taken = gemm_fp8_blockscale.select(large, CPU).provider
     assert taken is gemm_fp8_blockscale.providers["cpp"]
-    left = gemm_fp8_blockscale.select(replace(BLOCKS, **change), CPU)  # type: ignore[arg-type]
+    left = gemm_fp8_blockscale.select(replace(large, **change), CPU)  # type: ignore[arg-type]
     assert left.provider is None
     assert left.reason == reason
 
@@ -228,7 +238,7 @@ def test_a_failed_build_is_a_warning_and_the_reference(monkeypatch: pytest.Monke
 
 
 def test_compiled_graphs_call_it() -> None:
-    args, kwargs = BLOCKS.sample(seed=2, device="cpu")
+    args, kwargs = replace(BLOCKS, N=1024, K=1024).sample(seed=2, device="cpu")
 
     @torch.compile(fullgraph=True)
     def run(*args: torch.Tensor) -> torch.Tensor:

@@ -135,13 +135,16 @@ def arguments(
 
 
 def mark_dynamic(ids: torch.Tensor, kwargs: dict[str, Any]) -> None:
-    """Mark the sequence, or the length of the cache where the sequence is one token."""
+    """Mark the sequence, or the length of the cache where the sequence is one token.
+
+    Layers with a window compare their length with it, and so fix it: it is only offered as open.
+    """
     if ids.shape[1] > 1:
         torch._dynamo.mark_dynamic(ids, 1)
         return
     for layer in kwargs["past_key_values"].layers:
-        torch._dynamo.mark_dynamic(layer.keys, 2)
-        torch._dynamo.mark_dynamic(layer.values, 2)
+        torch._dynamo.maybe_mark_dynamic(layer.keys, 2)
+        torch._dynamo.maybe_mark_dynamic(layer.values, 2)
 
 
 def explain(model: PreTrainedModel, scenario: Scenario) -> aiter_inductor.Report:

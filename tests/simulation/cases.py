@@ -255,7 +255,7 @@ STYLES: Mapping[str, tuple[Style, ...]] = {
     "quant_per_tensor": (TO_INT8, OF_FP32, Style("floor", keywords={"amax_min": 1e-3})),
     "quant_per_token": (*_QUANT, PERMUTED),
     "quant_per_group": _QUANT,
-    "quant_int4_per_group": (OF_FP32,),
+    "quant_int4_per_group": (OF_FP32, _FLOOR),
     "rms_norm_quant": _NORM_QUANT,
     "add_rms_norm_quant": _NORM_QUANT,
     "layer_norm_quant": (TO_INT8, _UNROUNDED, PERMUTED),

@@ -70,7 +70,9 @@ class QuantVariant:
         return KernelSignature(self.kernel, parameters[self.kernel])
 
 
-def quant_static(x: Tensor, scale: Tensor, *, dtype: torch.dtype) -> Tensor:
+def quant_static(
+    x: Tensor, scale: Tensor, *, dtype: torch.dtype, qmin: float | None = None
+) -> Tensor:
     """`x` [*, N] divided by `scale` and rounded to `dtype`; see the op of this name."""
     out = torch.empty_like(x, dtype=dtype)
     quant_rows(x, out, scale, Quantisation("static", dtype))

@@ -188,6 +188,7 @@ def norm_kernel(
     ROUND_FIRST: tl.constexpr,
     QUANT: tl.constexpr,
     GROUP: tl.constexpr,
+    QMIN: tl.constexpr,
     QMAX: tl.constexpr,
     ROUND_NORM: tl.constexpr,
     NESTED: tl.constexpr,
@@ -263,7 +264,7 @@ def norm_kernel(
                 part = cols + c * BLOCK
                 y = normed[c].to(tl.float32)
                 if QUANT == "static":
-                    y = clamp(y * inverse, QMAX)
+                    y = clamp(y * inverse, QMAX, QMIN)
                 out = cast_to(y, out_ptr.dtype.element_ty)
                 tl.store(out_row + part, out, chunk_mask(live, part, N, N == BLOCK * CHUNKS))
 
@@ -284,6 +285,7 @@ def norm_rows(
     scale: Tensor | None = None,
     group_size: int = 1,
     amax_min: float = 0.0,
+    qmin: float | None = None,
     round_norm: bool = False,
     config: RowConfig | None = None,
 ) -> None:
@@ -299,6 +301,7 @@ def norm_rows(
             [*, 1] or [*, N / group_size].
         group_size: a power of two that divides N.
         amax_min: lower bound of the largest magnitude behind a scale.
+        qmin: lower bound of what a given scale makes; None for the symmetric one.
         round_norm: round to the dtype of x, or of the sum, before quantising.
         config: launch parameters; None for the default.
     """
@@ -313,6 +316,7 @@ def norm_rows(
     strides: dict[str, Any] = dict.fromkeys(_STRIDES, 0)
     strides.update(strides_of(nest, tuple(present)))
     widest = max(tensor.element_size() for tensor in (x, out) if tensor is not None)
+    limit = quant_max(out.dtype) if out.dtype in QUANT_DTYPES else 1.0
     config = config or RowConfig.default(
         N,
         widest,
@@ -340,7 +344,8 @@ def norm_rows(
         ROUND_FIRST=round_before_weight,
         QUANT=quant,
         GROUP=group_size,
-        QMAX=quant_max(out.dtype) if out.dtype in QUANT_DTYPES else 1.0,
+        QMIN=-limit if qmin is None else qmin,
+        QMAX=limit,
         ROUND_NORM=round_norm,
         NESTED=not (isinstance(nest.inner, int) and nest.inner == 1),
         ROWS=config.rows,

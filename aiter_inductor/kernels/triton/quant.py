@@ -26,11 +26,16 @@ AMAX_PROGRAMS = 512
 
 
 def quant_static(
-    x: Tensor, scale: Tensor, *, dtype: torch.dtype, config: RowConfig | None = None
+    x: Tensor,
+    scale: Tensor,
+    *,
+    dtype: torch.dtype,
+    qmin: float | None = None,
+    config: RowConfig | None = None,
 ) -> Tensor:
     """`x` [*, N] quantised by `scale`; see the op of this name."""
     out = torch.empty_like(x, dtype=dtype)
-    norm_rows(x, out, norm="none", quant="static", scale=scale, config=config)
+    norm_rows(x, out, norm="none", quant="static", scale=scale, qmin=qmin, config=config)
     return out
 
 
@@ -215,6 +220,7 @@ def int4_kernel(
     packed_inner,
     scale_outer,
     scale_inner,
+    amax_min,
     GROUP: tl.constexpr,
     NESTED: tl.constexpr,
     ROWS: tl.constexpr,
@@ -224,7 +230,7 @@ def int4_kernel(
     live = rows < num_groups
     x_row = row_offsets(rows, inner, x_outer, x_inner, NESTED)
     x = tl.load(x_ptr + x_row + tl.arange(0, GROUP)[None, :], live, 0).to(tl.float32)
-    scale = scale_of(tl.reduce(tl.abs(x), 1, larger, keep_dims=True), 0.0, 7.0)
+    scale = scale_of(tl.reduce(tl.abs(x), 1, larger, keep_dims=True), amax_min, 7.0)
     scale_row = row_offsets(rows, inner, scale_outer, scale_inner, NESTED)
     tl.store(scale_ptr + scale_row, scale, live)
     q = round_half_even(clamp(x * inverse_of(scale), 7.0)).to(tl.int32)
@@ -234,7 +240,9 @@ def int4_kernel(
     tl.store(packed_ptr + packed_row + tl.arange(0, GROUP // 2)[None, :], packed, live)
 
 
-def quant_int4_per_group(x: Tensor, *, group_size: int) -> tuple[Tensor, Tensor]:
+def quant_int4_per_group(
+    x: Tensor, *, group_size: int, amax_min: float = 0.0
+) -> tuple[Tensor, Tensor]:
     """Groups of the rows of `x` [*, N] quantised to packed int4; see the op of this name."""
     groups = x.unflatten(-1, (x.shape[-1] // group_size, group_size))
     packed = groups.new_empty((*groups.shape[:-1], group_size // 2), dtype=torch.uint8)
@@ -256,6 +264,7 @@ def quant_int4_per_group(x: Tensor, *, group_size: int) -> tuple[Tensor, Tensor]
         packed_inner,
         scale_outer,
         scale_inner,
+        amax_min,
         GROUP=group_size,
         NESTED=not (isinstance(nest.inner, int) and nest.inner == 1),
         ROWS=rows,

@@ -53,6 +53,7 @@ def round_half_even(y):
 
 
 @triton.jit
-def clamp(y, QMAX: tl.constexpr):
-    """`y` within the range of a quantised dtype; NaN stays NaN."""
-    return tl.clamp(y, -QMAX, QMAX, propagate_nan=tl.PropagateNan.ALL)
+def clamp(y, QMAX: tl.constexpr, QMIN: tl.constexpr = None):
+    """`y` within the range of a quantised dtype, from -QMAX on if no QMIN; NaN stays NaN."""
+    LEAST: tl.constexpr = -QMAX if QMIN is None else QMIN
+    return tl.clamp(y, LEAST, QMAX, propagate_nan=tl.PropagateNan.ALL)

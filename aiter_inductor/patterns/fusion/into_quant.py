@@ -77,6 +77,8 @@ def _unfit(producer: Match, quant: Match, rows: fx.Node, views: list[fx.Node]) -
         return f"{rows.name} is read by {outside[0].name} too, so it has to be written anyway"
     if views and ndim(views[0]) != 2:
         return f"{views[0].name} has {ndim(views[0])} dimensions between the two, not 2"
+    if quant.op is quant_static and (low := quant.argument("qmin")) is not None:
+        return f"the clamp's lower bound is {low:g}, fused kernels keep the symmetric one"
     widened = dtype(rows) != dtype(producer.argument(_rows_of(producer)))
     if widened and dtype(rows) != torch.float32:
         return f"{rows.name} is {dtype(rows)}, which the fused kernel does not round to"

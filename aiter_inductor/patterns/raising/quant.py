@@ -37,7 +37,7 @@ _EXPANSIONS = ("expand", "expand_as", "repeat_interleave", "reshape", "flatten")
 
 
 @dataclass(frozen=True)
-class _Quotient:
+class Quotient:
     """`values` divided by (power 1) or multiplied with (power -1) the scale at `factor`."""
 
     node: fx.Node
@@ -55,7 +55,7 @@ def spelled_quant(node: fx.Node) -> Match | Miss | None:
     rounding = read_rounding(node)
     if rounding is None:
         return None
-    quotient = _quotient(rounding.quotient)
+    quotient = read_quotient(rounding.quotient)
     if isinstance(quotient, str):
         return Miss(quant_per_token.name, node, quotient)
     if quotient is None:
@@ -63,7 +63,7 @@ def spelled_quant(node: fx.Node) -> Match | Miss | None:
     return _dynamic(node, rounding, quotient)
 
 
-def _quotient(node: fx.Node) -> _Quotient | str | None:
+def read_quotient(node: fx.Node) -> Quotient | str | None:
     """`node` as x over a scale computed here; a sentence if no kernel computes the scale so."""
     reason: str | None = None
     for values, factor in _readings(node):
@@ -73,7 +73,7 @@ def _quotient(node: fx.Node) -> _Quotient | str | None:
         if isinstance(scale, str):
             reason = scale
         elif scale is not None:
-            return _Quotient(node, values, factor, scale)
+            return Quotient(node, values, factor, scale)
     return reason
 
 
@@ -90,8 +90,8 @@ def _may_be_scale(factor: Any, quotient: fx.Node) -> bool:
     )
 
 
-def _dynamic(cast: fx.Node, rounding: Rounding, quotient: _Quotient) -> Match | Miss | None:
-    made = _op(quotient)
+def _dynamic(cast: fx.Node, rounding: Rounding, quotient: Quotient) -> Match | Miss | None:
+    made = granularity(quotient)
     if isinstance(made, Miss):
         return replace(made, node=cast)
     op, x, kwargs = made
@@ -107,7 +107,7 @@ def _dynamic(cast: fx.Node, rounding: Rounding, quotient: _Quotient) -> Match | 
     shapes = sizes(x) or ()
     adapt = adaptation(shapes, sizes(end) or ())
     inside = {cast, *passed, quotient.node, *rounding.interior, *widenings(quotient.values)}
-    scale = _scale_output(quotient, quant_max(qdtype), inside, _scale_shape(op, shapes, kwargs))
+    scale = scale_output(quotient, quant_max(qdtype), inside, _scale_shape(op, shapes, kwargs))
     if adapt is None or isinstance(scale, str):
         shown = scale if isinstance(scale, str) else f"{end.name} is shaped anew"
         return Miss(op.name, cast, shown)
@@ -116,7 +116,7 @@ def _dynamic(cast: fx.Node, rounding: Rounding, quotient: _Quotient) -> Match | 
     return Match(op.name, op, (x,), kwargs, (Output(end, adapt), output), interior)
 
 
-def _op(quotient: _Quotient) -> tuple[Op, fx.Node, dict[str, Any]] | Miss:
+def granularity(quotient: Quotient) -> tuple[Op, fx.Node, dict[str, Any]] | Miss:
     """The op of the scale's granularity, its x and its keywords so far."""
     values, scale = strip_widening(quotient.values), quotient.scale
     whole = quant_per_tensor if scale.amax.whole else quant_per_token
@@ -135,7 +135,7 @@ def _op(quotient: _Quotient) -> tuple[Op, fx.Node, dict[str, Any]] | Miss:
     return op, rows.x, {} if rows.group_size is None else {"group_size": rows.group_size}
 
 
-def _lines_up(quotient: _Quotient, values: fx.Node, group_size: int | None) -> bool:
+def _lines_up(quotient: Quotient, values: fx.Node, group_size: int | None) -> bool:
     scale, factor = quotient.scale, quotient.factor
     if scale.repeats > 1:
         spread = sizes(factor) == sizes(values)
@@ -145,7 +145,7 @@ def _lines_up(quotient: _Quotient, values: fx.Node, group_size: int | None) -> b
     return size(values, -1) == size(scale.amax.x, -1) and rows_line_up(factor, values)
 
 
-def _differs(quotient: _Quotient, rounding: Rounding, qdtype: torch.dtype) -> str | None:
+def _differs(quotient: Quotient, rounding: Rounding, qdtype: torch.dtype) -> str | None:
     """Why the formula is not the op's, or None."""
     if reason := rounding.asymmetric(qdtype):
         return reason
@@ -161,7 +161,7 @@ def _differs(quotient: _Quotient, rounding: Rounding, qdtype: torch.dtype) -> st
     return rounding.differs(qdtype) or rounding.clips_below(limit)
 
 
-def _shaped_back(cast: fx.Node, x: fx.Node, quotient: _Quotient) -> tuple[fx.Node, set[fx.Node]]:
+def _shaped_back(cast: fx.Node, x: fx.Node, quotient: Quotient) -> tuple[fx.Node, set[fx.Node]]:
     """The cast, or the reshape that gives its result x's shape again, and the nodes passed."""
     end, passed = cast, {cast}
     wanted = sizes(x)
@@ -180,8 +180,8 @@ def _scale_shape(op: Op, x: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[An
     return (*x[:-1], x[-1] // kwargs["group_size"] if op is quant_per_group else 1)
 
 
-def _scale_output(
-    quotient: _Quotient, limit: float, inside: set[fx.Node], shape: tuple[Any, ...]
+def scale_output(
+    quotient: Quotient, limit: float, inside: set[fx.Node], shape: tuple[Any, ...]
 ) -> tuple[Output | None, list[fx.Node]] | str:
     """`(output, nodes behind it)`: the program's own scale, if anything but the quotient reads it.
 

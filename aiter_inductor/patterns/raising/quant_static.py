@@ -43,7 +43,9 @@ def given_scale(cast: fx.Node, rounding: Rounding) -> Match | Miss | None:
     if scale is None or adapt is None:
         return None
     inside = {cast, rounding.quotient, *rounding.interior, *widenings(values)}
-    kwargs = {"dtype": qdtype}
+    kwargs: dict[str, Any] = {"dtype": qdtype}
+    if rounding.low == -quant_max(qdtype) - 1:
+        kwargs["qmin"] = rounding.low
     output = (Output(cast, adapt),)
     return Match(PATTERN, quant_static, (x, scale), kwargs, output, frozenset(inside))
 
@@ -60,7 +62,8 @@ def _differs(
     limit = quant_max(qdtype)
     if reason := rounding.differs(qdtype):
         return reason
-    if (rounding.low, rounding.high) != (-limit, limit):
+    lowest = -128.0 if qdtype == torch.int8 else -limit
+    if rounding.low not in (-limit, lowest) or rounding.high != limit:
         return f"the clamp is to {rounding.bounds()}, kernels clamp to [{-limit:g}, {limit:g}]"
     return None
 

@@ -55,6 +55,12 @@ def test_static(dtype, scale_shape):
     check("quant_static", rows(5, 640) * 8, scale, dtype=dtype)
 
 
+def test_static_int8_keeps_minus_128_where_asked():
+    x = torch.tensor([[-200.0, -127.6, -3.0, 127.6]]).repeat(3, 16)
+    for qmin in (None, -128.0, 0.0):
+        check("quant_static", x, torch.ones(()), dtype=torch.int8, qmin=qmin)
+
+
 @pytest.mark.parametrize("name", DYNAMIC)
 def test_layouts(name):
     for _, x in layouts(rows(3, 4, 192)):

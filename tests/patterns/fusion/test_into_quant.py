@@ -113,6 +113,16 @@ def test_static_scale() -> None:
     assert op_names(done) == ["rms_norm_quant_static"]
 
 
+def test_another_lower_bound_keeps_them_apart() -> None:
+    def program(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
+        return (rms(x, weight).float() / scale).round().clamp(-128, 127).to(torch.int8)
+
+    arguments = rows(), rows(256), torch.full((1,), 0.05)
+    done = check_rewrite(program, *arguments, expect={"rms_norm": 1, "quant_static": 1})
+    assert op_names(done) == ["rms_norm", "quant_static"]
+    assert any("lower bound is -128, fused kernels keep the symmetric one" in n for n in done.notes)
+
+
 def test_a_second_reader_keeps_them_apart() -> None:
     def program(x: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
         y = rms(x, weight)

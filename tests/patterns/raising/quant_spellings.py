@@ -253,7 +253,16 @@ def given_quantising(x, scale, qdtype):
     return as_q(x.to(torch.float32) * scale, qdtype)
 
 
-STATIC = {f.__name__: f for f in (given_scalar, given_inverse, given_reciprocal, given_quantising)}
+def given_to_all_of_int8(x, scale, qdtype):
+    low = -128 if qdtype == INT8 else -limit(qdtype)
+    y = torch.clamp(x.float() / scale, low, limit(qdtype))
+    return (y.round() if qdtype == INT8 else y).to(qdtype)
+
+
+STATIC = {
+    f.__name__: f
+    for f in (given_to_all_of_int8, given_scalar, given_inverse, given_reciprocal, given_quantising)
+}
 
 
 class Program(torch.nn.Module):
