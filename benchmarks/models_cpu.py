@@ -185,7 +185,7 @@ def parse() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--only", nargs="+", metavar="WORD", help="cases with one of these words")
-    parser.add_argument("--seconds", type=float, default=8.0, help="of timing, for each case")
+    parser.add_argument("--seconds", type=float, default=6.0, help="of timing, for each case")
     parser.add_argument("--dtype", default="bfloat16", choices=tuple(ROUNDING))
     parser.add_argument("--compile-runs", type=int, default=3, help="0 leaves compile time out")
     parser.add_argument("--compile-layers", type=int, default=32)

@@ -14,7 +14,16 @@ from torch import fx
 from aiter_inductor.core.dtypes import QUANT_DTYPES
 from aiter_inductor.core.graph import TRANSPARENT, VIEWS, dtype, kind, operands, source, tensor
 
-OPERATORS = frozenset({"quantize_per_tensor", "quantize_per_token"})
+OPERATORS = frozenset(
+    {
+        "quantize_per_tensor",
+        "quantize_per_token",
+        "quantize_per_channel",
+        "quantize_per_channel_group",
+        "quantize_affine",
+        "fake_quantize",
+    }
+)
 _BOUNDS = frozenset({"round", "clamp", "clamp_min", "clamp_max", "minimum", "maximum"})
 _BETWEEN = _BOUNDS | VIEWS | TRANSPARENT | {"cast", "add", "sub"}
 _SCALE = _BETWEEN | {"abs", "mul", "div", "reciprocal", "pow", "where", "getitem", "select"}

@@ -97,6 +97,7 @@ ARGUMENTS: Mapping[str, tuple[str, ...]] = {
         "bias",
     ),
     "quantize_per_tensor": ("input", "scale", "zero_point", "quant_min", "quant_max", "dtype"),
+    "fake_quantize": ("input", "scale", "zero_point"),
     "quantize_per_token": ("input", "scale", "zero_point", "quant_min", "quant_max", "dtype"),
 }
 """Positional argument names, where they are more than `input`."""
@@ -229,6 +230,8 @@ _FUNCTIONS: Mapping[str, tuple[str, ...]] = {
                "aten.mm.default"),
     "copy_": ("aten.copy_.default",),
     "or": ("operator.or_", "torch.bitwise_or", "aten.bitwise_or.Tensor"),
+    "fake_quantize": ("torch.fake_quantize_per_tensor_affine",
+                      "torch.fake_quantize_per_channel_affine"),
     "empty": ("torch.empty", "torch.empty_like", "aten.empty.memory_format",
               "aten.new_empty.default", "aten.empty_like.default"),
 }  # fmt: skip
@@ -237,6 +240,11 @@ _FUNCTIONS: Mapping[str, tuple[str, ...]] = {
 _LATE = {
     "quantized_decomposed::quantize_per_tensor": "quantize_per_tensor",
     "quantized_decomposed::quantize_per_token": "quantize_per_token",
+    "quantized_decomposed::quantize_per_channel": "quantize_per_channel",
+    "quantized_decomposed::quantize_per_channel_group": "quantize_per_channel_group",
+    "torchao::quantize_affine": "quantize_affine",
+    "aten::fake_quantize_per_tensor_affine": "fake_quantize",
+    "aten::fake_quantize_per_channel_affine": "fake_quantize",
 }
 """Operators of libraries that may be imported after this table was first read, by full name."""
 

@@ -225,9 +225,26 @@ def decomposed_per_token(x, qdtype):
     )
 
 
+def decomposed_per_channel(x, qdtype):
+    scales, zero_points = torch.ones(x.shape[-1]), torch.zeros(x.shape[-1], dtype=torch.int64)
+    return torch.ops.quantized_decomposed.quantize_per_channel(
+        x.float(), scales, zero_points, x.dim() - 1, -128, 127, INT8
+    )
+
+
+def fake_quantised(x, qdtype):
+    return torch.fake_quantize_per_tensor_affine(x.float(), 0.05, 0, -128, 127)
+
+
 @pytest.mark.parametrize(
     ("program", "args", "reason"),
     [
+        (
+            decomposed_per_channel,
+            (),
+            "its scales are given by channel, kernels compute one for each row",
+        ),
+        (fake_quantised, (), "it gives floats again, kernels write eight bits"),
         (decomposed, (0.05, 0), "the scale is the number 0.05, kernels read it from a tensor"),
         (decomposed, (0.05, 3), "asymmetric: the zero point 3 is added, kernels have none"),
         (
