@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+import aiter_inductor
 from tests.lowerings.test_moe import router
+from tests.models import zoo
 from tests.patterns.rewrite_check import check_rewrite
 
 MODELS = {
@@ -138,3 +140,15 @@ def test_training_is_left_with_a_sentence():
     x = logits().requires_grad_()
     result = check_rewrite(plain_softmax, x, expect={"moe_route": 1}, inserted=0, backward=True)
     assert any("moe_route has no backward" in reason for reason in result.reasons())
+
+
+@pytest.mark.parametrize(
+    ("family", "number"),
+    {"deepseek_v2": 1, "glm4_moe": 1, "minimax_m2": 2, "llama4": 0, "phimoe": 0}.items(),
+)
+def test_whole_models(family, number):
+    """Llama 4 scatters its logits before a sigmoid, Phi-MoE masks by a threshold: both are left."""
+    model, ids = zoo.build(family), torch.arange(8)[None]
+    with torch.no_grad():
+        report = aiter_inductor.explain(model, input_ids=ids, use_cache=False, target="gfx942")
+    assert report.count("moe_route") == number
