@@ -15,6 +15,7 @@ from aiter_inductor.kernels.cuda.gemm import (
     gemm_fp8_rowwise,
 )
 from aiter_inductor.kernels.cuda.gemm_config import GemmConfig
+from aiter_inductor.kernels.hip.loading import collecting_modules
 from aiter_inductor.lowerings.gemm_problem import GemmProblem
 
 FP8, BF16, FP16, FP32 = torch.float8_e4m3fn, torch.bfloat16, torch.float16, torch.float32
@@ -96,7 +97,7 @@ def test_tiles_that_cannot_be_built_are_sentences(config, sentence):
     "variant",
     [
         GemmVariant(GemmConfig(), "block", BF16, None, True),
-        GemmVariant(GemmConfig(0, 256, 128, 128, 3, 2), "row", FP32, BF16, False),
+        GemmVariant(GemmConfig(0, 256, 128, 128, 3, 2), "row", BF16, BF16, True),
         GemmVariant(GemmConfig(0, 128, 192, 96, 4, 2), "block", FP16, FP32, True),
         GemmVariant(tokens(64, 128, 4, 4, 2), "block", BF16, None, False),
         GemmVariant(tokens(16, 64, 8, 8, 1), "tensor", FP32, FP16, False),
@@ -112,6 +113,20 @@ def test_sources_compile_without_spills(variant, tmp_path):
     artifact = jit.load(variant.module(), "sm_90", settings)
     assert "warning" not in artifact.log
     assert " 0 bytes spill stores" in artifact.log or "nvrtc" in artifact.compiler
+
+
+@pytest.mark.parametrize(
+    ("M", "source"), [(64, "gemm_fp8_tokens.cu"), (4096, "gemm_fp8_tiles.cu")], ids=str
+)
+def test_meta_tensors_name_the_module_that_prebuild_needs(M, source):
+    def empty(*shape: int, dtype: torch.dtype = FP32) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    x, weight = empty(M, 512, dtype=FP8), empty(256, 512, dtype=FP8)
+    with collecting_modules("sm_90") as modules:
+        out = gemm_fp8_blockscale(x, weight, empty(M, 4), empty(2, 4))
+    assert (out.shape, out.dtype, out.device.type) == ((M, 256), BF16, "meta")
+    assert [module.sources[0].name for module in modules] == [source]
 
 
 @on_gpu
