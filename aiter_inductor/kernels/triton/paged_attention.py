@@ -46,7 +46,9 @@ class PagedConfig:
         group: int,
         row_bytes: int,
         capacity: int | torch.SymInt,
-        plain: bool = True,
+        *,
+        packed: bool = False,
+        fp8: bool = False,
     ) -> PagedConfig:
         """Tiles of 16 KiB, and parts until every compute unit has some.
 
@@ -60,7 +62,8 @@ class PagedConfig:
             group: query heads that share one of these.
             row_bytes: a key of one head.
             capacity: tokens that a table can hold.
-            plain: keys in vLLM's layout that are not fp8.
+            packed: keys and values are in AITER's layout.
+            fp8: they are fp8, of which two tiles under way are better than three.
         """
         block_m = min(max(triton.next_power_of_2(group), 16), 64)
         block_n = min(max(triton.next_power_of_2(_TILE_BYTES // row_bytes), 16), 64)
@@ -70,8 +73,8 @@ class PagedConfig:
             fair = triton.cdiv(triton.cdiv(max(capacity, 1), wanted), block_n) * block_n
             part = min(max(fair, 2 * block_n), 512)
             splits = min(triton.cdiv(capacity + block_n, part), MAX_SPLITS)
-        warps = 2 if torch.version.cuda and not plain else 4
-        return cls(block_m, block_n, part, max(splits, 1), warps)
+        warps = 2 if torch.version.cuda and (packed or fp8) else 4
+        return cls(block_m, block_n, part, max(splits, 1), warps, 2 if fp8 else 3)
 
     def launch(self) -> dict[str, int]:
         """Keywords for the launch."""
@@ -106,8 +109,14 @@ def paged_attention(
         capacity = block_tables.shape[1] * keys.page_size
         capacity = capacity if window is None else _least(capacity, window)
         row_bytes = head_dim * key_cache.element_size()
-        plain = layout == "paged" and key_cache.element_size() > 1
-        config = PagedConfig.default(num_seqs * keys.num_heads, group, row_bytes, capacity, plain)
+        config = PagedConfig.default(
+            num_seqs * keys.num_heads,
+            group,
+            row_bytes,
+            capacity,
+            packed=layout == "packed",
+            fp8=key_cache.element_size() == 1,
+        )
     splits, num_rows = config.splits, num_seqs * num_heads
     out = q.new_empty(num_seqs, num_heads, values.head_dim)
     if isinstance(num_rows, int) and num_rows == 0:
