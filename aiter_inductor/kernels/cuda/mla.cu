@@ -24,12 +24,21 @@ constexpr u32 ROPE_STEPS = ROPE / 2 / 16;
 constexpr u32 EXCHANGE_AT = STAGES * TILE, Q_ROPE_AT = EXCHANGE_AT + 2 * EXCHANGE;
 constexpr u32 BARRIERS_AT = Q_ROPE_AT + ROWS * ROPE * 2;
 
+constexpr float LOWEST = -1e30f;  // the origin before any score
+
 DEVICE float minus_infinity() { return __int_as_float(0xff800000); }
 
 DEVICE float exp2_approximate(float x) {
   float y;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
+}
+
+// Read again where it is needed: a register for it over the main loop would be one too many.
+DEVICE u32 thread_in_warpgroup() {
+  u32 thread;
+  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
+  return thread % WARPGROUP;
 }
 
 // Where a block works.
@@ -103,7 +112,7 @@ DEVICE void issue_scores(float (&s)[16], const u32 (&q)[K_STEPS][4], u32 q_rope,
 
 // Adds the other warpgroup's half: thread i of both hold the same rows and keys.
 DEVICE void add_other_half(float (&s)[16], float4* exchange, u32 half) {
-  const u32 thread = threadIdx.x % WARPGROUP;
+  const u32 thread = thread_in_warpgroup();
   float4* mine = exchange + half * 4 * WARPGROUP + thread;
   const float4* other = exchange + (half ^ 1) * 4 * WARPGROUP + thread;
   UNROLL for (u32 i = 0; i < 4; i++)
@@ -121,26 +130,21 @@ DEVICE void add_other_half(float (&s)[16], float4* exchange, u32 half) {
 struct Softmax {
   float origin[2], total[2], decay[2];
 
-  // Turns scores into weights 2^(s scale - origin), packed as wgmma's A.
-  __device__ __forceinline__ void add(float (&s)[16], float scale, u32 (&p)[2][4]) {
+  // Turns scores into weights 2^(s scale - origin), packed as wgmma's A; scale is not negative.
+  __device__ __forceinline__ void add(const float (&s)[16], float scale, u32 (&p)[2][4]) {
     UNROLL for (u32 h = 0; h < 2; h++) {
-      float highest = minus_infinity();
-      UNROLL for (u32 j = 0; j < 4; j++) {
-        s[4 * j + 2 * h] *= scale, s[4 * j + 2 * h + 1] *= scale;
-        highest = fmaxf(highest, fmaxf(s[4 * j + 2 * h], s[4 * j + 2 * h + 1]));
-      }
+      float highest = s[2 * h];
+      UNROLL for (u32 i = 1; i < 8; i++) highest = fmaxf(highest, s[i / 2 * 4 + 2 * h + i % 2]);
       highest = fmaxf(highest, __shfl_xor_sync(~0u, highest, 1));
       highest = fmaxf(highest, __shfl_xor_sync(~0u, highest, 2));
-      decay[h] = 1.0f;
-      if (highest > origin[h] + 8.0f) {
-        decay[h] = exp2_approximate(origin[h] - highest);
-        origin[h] = highest;
-      }
-      const float from = origin[h] == minus_infinity() ? 0.0f : origin[h];
+      highest *= scale;
+      const float moved = highest > origin[h] + 8.0f ? highest : origin[h];
+      decay[h] = exp2_approximate(origin[h] - moved);
+      origin[h] = moved;
       float sum = 0.0f;
       UNROLL for (u32 j = 0; j < 4; j++) {
-        const float a = exp2_approximate(s[4 * j + 2 * h] - from);
-        const float b = exp2_approximate(s[4 * j + 2 * h + 1] - from);
+        const float a = exp2_approximate(fmaf(s[4 * j + 2 * h], scale, -moved));
+        const float b = exp2_approximate(fmaf(s[4 * j + 2 * h + 1], scale, -moved));
         sum += a + b;
         p[j / 2][j % 2 * 2 + h] = pack_bf16(a, b);
       }
@@ -150,8 +154,9 @@ struct Softmax {
 };
 
 DEVICE void hide_keys_from(float (&s)[16], u32 end) {
+  const u32 lane = thread_in_warpgroup();
   UNROLL for (u32 i = 0; i < 16; i++) {
-    const u32 key = i / 4 * 8 + threadIdx.x % 4 * 2 + i % 2;
+    const u32 key = i / 4 * 8 + lane % 4 * 2 + i % 2;
     if (key >= end) s[i] = minus_infinity();
   }
 }
@@ -159,7 +164,7 @@ DEVICE void hide_keys_from(float (&s)[16], u32 end) {
 // The finished rows: bf16 where this is the only part, else fp32 with their log2-sum-exp2.
 DEVICE void store_rows(const float (&o)[128], Softmax& softmax, const Part& part, u32 half,
                        const Rows& out, float* partial, float* lse) {
-  const u32 lane = threadIdx.x % WARP, warp = threadIdx.x % WARPGROUP / WARP;
+  const u32 thread = thread_in_warpgroup(), lane = thread % WARP, warp = thread / WARP;
   const u64 num_rows = (u64)gridDim.z * part.rows;
   UNROLL for (u32 h = 0; h < 2; h++) {
     float total = softmax.total[h];
@@ -197,7 +202,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
   const u32 half = __shfl_sync(~0u, threadIdx.x / WARPGROUP, 0);
   const Part part = part_of_block(rows, kv_len);
   if (threadIdx.x == 0) {
-    for (u32 stage = 0; stage < STAGES; stage++) barrier_init(barriers + stage * 8, 1);
+    for (u32 stage = 0; stage < STAGES; stage++) {
+      barrier_init(barriers + stage * 8, 1);
+    }
     fence_barrier_init();
     for (u32 i = 0; i < STAGES && i < part.tiles; i++) load_tile(base, i, part, latent, rotated);
   }
@@ -207,7 +214,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
   fence_shared();
   __syncthreads();
 
-  Softmax softmax = {{minus_infinity(), minus_infinity()}, {0.0f, 0.0f}, {1.0f, 1.0f}};
+  Softmax softmax = {{LOWEST, LOWEST}, {0.0f, 0.0f}, {1.0f, 1.0f}};
   float o[128], s[16];
   UNROLL for (u32 i = 0; i < 128; i++) o[i] = 0.0f;
   keep(o);
@@ -222,8 +229,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     // Both warpgroups are done with tile i - 2, whose place the tile STAGES further takes.
     if (threadIdx.x == 0 && i >= 2 && i - 2 + STAGES < part.tiles)
       load_tile(base, i - 2 + STAGES, part, latent, rotated);
-    const u32 seen = kv_len - (part.first + i) * KEYS;
-    if (seen < KEYS) hide_keys_from(s, seen);
+    if (i + 1 == part.tiles) hide_keys_from(s, kv_len - (part.first + i) * KEYS);
     softmax.add(s, scale, p);
   };
   // The sums before tile i, decayed where its scores are much higher than those before.
@@ -280,24 +286,43 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
 }
 
 // One row over all parts: [splits, num_rows, 512] with their log2-sum-exp2; zeros if none saw a key.
+// Four groups of threads take every fourth part; at most 64 parts.
 extern "C" __global__ void __launch_bounds__(RANK)
     mla_reduce(const float* partial, const float* lse, u16* out, i64 out_sequence, i64 out_row,
                int num_rows, int rows, int splits) {
   __shared__ float4 sums[4][RANK / 4];
+  __shared__ float weights[64];
   const u32 group = threadIdx.x / (RANK / 4), column = threadIdx.x % (RANK / 4);
   const u64 row = blockIdx.x;
-  float peak = minus_infinity();
-  for (int i = 0; i < splits; i++) peak = fmaxf(peak, lse[(u64)i * num_rows + row]);
-  const float origin = peak == minus_infinity() ? 0.0f : peak;
-  float total = 0.0f;
-  for (int i = 0; i < splits; i++) total += exp2_approximate(lse[(u64)i * num_rows + row] - origin);
+  if (threadIdx.x < WARP) {
+    float known[2], highest = minus_infinity(), total = 0.0f;
+    UNROLL for (u32 i = 0; i < 2; i++) {
+      const u32 part = i * WARP + threadIdx.x;
+      known[i] = part < splits ? lse[(u64)part * num_rows + row] : minus_infinity();
+      highest = fmaxf(highest, known[i]);
+    }
+    UNROLL for (u32 lanes = 16; lanes != 0; lanes /= 2)
+      highest = fmaxf(highest, __shfl_xor_sync(~0u, highest, lanes));
+    const float origin = highest == minus_infinity() ? 0.0f : highest;
+    UNROLL for (u32 i = 0; i < 2; i++) total += known[i] = exp2_approximate(known[i] - origin);
+    UNROLL for (u32 lanes = 16; lanes != 0; lanes /= 2)
+      total += __shfl_xor_sync(~0u, total, lanes);
+    const float factor = total == 0.0f ? 0.0f : 1.0f / total;
+    UNROLL for (u32 i = 0; i < 2; i++) weights[i * WARP + threadIdx.x] = known[i] * factor;
+  }
+  const float4* parts = (const float4*)partial + row * (RANK / 4) + column;
   float4 sum = {0.0f, 0.0f, 0.0f, 0.0f};
-#pragma unroll 8
-  for (int i = group; i < splits; i += 4) {
-    const u64 at = (u64)i * num_rows + row;
-    const float weight = exp2_approximate(lse[at] - origin);
-    const float4 x = ((const float4*)partial)[at * (RANK / 4) + column];
-    sum.x += weight * x.x, sum.y += weight * x.y, sum.z += weight * x.z, sum.w += weight * x.w;
+  float4 read[4];
+  UNROLL for (u32 j = 0; j < 4; j++)
+    if (group + 4 * j < splits) read[j] = parts[(u64)(group + 4 * j) * num_rows * (RANK / 4)];
+  __syncthreads();
+  for (u32 i = group; i < splits; i += 16) {
+    UNROLL for (u32 j = 0; j < 4; j++) {
+      if (i + 4 * j >= splits) continue;
+      const float weight = weights[i + 4 * j];
+      const float4 x = i == group ? read[j] : parts[(u64)(i + 4 * j) * num_rows * (RANK / 4)];
+      sum.x += weight * x.x, sum.y += weight * x.y, sum.z += weight * x.z, sum.w += weight * x.w;
+    }
   }
   sums[group][column] = sum;
   __syncthreads();
@@ -306,8 +331,6 @@ extern "C" __global__ void __launch_bounds__(RANK)
     const float4 x = sums[g][column];
     sum.x += x.x, sum.y += x.y, sum.z += x.z, sum.w += x.w;
   }
-  const float factor = total == 0.0f ? 0.0f : 1.0f / total;
   u16* to = out + row / rows * out_sequence + row % rows * out_row;
-  ((uint2*)to)[column] = {pack_bf16(sum.x * factor, sum.y * factor),
-                                              pack_bf16(sum.z * factor, sum.w * factor)};
+  ((uint2*)to)[column] = {pack_bf16(sum.x, sum.y), pack_bf16(sum.z, sum.w)};
 }
