@@ -108,15 +108,9 @@ def paged_attention(
     if config is None:
         capacity = block_tables.shape[1] * keys.page_size
         capacity = capacity if window is None else _least(capacity, window)
-        row_bytes = head_dim * key_cache.element_size()
-        config = PagedConfig.default(
-            num_seqs * keys.num_heads,
-            group,
-            row_bytes,
-            capacity,
-            packed=layout == "packed",
-            fp8=key_cache.element_size() == 1,
-        )
+        row_bytes, fp8 = head_dim * key_cache.element_size(), key_cache.element_size() == 1
+        blocks, packed = num_seqs * keys.num_heads, layout == "packed"
+        config = PagedConfig.default(blocks, group, row_bytes, capacity, packed=packed, fp8=fp8)
     splits, num_rows = config.splits, num_seqs * num_heads
     out = q.new_empty(num_seqs, num_heads, values.head_dim)
     if isinstance(num_rows, int) and num_rows == 0:
