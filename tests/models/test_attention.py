@@ -7,6 +7,12 @@ import torch
 from transformers import DynamicCache, StaticCache
 
 import aiter_inductor
+from aiter_inductor.backend import plan
+from aiter_inductor.core import inductor
+from aiter_inductor.core.arch import arch_named
+from aiter_inductor.core.config import Options
+from aiter_inductor.core.graph import tensor
+from aiter_inductor.core.rewrite import apply
 from tests.models import zoo
 
 BATCH, LENGTH = 2, 9
@@ -87,3 +93,30 @@ def test_a_mask_that_says_more_is_read(name, scenario):
     report = aiter_inductor.explain(model, zoo.token_ids(BATCH, LENGTH), **inputs)
     (site,) = attentions(report)
     assert "mask=bool" in site.problem, site
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3_moe", "deepseek_v3", "gemma3", "gpt_oss"])
+@torch.no_grad()
+def test_nothing_is_left_of_a_mask_that_is_understood(name):
+    """Once attention is rewritten, dead code takes the whole computation of the mask along."""
+    length, left = 37, []
+
+    def capture(gm, example_inputs):
+        with inductor.fake_mode_of(gm.graph):
+            planned = plan(gm.graph, Options(force=True, strict=True), arch_named("gfx942"))
+        before = masks(gm.graph)
+        apply(gm.graph, planned.decisions)
+        gm.graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output"))
+        left.append((before, masks(gm.graph)))
+        raise RuntimeError("planned for a chip that is not here")
+
+    def masks(graph):
+        values = ((node, tensor(node)) for node in graph.nodes)
+        return [n.name for n, v in values if v is not None and v.shape[-2:] == (length, length)]
+
+    model = zoo.build(name, layers=2)
+    with pytest.raises(torch._dynamo.exc.BackendCompilerFailed, match="not here"):
+        torch.compile(model, backend=capture)(zoo.token_ids(1, length), use_cache=False)
+    ((before, after),) = left
+    assert before
+    assert not after
