@@ -187,9 +187,9 @@ class Op:
         rows, key = tables.tuning.of_problem(problem)
         ladder = tables.ladder(use.arch, key, [p.name for p in takers])
         if (size := fixed(rows)) is not None:
-            if ladder is None:
+            step = ladder.at(size) if ladder else None
+            if step is None:
                 return _first(takers, problem, use)
-            step = ladder.at(size)
             measured = f"{step.latency_us:.4g} µs at {tables.tuning.rows}={step.rows}"
             return Selection(self.providers[step.provider], f"{step.provider} took {measured}")
         names = ladder.providers() if ladder else (takers[0].name,)

@@ -21,6 +21,8 @@ from aiter_inductor.core.arch import Arch
 from aiter_inductor.core.config import tuned_dirs
 
 Key = tuple[Any, ...]
+FAR = 4
+"""Times as many rows, or as few, for which a measurement is followed."""
 SHIPPED = Path(__file__).parents[1] / "kernels" / "tuned"
 
 
@@ -84,10 +86,13 @@ class Ladder:
     Attributes:
         bounds: the largest number of rows of each step but the last.
         steps: from few rows to many.
+        least, most: for fewer or more rows, `FAR` times beyond what was measured, it says nothing.
     """
 
     bounds: tuple[int, ...]
     steps: tuple[Measurement, ...]
+    least: int
+    most: int
 
     @classmethod
     def of(cls, measurements: Iterable[Measurement]) -> Ladder:
@@ -107,10 +112,13 @@ class Ladder:
         for low, high in itertools.pairwise(steps):
             even = int(low.rows * high.latency_us / low.latency_us)
             bounds.append(min(max(even, low.rows), high.rows - 1))
-        return cls(tuple(bounds), tuple(steps))
+        least, most = -(-steps[0].rows // FAR), steps[-1].rows * FAR
+        return cls(tuple(bounds), tuple(steps), least, most)
 
-    def at(self, rows: int) -> Measurement:
-        """For that many rows; beyond the ends, the nearest."""
+    def at(self, rows: int) -> Measurement | None:
+        """For that many rows; beyond the ends the nearest, as far as it says anything."""
+        if not self.least <= rows <= self.most:
+            return None
         return self.steps[bisect_left(self.bounds, rows)]
 
     def providers(self) -> tuple[str, ...]:
@@ -181,6 +189,8 @@ class ByRows:
             ladder = self._tables.ladder(self._arch_of(device), key, self._runs)
             self._ladders[device, key] = ladder
         if ladder is None or not isinstance(rows, int):  # open while a graph is traced
+            return None
+        if not ladder.least <= rows <= ladder.most:
             return None
         return ladder.steps[bisect_left(ladder.bounds, rows)]
 

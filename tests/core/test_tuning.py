@@ -10,7 +10,8 @@ import pytest
 import sympy
 import torch
 
-from aiter_inductor.core import tuned_table
+from aiter_inductor.cli.cases import load_ops
+from aiter_inductor.core import tuned_table, tuning
 from aiter_inductor.core.arch import arch_named
 from aiter_inductor.core.op import Use
 from aiter_inductor.core.tuned_table import TunedTableWarning
@@ -37,6 +38,7 @@ def at(rows: int, provider: str, config: object, latency_us: float, error: float
 def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Writes rows as the table of the op on sm_90."""
     monkeypatch.setenv("AITER_INDUCTOR_TUNED_DIRS", str(tmp_path))
+    monkeypatch.setattr(tuning, "SHIPPED", tmp_path / "nothing")
     path = tmp_path / "sm_90" / "gemm_fp8_blockscale.csv"
     op.tables.forget()
     op._by_rows.clear()
@@ -59,8 +61,9 @@ def test_a_ladder_follows_the_lower_measurement_as_far_as_its_bound_is_better():
     ladder = Ladder.of([many, few, some, step(64, 25.0, "slower")])
     # 16 rows in 10 µs are at most 20 µs for 32; 64 in 20 at most 1280 for 4096, which must be c's.
     assert ladder.bounds == (32, 4095)
-    found = [ladder.at(rows).provider for rows in (0, 1, 16, 32, 33, 64, 4095, 4096, 99999)]
-    assert found == ["a", "a", "a", "a", "b", "b", "b", "c", "c"]
+    found = [ladder.at(rows).provider for rows in (4, 16, 32, 33, 64, 4095, 4096, 16384)]
+    assert found == ["a", "a", "a", "b", "b", "b", "c", "c"]
+    assert ladder.at(3) is ladder.at(16385) is None
     assert ladder.providers() == ("c", "b", "a")
 
 
@@ -99,7 +102,7 @@ def test_a_call_runs_what_its_rows_ask_for(table):
         "triton": lambda *args, **kwargs: called.append(("triton", kwargs)),
     }
     run = ByRows(op.tables, runs, lambda device: HOPPER)
-    for rows in (1, 4, 64, 4096):
+    for rows in (2, 4, 64, 4096):
         run(torch.empty(rows, 4096, dtype=FP8), torch.empty(4096, 4096, dtype=FP8), None, None)
     assert called == [("triton", {"config": TILES})] * 2 + [("vendor", {})] * 2
 
@@ -137,7 +140,7 @@ def test_a_row_that_cannot_be_true_is_refused_with_a_line(table, reason, change)
     good, bad = at(4096, "vendor", None, 120.0), at(64, "triton", TILES, 9.0) | change
     path = table(good, bad)
     with pytest.warns(TunedTableWarning) as caught:
-        selection = op.select(PROBLEM, Use(HOPPER))
+        selection = op.select(replace(PROBLEM, M=4096), Use(HOPPER))
     assert selection.reason == "vendor took 120 µs at M=4096"
     assert str(caught[0].message).startswith("1 rows of the gemm_fp8_blockscale table are refused")
     assert f"{path}:2: " in str(caught[0].message)
@@ -167,3 +170,11 @@ def test_graph_caches_tell_tables_apart(tmp_path, monkeypatch):
     (tmp_path / "a.csv").write_text("arch\n")
     monkeypatch.setenv("AITER_INDUCTOR_TUNED_DIRS", str(tmp_path))
     assert meaning_key() != without
+
+
+@pytest.mark.parametrize("path", sorted(tuning.SHIPPED.glob("*/*.csv")), ids=lambda p: p.stem)
+def test_every_row_that_ships_is_believed(path):
+    tuned, arch = load_ops()[path.stem], arch_named(path.parent.name)
+    configs = {p.name: p.config() if p.config else None for p in tuned.providers.values()}
+    read = tuned_table.read(path, path.stem, tuned.tables.tuning, arch, configs)
+    assert len(read) == len(tuned_table.rows_of(path)) > 0
