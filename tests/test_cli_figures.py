@@ -12,7 +12,7 @@ from aiter_inductor.core import jit
 
 TABLE = Path(__file__).parents[1] / "docs" / "figures.md"
 ARCHS = ("gfx942", "gfx950")
-SAMPLE = ("quant_int4_per_group", "moe_route", "moe_sort")
+SAMPLE = ("moe_route", "moe_sort", "kv_cache_write")
 
 
 def rows() -> list[dict[str, str]]:
