@@ -217,6 +217,17 @@ def hopper_mla_unsupported(problem: MlaProblem, use: Use) -> str | None:
     return None
 
 
+def few_heads_read_faster(problem: MlaProblem, use: Use) -> str | None:
+    """Where the CUDA kernel, whose tiles are 64 rows high, cedes to Triton's of 16."""
+    heads, batch_size = fixed(problem.num_heads), fixed(problem.batch_size)
+    if heads is None or batch_size is None or heads > 16 or batch_size < 64:
+        return None
+    return (
+        f"num_heads={heads} at batch_size={batch_size}: on an H200, 16 heads, 128 sequences and "
+        f"4096 keys take Triton's kernel 152 us and the CUDA one 170"
+    )
+
+
 def _differing(names: str, dtypes: list[torch.dtype]) -> str:
     if len(set(dtypes)) == 1:
         return ""

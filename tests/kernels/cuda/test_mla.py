@@ -56,6 +56,14 @@ def test_what_it_refuses_goes_to_another_provider(changed, sentence):
     assert mla_decode.select(problem, SM_90).provider is mla_decode.providers["triton"]
 
 
+def test_few_heads_of_many_sequences_go_to_triton():
+    chosen = mla_decode.select(replace(DEEPSEEK, num_heads=16, batch_size=128), SM_90)
+    assert chosen.provider is mla_decode.providers["triton"]
+    assert "num_heads=16 at batch_size=128" in chosen.reason
+    for kept in ({"num_heads": 16}, {"num_heads": 32, "batch_size": 128}):
+        assert mla_decode.select(replace(DEEPSEEK, **kept), SM_90).provider.name == "cuda"
+
+
 @needs_hopper
 @pytest.mark.parametrize(
     "changed",
