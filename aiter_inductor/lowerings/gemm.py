@@ -20,10 +20,10 @@ from aiter_inductor.lowerings.gemm_providers import (
     decline_weight_only,
     dtypes_unsupported,
     int8_unsupported,
+    library_is_ahead,
     library_is_faster,
     triton_is_faster,
     triton_unsupported,
-    uncompared,
     vendor_unsupported,
 )
 from aiter_inductor.lowerings.gemm_tuning import TUNINGS
@@ -349,7 +349,7 @@ for made in (gemm_fp8_blockscale, gemm_fp8_rowwise, gemm_fp8_per_tensor, gemm_w8
     add_cpp(made, "gemm", refuse=dtypes_unsupported, decline=library_is_faster)
 CUDA_CONFIG = "cuda.gemm_config.GemmConfig"
 for made in (gemm_fp8_blockscale, gemm_fp8_rowwise, gemm_fp8_per_tensor):
-    add_cuda(made, "gemm", refuse=cuda_unsupported, cede=uncompared, config=CUDA_CONFIG)
+    add_cuda(made, "gemm", refuse=cuda_unsupported, cede=library_is_ahead, config=CUDA_CONFIG)
 add_vendor(
     gemm_fp8_blockscale,
     "gemm",

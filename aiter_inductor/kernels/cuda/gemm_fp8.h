@@ -10,10 +10,14 @@ constexpr u32 BLOCK_K = 128;  // bytes of K a stage, one swizzle atom and one gr
 enum class Scaling { block, row, tensor };
 enum class Number { none, bf16, fp16, fp32 };
 
-// Read once and in order with barriers and products, so that a load ahead of its use stays ahead.
-DEVICE float load_scale(const float* from) {
+// Zero where it is not there. Volatile, so that a load ahead of its use stays ahead.
+DEVICE float load_scale(const float* from, bool there) {
   float x;
-  asm volatile("ld.global.nc.f32 %0, [%1];" : "=f"(x) : "l"(from));
+  asm volatile(
+      "{\n.reg .pred p;\nsetp.ne.u32 p, %2, 0;\n"
+      "mov.f32 %0, 0f00000000;\n@p ld.global.nc.f32 %0, [%1];\n}\n"
+      : "=f"(x)
+      : "l"(from), "r"((u32)there));
   return x;
 }
 

@@ -19,7 +19,7 @@ constexpr bool STORE_BY_TMA = GEMM_STORE_BY_TMA;
 constexpr u32 CONSUMERS = 2, THREADS = (CONSUMERS + 1) * WARPGROUP;
 constexpr u32 GROUP_M = BLOCK_M / CONSUMERS, STEPS_M = GROUP_M / 64, STEPS_N = BLOCK_N / WIDTH;
 constexpr u32 REGISTERS = WIDTH / 2;
-constexpr u32 SCALE_N = 128;
+constexpr u32 SCALE_N = 128, LANES = 4;
 
 constexpr u32 X_BYTES = BLOCK_M * BLOCK_K, WEIGHT_BYTES = BLOCK_N * BLOCK_K;
 constexpr u32 STAGE_BYTES = X_BYTES + WEIGHT_BYTES;
@@ -33,6 +33,7 @@ static_assert(WIDTH % 16 == 0 && BLOCK_N % (8 * CLUSTER) == 0 && BLOCK_N <= 256,
 // Columns of one instruction lie in one block of weight scales, or in two with a known grain.
 constexpr bool ONE_SCALE =
     SCALE_N % WIDTH == 0 && (SCALE_N % BLOCK_N == 0 || BLOCK_N % SCALE_N == 0);
+constexpr u32 SIDES = ONE_SCALE ? 1 : 2;
 
 struct Problem {
   u32 M, N, blocks_k, tiles_m, tiles_n, tiles;
@@ -74,56 +75,87 @@ struct Scales {
   i64 x_row, x_block, weight_row, weight_block;
 };
 
-// The scales of one block of K: of this thread's rows, and of the instructions' columns.
+// Products of the scales of one block of K, by the block of the weight and the row of this thread.
 struct BlockScales {
-  float x[STEPS_M][2], weight[STEPS_N][ONE_SCALE ? 1 : 2];
+  float by[STEPS_M][STEPS_N][SIDES][2];
 };
 
-// Where a tile's scales of the next block of K lie.
-struct ScaleCursor {
-  const float *x[STEPS_M][2], *weight[STEPS_N][ONE_SCALE ? 1 : 2];
+// Scales as they are loaded. The four lanes of a row, which need the same ones, load one block of K
+// each and pass it on: every load has sectors of its own, and a quarter of the loads remain. Loads
+// of each block by each lane cost a tenth of the product's time.
+struct LaneScales {
+  float x[STEPS_M][2], weight[STEPS_N][SIDES];
 
-  __device__ __forceinline__ void start(const Problem& problem, const Scales& scales, Tile tile,
-                                        u32 row) {
+  __device__ __forceinline__ BlockScales products() const {
+    BlockScales found;
+    UNROLL for (u32 m = 0; m < STEPS_M; m++) UNROLL for (u32 n = 0; n < STEPS_N; n++)
+      UNROLL for (u32 i = 0; i < SIDES; i++) UNROLL for (u32 h = 0; h < 2; h++)
+        found.by[m][n][i][h] = x[m][h] * weight[n][i];
+    return found;
+  }
+};
+
+// What lane `lane` of each four holds.
+DEVICE BlockScales of_lane(const BlockScales& scales, u32 lane) {
+  BlockScales found;
+  UNROLL for (u32 m = 0; m < STEPS_M; m++) UNROLL for (u32 n = 0; n < STEPS_N; n++)
+    UNROLL for (u32 i = 0; i < SIDES; i++) UNROLL for (u32 h = 0; h < 2; h++)
+      found.by[m][n][i][h] = __shfl_sync(~0u, scales.by[m][n][i][h], lane, LANES);
+  return found;
+}
+
+// Where this lane's next scales lie, over all tiles of this block in turn.
+struct ScaleCursor {
+  const float *x[STEPS_M][2], *weight[STEPS_N][SIDES];
+  u32 index, first;  // of the tile, and of the next LANES blocks of K
+
+  // `row` is this thread's first in a tile.
+  __device__ __forceinline__ void start(const Problem& problem, const Scales& scales, u32 row) {
+    const Tile tile = tile_of(problem, min(index, problem.tiles - 1));
+    const u32 lane = threadIdx.x % LANES, last = (problem.N - 1) / SCALE_N;
     UNROLL for (u32 m = 0; m < STEPS_M; m++) UNROLL for (u32 h = 0; h < 2; h++) {
       const u32 at = min(tile.m * BLOCK_M + row + m * 64 + h * 8, problem.M - 1);
-      x[m][h] = scales.x + at * scales.x_row;
+      x[m][h] = scales.x + at * scales.x_row + lane * scales.x_block;
     }
-    const u32 last = (problem.N - 1) / SCALE_N;
-    UNROLL for (u32 n = 0; n < STEPS_N; n++) UNROLL for (u32 i = 0; i < (ONE_SCALE ? 1 : 2); i++) {
+    UNROLL for (u32 n = 0; n < STEPS_N; n++) UNROLL for (u32 i = 0; i < SIDES; i++) {
       const u32 at = min((tile.n * BLOCK_N + n * WIDTH) / SCALE_N + i, last);
-      weight[n][i] = scales.weight + at * scales.weight_row;
+      weight[n][i] = scales.weight + at * scales.weight_row + lane * scales.weight_block;
     }
+    first = 0;
   }
 
-  __device__ __forceinline__ BlockScales load(const Scales& scales) {
-    BlockScales found;
+  __device__ __forceinline__ LaneScales load(const Problem& problem, const Scales& scales,
+                                             u32 row) {
+    LaneScales found;
+    const bool there = first + threadIdx.x % LANES < problem.blocks_k;
     UNROLL for (u32 m = 0; m < STEPS_M; m++) UNROLL for (u32 h = 0; h < 2; h++) {
-      found.x[m][h] = load_scale(x[m][h]);
-      x[m][h] += scales.x_block;
+      found.x[m][h] = load_scale(x[m][h], there);
+      x[m][h] += LANES * scales.x_block;
     }
-    UNROLL for (u32 n = 0; n < STEPS_N; n++) UNROLL for (u32 i = 0; i < (ONE_SCALE ? 1 : 2); i++) {
-      found.weight[n][i] = load_scale(weight[n][i]);
-      weight[n][i] += scales.weight_block;
+    UNROLL for (u32 n = 0; n < STEPS_N; n++) UNROLL for (u32 i = 0; i < SIDES; i++) {
+      found.weight[n][i] = load_scale(weight[n][i], there);
+      weight[n][i] += LANES * scales.weight_block;
+    }
+    first += LANES;
+    if (first >= problem.blocks_k) {
+      index += gridDim.x / CLUSTER;
+      start(problem, scales, row);
     }
     return found;
   }
 };
 
 // sum += part * scales; `first` is the instruction's first column.
-DEVICE void promote(float (&sum)[REGISTERS], const float (&part)[REGISTERS], const float (&x)[2],
-                    const float* weight, u32 first) {
-  const float low = x[0] * weight[0], high = x[1] * weight[0];
-  const float low_next = ONE_SCALE ? 0.0f : x[0] * weight[ONE_SCALE ? 0 : 1];
-  const float high_next = ONE_SCALE ? 0.0f : x[1] * weight[ONE_SCALE ? 0 : 1];
+DEVICE void promote(float (&sum)[REGISTERS], const float (&part)[REGISTERS],
+                    const float (&by)[SIDES][2], u32 first) {
   const u32 border = SCALE_N - first % SCALE_N;
   UNROLL for (u32 j = 0; j < WIDTH / 8; j++) {
     const bool next = !ONE_SCALE && j * 8 / GRAIN * GRAIN >= border;
-    const float by_low = next ? low_next : low, by_high = next ? high_next : high;
-    sum[4 * j] = __fmaf_rn(part[4 * j], by_low, sum[4 * j]);
-    sum[4 * j + 1] = __fmaf_rn(part[4 * j + 1], by_low, sum[4 * j + 1]);
-    sum[4 * j + 2] = __fmaf_rn(part[4 * j + 2], by_high, sum[4 * j + 2]);
-    sum[4 * j + 3] = __fmaf_rn(part[4 * j + 3], by_high, sum[4 * j + 3]);
+    const float low = next ? by[SIDES - 1][0] : by[0][0], high = next ? by[SIDES - 1][1] : by[0][1];
+    sum[4 * j] = __fmaf_rn(part[4 * j], low, sum[4 * j]);
+    sum[4 * j + 1] = __fmaf_rn(part[4 * j + 1], low, sum[4 * j + 1]);
+    sum[4 * j + 2] = __fmaf_rn(part[4 * j + 2], high, sum[4 * j + 2]);
+    sum[4 * j + 3] = __fmaf_rn(part[4 * j + 3], high, sum[4 * j + 3]);
   }
 }
 
@@ -182,7 +214,7 @@ DEVICE void multiply(float (&sum)[STEPS_M][STEPS_N][REGISTERS], u32 base, u32 gr
     UNROLL for (u32 k = 0; k < BLOCK_K / 32; k++)
       Wgmma<WIDTH>::e4m3(part, a + 2 * k, b + 2 * k, k != 0);
     wgmma_commit();
-    if (m == 0 && n == 0) prefetch();
+    if (SCALING == Scaling::block && m == 0 && n == 0) prefetch();
     wgmma_wait<0>();
     keep(part);
     if (m + 1 == STEPS_M && n + 1 == STEPS_N && lane < CLUSTER) {
@@ -192,7 +224,7 @@ DEVICE void multiply(float (&sum)[STEPS_M][STEPS_N][REGISTERS], u32 base, u32 gr
         barrier_arrive_remote(empty_at(base, ring.stage), lane);
     }
     if constexpr (SCALING == Scaling::block)
-      promote(sum[m][n], part, scales.x[m], scales.weight[n], column + n * WIDTH);
+      promote(sum[m][n], part, scales.by[m][n], column + n * WIDTH);
     else
       UNROLL for (u32 i = 0; i < REGISTERS; i++) sum[m][n][i] += part[i];
   }
@@ -233,33 +265,37 @@ DEVICE void store_tile(float (&sum)[STEPS_M][STEPS_N][REGISTERS], const Problem&
 
 DEVICE void consume(const Problem& problem, u32 base, u32 group, const Scales& scales,
                     const void* bias, void* out, const TensorMap& out_map) {
-  const u32 stride = gridDim.x / CLUSTER;
   const u32 row = group * GROUP_M + threadIdx.x / WARP % 4 * 16 + threadIdx.x % WARP / 4;
-  Ring ring;
-  ScaleCursor cursor;
-  BlockScales now, next = {};
   u32 index = blockIdx.x / CLUSTER;
   if (index >= problem.tiles) return;
-  Tile tile = tile_of(problem, index);
+  Ring ring;
+  ScaleCursor cursor;
+  LaneScales later;
+  BlockScales loaded, now, next;
   if constexpr (SCALING == Scaling::block) {
-    cursor.start(problem, scales, tile, row);
-    next = cursor.load(scales);
+    cursor.index = index;
+    cursor.start(problem, scales, row);
+    loaded = cursor.load(problem, scales, row).products();
+    later = cursor.load(problem, scales, row);
+    next = of_lane(loaded, 0);
   }
-  for (; index < problem.tiles; index += stride) {
-    const Tile after = tile_of(problem, min(index + stride, problem.tiles - 1));
+  for (; index < problem.tiles; index += gridDim.x / CLUSTER) {
+    const Tile tile = tile_of(problem, index);
     float sum[STEPS_M][STEPS_N][REGISTERS] = {};
     for (u32 block = 0; block < problem.blocks_k; block++) {
       now = next;
       barrier_wait(full_at(base, ring.stage), ring.parity);
       multiply(sum, base, group, ring, now, tile.n * BLOCK_N, [&] {
-        if (SCALING != Scaling::block) return;
-        if (block + 1 == problem.blocks_k) cursor.start(problem, scales, after, row);
-        next = cursor.load(scales);
+        const u32 lane = block + 1 == problem.blocks_k ? 0 : (block + 1) % LANES;
+        if (lane == 0) {
+          loaded = later.products();
+          later = cursor.load(problem, scales, row);
+        }
+        next = of_lane(loaded, lane);
       });
       ring.advance<STAGES>();
     }
     store_tile(sum, problem, base, group, tile, scales, bias, out, out_map);
-    tile = after;
   }
   if (STORE_BY_TMA && threadIdx.x % WARPGROUP == 0) tma_store_wait<0>();
 }

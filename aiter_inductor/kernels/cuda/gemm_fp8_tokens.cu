@@ -56,17 +56,26 @@ DEVICE void produce(u32 base, const TensorMap& x_map, const TensorMap& weight_ma
   }
 }
 
-// Products of both scales, [block][token], for this block's stretch of K.
+// Products of both scales, [block][token], for this block's stretch of K. Several loads are under
+// way at once: this runs while the first stages arrive.
 DEVICE void stage_scales(float* staged, const Scales& scales, Stretch stretch, u32 first_row,
                          u32 first_token, u32 M) {
+  constexpr u32 BATCH = 4;
   const float* weight = scales.weight + first_row / SCALE_N * scales.weight_row;
-  const u32 blocks = stretch.end - stretch.first;
-  for (u32 i = threadIdx.x; i < blocks * TOKENS; i += CONSUMERS) {
-    const u32 at = i % blocks, token = i / blocks, block = stretch.first + at;
-    const bool there = first_token + token < M;
-    const float x =
-        there ? scales.x[(first_token + token) * scales.x_row + block * scales.x_block] : 0.0f;
-    staged[at * SCALE_STRIDE + token] = x * weight[block * scales.weight_block];
+  const u32 blocks = stretch.end - stretch.first, count = blocks * TOKENS;
+  for (u32 first = threadIdx.x; first < count; first += BATCH * CONSUMERS) {
+    float of_x[BATCH], of_weight[BATCH];
+    UNROLL for (u32 j = 0; j < BATCH; j++) {
+      const u32 i = first + j * CONSUMERS, block = stretch.first + i % blocks;
+      const u32 token = first_token + i / blocks;
+      of_x[j] = load_scale(scales.x + token * scales.x_row + block * scales.x_block,
+                           i < count && token < M);
+      of_weight[j] = load_scale(weight + block * scales.weight_block, i < count);
+    }
+    UNROLL for (u32 j = 0; j < BATCH; j++) {
+      const u32 i = first + j * CONSUMERS;
+      if (i < count) staged[i % blocks * SCALE_STRIDE + i / blocks] = of_x[j] * of_weight[j];
+    }
   }
 }
 
@@ -100,8 +109,10 @@ DEVICE void multiply(float (&sum)[REGISTERS], u32 base, const float* staged, Str
 }
 
 // Four columns of one token, out of the partial sums of every block of the cluster.
-DEVICE float4 total(u32 base, u32 token, u32 column) {
-  const u32 at = base + (token * SUM_STRIDE + column) * 4;
+DEVICE float4 total(const u8* shared, u32 token, u32 column) {
+  const u8* own = shared + (token * SUM_STRIDE + column) * 4;
+  if (SPLIT == 1) return *(const float4*)own;
+  const u32 at = shared_address(own);
   float4 x = {0.0f, 0.0f, 0.0f, 0.0f};
   UNROLL for (u32 rank = 0; rank < SPLIT; rank++) {
     const float4 more = ld_cluster(cluster_address(at, rank));
@@ -191,7 +202,7 @@ extern "C" __global__ void IN_CLUSTERS __launch_bounds__(THREADS, PER_SM)
   for (u32 quad = rank * SHARE + threadIdx.x; quad < end; quad += THREADS) {
     const u32 token = quad / (BLOCK_N / 4), column = quad % (BLOCK_N / 4) * 4;
     if (first_token + token < M)
-      store(total(base, token, column), scales, bias, out, first_token + token, first_row + column,
+      store(total(shared, token, column), scales, bias, out, first_token + token, first_row + column,
             N);
   }
   if constexpr (SPLIT > 1) cluster_sync();  // no block leaves while its sums are being read
