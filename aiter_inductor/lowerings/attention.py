@@ -8,6 +8,7 @@ from torch import Tensor
 
 from aiter_inductor.core.dtypes import accumulate_dtype
 from aiter_inductor.core.op import op
+from aiter_inductor.lowerings.attention_hopper import sdpa_attends_faster, wgmma_unsupported
 from aiter_inductor.lowerings.attention_problem import (
     AttentionProblem,
     flash_unsupported,
@@ -15,7 +16,7 @@ from aiter_inductor.lowerings.attention_problem import (
     sdpa_is_faster,
     sdpa_unsupported,
 )
-from aiter_inductor.lowerings.providers import add_triton
+from aiter_inductor.lowerings.providers import add_cuda, add_triton
 
 
 @op(problem=AttentionProblem.of)
@@ -86,6 +87,7 @@ def in_layout(out: Tensor, layout: str) -> Tensor:
     return out.contiguous()
 
 
+add_cuda(attention, "attention", refuse=wgmma_unsupported, decline=sdpa_attends_faster)
 add_triton(attention, "attention", refuse=flash_unsupported, decline=sdpa_is_faster)
 
 

@@ -10,8 +10,17 @@ from torch import Tensor
 
 from aiter_inductor.core.op import op
 from aiter_inductor.lowerings.attention import attention, capped_scores, in_layout, masked
-from aiter_inductor.lowerings.attention_problem import AttentionProblem, flash_unsupported
-from aiter_inductor.lowerings.providers import add_triton
+from aiter_inductor.lowerings.attention_hopper import (
+    sdpa_trains_faster,
+    wgmma_backward_unsupported,
+    wgmma_unsupported,
+)
+from aiter_inductor.lowerings.attention_problem import (
+    AttentionProblem,
+    flash_unsupported,
+    sdpa_is_faster,
+)
+from aiter_inductor.lowerings.providers import add_cuda, add_triton
 
 SAVED = ("q", "k", "v", "mask", "sinks")
 
@@ -161,5 +170,7 @@ def _(inputs: Mapping[str, Any], grad: Tensor) -> Mapping[str, Tensor | None]:
     return _gradients(inputs, out, lse, grad, None)
 
 
-add_triton(attention_with_lse, "attention", refuse=flash_unsupported)
+add_cuda(attention_with_lse, "attention", refuse=wgmma_unsupported, decline=sdpa_trains_faster)
+add_triton(attention_with_lse, "attention", refuse=flash_unsupported, decline=sdpa_is_faster)
+add_cuda(attention_backward, "attention_backward", refuse=wgmma_backward_unsupported)
 add_triton(attention_backward, "attention_backward", refuse=flash_unsupported)

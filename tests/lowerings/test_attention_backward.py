@@ -85,9 +85,9 @@ def test_opcheck():
 
 
 @pytest.mark.parametrize("op", [attention_with_lse, attention_backward], ids=str)
-@pytest.mark.parametrize("arch", ["gfx942", "sm_90"])
-def test_flash_takes_it(op, arch):
-    q, k, v = heads(dtype=torch.bfloat16)
+@pytest.mark.parametrize(("arch", "dtype"), [("gfx942", torch.bfloat16), ("sm_90", torch.float32)])
+def test_flash_takes_it(op, arch, dtype):
+    q, k, v = heads(dtype=dtype)
     problem = attention_with_lse.problem(q, k, v, scale=0.2, window=3, causal="top_left")
     selection = op.select(problem, Use(arch_named(arch), training=op is attention_with_lse))
     assert selection.provider.name == "triton"

@@ -37,7 +37,7 @@ def attention(
     config: AttentionConfig | None = None,
 ) -> Tensor:
     """Attention without its log-sum-exp; see the op of this name."""
-    _check(mask, softcap)
+    refuse_extras(mask, softcap)
     out = _heads_like(q, v, layout)
     _attend(q, k, v, sinks, out, None, scale, causal, window, config)
     return out
@@ -58,18 +58,19 @@ def attention_with_lse(
     config: AttentionConfig | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Attention and its log-sum-exp; see the op of this name."""
-    _check(mask, softcap)
+    refuse_extras(mask, softcap)
     out = _heads_like(q, v, layout)
     lse = q.new_empty(q.shape[:-1], dtype=torch.float32)
     _attend(q, k, v, sinks, out, lse, scale, causal, window, config)
     return out, lse
 
 
-def _check(mask: Tensor | None, softcap: float | None) -> None:
+def refuse_extras(mask: Tensor | None, softcap: float | None) -> None:
+    """Raise ValueError for what these kernels do not compute."""
     if mask is not None:
-        raise ValueError(f"attention.cu reads no mask, and one of {tuple(mask.shape)} is given")
+        raise ValueError(f"the kernel reads no mask, and one of {tuple(mask.shape)} is given")
     if softcap is not None:
-        raise ValueError(f"attention.cu has no softcap, and softcap={softcap:g} is asked for")
+        raise ValueError(f"the kernel has no softcap, and softcap={softcap:g} is asked for")
 
 
 def _heads_like(q: Tensor, v: Tensor, layout: str) -> Tensor:
@@ -98,10 +99,10 @@ def _attend(
     if k.shape[2] == 0:
         _see_nothing(out, lse, sinks)
         return
-    q, k, v = map(_readable, (q, k, v))
+    q, k, v = map(readable, (q, k, v))
     (batch, num_heads, num_queries, qk_dim), (kv_heads, num_keys) = q.shape, k.shape[1:3]
     v_dim = v.shape[-1]
-    config = config or AttentionConfig.default(padded(qk_dim), padded(v_dim))
+    config = config or AttentionConfig.default(padded(qk_dim), padded(v_dim), num_queries)
     variant = AttentionVariant(
         config,
         padded(qk_dim),
@@ -122,9 +123,9 @@ def _attend(
         min(items, num_sms),
         config.threads,
         config.shared_bytes(variant.qk_dim, variant.v_dim),
-        _map(q, WARPGROUP_ROWS),
-        _map(k, config.block_n),
-        _map(v, config.block_n),
+        heads_map(q, WARPGROUP_ROWS),
+        heads_map(k, config.block_n),
+        heads_map(v, config.block_n),
         *(out, lse, None if sinks is None else sinks.float()),
         torch.zeros(1, dtype=torch.int32, device=q.device) if uneven else None,
         *(*sizes, *order, scale, scale * math.log2(math.e), *out.stride()[:3]),
@@ -140,12 +141,12 @@ def _see_nothing(out: Tensor, lse: Tensor | None, sinks: Tensor | None) -> None:
         lse.fill_(-math.inf)
 
 
-def _map(heads: Tensor, rows: int) -> bytes:
+def heads_map(heads: Tensor, rows: int) -> bytes:
     """By which TMA copies `rows` rows of one column of [B, H, S, D]."""
     return NO_MAP if heads.is_meta else tensor_map(heads, (1, 1, rows, COLUMN))
 
 
-def _readable(heads: Tensor) -> Tensor:
+def readable(heads: Tensor) -> Tensor:
     """[B, H, S, D] as TMA can read it: D contiguous, the others 16 bytes or multiples apart."""
     step = 16 // heads.element_size()
     strides = heads.stride()

@@ -1,13 +1,12 @@
 // What a block of attention.cu keeps in shared memory, and which queries it works on next.
 //
 // The build defines QK_DIM and V_DIM (elements of a head, rounded up to multiples of 64), BLOCK_N
-// (keys of a tile, a multiple of 16), WARPGROUPS (that share a tile, 64 queries each), STAGES (tiles
-// of keys and of values in flight, at least 2), CAUSAL, WINDOW and FP16 (0 or 1), and SHARED_BYTES
-// (what the launch asks for).
+// (keys of a tile, a multiple of 16), WARPGROUPS (that share a tile, 64 queries each), STAGES
+// (tiles of keys and of values in flight), CAUSAL, WINDOW and FP16 (0 or 1), and SHARED_BYTES (what
+// the launch asks for).
 #pragma once
 
-#include "barrier.h"
-#include "types.h"
+#include "ring.h"
 
 constexpr int ROWS = 64 * WARPGROUPS;
 constexpr int THREADS = WARPGROUP * (WARPGROUPS + 1);
@@ -22,32 +21,6 @@ constexpr u32 V_BYTES = V_COLUMNS * KV_COLUMN_BYTES;
 constexpr u32 K_AT = WARPGROUPS * Q_BYTES;
 constexpr u32 V_AT = K_AT + STAGES * K_BYTES;
 constexpr u32 BARRIERS_AT = V_AT + STAGES * V_BYTES;
-
-// Places in shared memory that one thread fills in turn and READERS warps empty.
-template <u32 PLACES, u32 READERS> struct Ring {
-  static constexpr u32 BYTES = 16 * PLACES;  // of its barriers: all full ones, then all empty ones
-
-  u32 barriers, place = 0, parity = 0;
-
-  __device__ explicit Ring(u32 barriers) : barriers(barriers) {}
-
-  __device__ void init() const {
-    for (u32 i = 0; i < PLACES; i++) {
-      barrier_init(barriers + 8 * i, 1);
-      barrier_init(barriers + 8 * (PLACES + i), READERS);
-    }
-  }
-  __device__ u32 full() const { return barriers + 8 * place; }
-  __device__ u32 empty() const { return barriers + 8 * (PLACES + place); }
-  __device__ void wait_full() const { barrier_wait(full(), parity); }
-  __device__ void wait_empty() const { barrier_wait(empty(), parity ^ 1); }
-  __device__ void next() {
-    if (++place == PLACES) {
-      place = 0;
-      parity ^= 1;
-    }
-  }
-};
 
 using QRing = Ring<1, 4>;  // one for each warpgroup
 using KvRing = Ring<STAGES, 4 * WARPGROUPS>;

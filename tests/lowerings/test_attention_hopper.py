@@ -1,0 +1,100 @@
+"""Which attention the wgmma kernels take, and the sentences with which they refuse the rest."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from aiter_inductor.core.arch import arch_named
+from aiter_inductor.core.op import Use
+from aiter_inductor.lowerings.attention import attention
+from aiter_inductor.lowerings.attention_hopper import (
+    sdpa_attends_faster,
+    sdpa_trains_faster,
+    wgmma_backward_unsupported,
+    wgmma_unsupported,
+)
+from aiter_inductor.lowerings.attention_problem import AttentionProblem
+
+HOPPER = Use(arch_named("sm_90"))
+LLAMA = AttentionProblem(
+    batch=2,
+    num_heads=32,
+    num_kv_heads=8,
+    num_queries=4096,
+    num_keys=4096,
+    qk_dim=128,
+    v_dim=128,
+    dtype=torch.bfloat16,
+    causal="top_left",
+    window=None,
+    softcap=None,
+    scale=0.088,
+    mask="none",
+    mask_shape=(),
+    sinks=False,
+    layout="bhsd",
+)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"causal": "bottom_right", "window": 128, "sinks": True},
+        {"qk_dim": 192, "num_kv_heads": 32},
+        {"qk_dim": 64, "v_dim": 64, "dtype": torch.float16, "layout": "bshd"},
+    ],
+    ids=str,
+)
+def test_taken(change):
+    assert wgmma_unsupported(replace(LLAMA, **change), HOPPER) is None
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"dtype": torch.float32}, "q, k and v are float32; wgmma multiplies bf16 and fp16 here"),
+        ({"mask": "bool", "mask_shape": (1, 1, 9, 9)}, "reads no mask, and there is a bool one"),
+        ({"softcap": 50.0}, "the kernel has no softcap, and softcap=50 is asked for"),
+        ({"v_dim": 100}, "v_dim=100 is not a multiple of 8 up to 256: 16-byte rows"),
+        ({"qk_dim": 320}, "qk_dim=320 is not a number from 1 to 256"),
+        ({"mismatch": "q, k and v are not of one dtype"}, "q, k and v are not of one dtype"),
+    ],
+)
+def test_refused(change, reason):
+    assert reason in str(wgmma_unsupported(replace(LLAMA, **change), HOPPER))
+    assert reason in str(wgmma_backward_unsupported(replace(LLAMA, **change), HOPPER))
+
+
+def test_backward_tiles_are_for_heads_of_128():
+    assert wgmma_backward_unsupported(LLAMA, HOPPER) is None
+    reason = wgmma_backward_unsupported(replace(LLAMA, qk_dim=192), HOPPER)
+    assert reason == "qk_dim=192 is outside 72 to 128, what tiles of 128 are for"
+
+
+def test_torch_is_left_what_it_does_faster():
+    one = replace(LLAMA, num_queries=1, causal="none")
+    assert "S=1 queries: one of 4096 keys" in str(sdpa_attends_faster(one, HOPPER))
+    short = replace(LLAMA, num_queries=1024, num_keys=1024)
+    assert "of all keys" in str(sdpa_attends_faster(replace(short, causal="none"), HOPPER))
+    assert "queries of 64" in str(sdpa_attends_faster(replace(short, qk_dim=64), HOPPER))
+    for problem in (LLAMA, short, replace(one, window=128)):
+        assert sdpa_attends_faster(problem, HOPPER) is None
+
+
+def test_torch_trains_what_it_does_faster():
+    assert sdpa_trains_faster(LLAMA, HOPPER) is None
+    assert "all keys" in str(sdpa_trains_faster(replace(LLAMA, causal="none"), HOPPER))
+    assert "S=16384" in str(sdpa_trains_faster(replace(LLAMA, num_queries=16384), HOPPER))
+    assert "outside 72 to 128" in str(sdpa_trains_faster(replace(LLAMA, qk_dim=192), HOPPER))
+    assert sdpa_trains_faster(replace(LLAMA, causal="none", window=9), HOPPER) is None
+
+
+def test_only_hopper_is_served_and_before_triton():
+    for name, serves in (("sm_90", True), ("gfx942", False), ("gfx950", False), ("cpu", False)):
+        assert attention.providers["cuda"].serves(arch_named(name)) == serves
+    names = list(attention.providers)
+    assert names.index("cuda") < names.index("triton")
