@@ -103,7 +103,6 @@ struct Multiplier {
   __device__ Item next_item() {
     items.wait_full();
     const Item item = read_item(shared.item(items.place));
-    __syncwarp();
     release(items.empty());
     items.next();
     return item;

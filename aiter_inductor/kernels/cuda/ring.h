@@ -28,7 +28,8 @@ template <u32 PLACES, u32 READERS> struct Ring {
   }
 };
 
-// What each warp of the readers does once it needs a place no longer.
+// What each warp of the readers does once it needs a place no longer; one lane arrives for all.
 DEVICE void release(u32 empty_barrier) {
+  __syncwarp();
   if (threadIdx.x % WARP == 0) barrier_arrive(empty_barrier);
 }
