@@ -38,9 +38,8 @@ class ActivationConfig:
     def default(cls, N: int, shared: int | None = None) -> ActivationConfig:
         """Untuned choice: 2048 elements, so that each lane of 4 warps loads gate and up twice.
 
-        With scales once is better: groups of 128 of 64 x 18432 take an H100 4.02 µs by 1024
-        elements and 4.60 by 2048. A wide row needs all the lanes a program can have: 64 x 18432
-        take 5.50 µs by 32 warps, 6.38 by 8, and 4096 rows 126.6 and 129.2.
+        A wide row that shares a scale needs all the lanes a program can have: 64 x 18432 take an
+        H100 5.50 µs by 32 warps, 6.38 by 8, and 4096 rows 126.6 and 129.2.
 
         Args:
             N: elements a row.
@@ -50,7 +49,7 @@ class ActivationConfig:
             return cls(MAX_SHARED_SPAN, 1, num_warps=32)
         if shared is not None:
             span = min(triton.next_power_of_2(shared), MAX_SHARED_SPAN)
-            return cls(span, max(1024 // span, 1), num_warps=max(span // 512, 4))
+            return cls(span, max(2048 // span, 1), num_warps=max(span // 512, 4))
         if (span := N & -N) >= MIN_SPAN:  # the largest power of two that divides N
             span = min(span, MAX_SPAN)
         else:
