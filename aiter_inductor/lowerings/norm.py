@@ -10,6 +10,7 @@ from torch import Tensor
 from aiter_inductor.core.dtypes import accumulate_dtype
 from aiter_inductor.core.op import op
 from aiter_inductor.lowerings.measured import (
+    cede_norm,
     decline_add_rms_norm,
     decline_layer_norm,
     decline_rms_norm,
@@ -266,7 +267,7 @@ for forward, decline in (
     (add_rms_norm, decline_add_rms_norm),
     (layer_norm, decline_layer_norm),
 ):
-    add_triton(forward, "norm", refuse=rows_unsupported, decline=decline)
+    add_triton(forward, "norm", refuse=rows_unsupported, decline=decline, cede=cede_norm)
     add_hip(forward, "norm", refuse=hip_rows_unsupported, decline=decline)
 for backward in (rms_norm_backward, add_rms_norm_backward, layer_norm_backward):
     add_triton(backward, "norm_backward", refuse=backward_unsupported)
