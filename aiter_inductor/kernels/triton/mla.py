@@ -119,7 +119,7 @@ def attend(
     lse = q_latent.new_empty(splits, num_rows, dtype=torch.float32)
     if mask is not None:
         mask = mask.expand(batch_size, num_heads, q_len, kv_len)
-        mask = mask.view(torch.uint8) if mask.dtype == torch.bool else mask
+        mask = mask.to(torch.uint8) if mask.dtype == torch.bool else mask
     if isinstance(num_rows, int) and num_rows == 0:
         return torch.empty_like(q_latent)
     grid = (tokens, triton.cdiv(num_heads, config.block_h), splits)

@@ -76,9 +76,13 @@ def _on(found: Affine, shape: tuple[Any, ...]) -> Affine:
 
 
 def _name(node: fx.Node) -> str:
-    """`add` for `operator.add`, `torch.add` and the method; empty for anything else."""
+    """`add` for `operator.add`, `torch.add` and the method; empty for anything else.
+
+    torch 2.11's Dynamo writes some comparisons of tensors as methods, `__eq__` for `==`.
+    """
     if node.op == "call_method":
-        return str(node.target)
+        method = str(node.target)
+        return method[2:-2] if method.startswith("__") else method
     known = node.op == "call_function" and getattr(node.target, "__module__", "") in _MODULES
     return str(getattr(node.target, "__name__", "")) if known else ""
 
@@ -327,8 +331,8 @@ _RULES: Mapping[str, Callable[[Reader, fx.Node], Value | None]] = {
     "gt": _compare(lambda d: (d.plus(-1),)),
     "eq": _compare(lambda d: (d, -d)),
     "ne": _differs,
-    **dict.fromkeys(("and_", "__and__", "bitwise_and", "logical_and"), _both),
-    **dict.fromkeys(("invert", "inv", "__invert__", "bitwise_not", "logical_not"), _inverse),
+    **dict.fromkeys(("and_", "and", "bitwise_and", "logical_and"), _both),
+    **dict.fromkeys(("invert", "inv", "bitwise_not", "logical_not"), _inverse),
     **dict.fromkeys(("ones", "new_ones", "ones_like"), _ones),
     "full": _full,
     "tril": _tril,

@@ -28,6 +28,12 @@ def packed(positions):
     return (sequence[b, i] == sequence[b, j]) & (positions[b, j] <= positions[b, i])
 
 
+def same_sequence():
+    """As torch 2.11's Dynamo writes `==`."""
+    sequence = torch.arange(S) - torch.arange(S)
+    return sequence[:, None].__eq__(sequence)
+
+
 UNDERSTOOD = {
     "tril": (lambda: torch.ones(S, S, dtype=torch.bool).tril(), "top_left", None),
     "not triu": (
@@ -37,6 +43,11 @@ UNDERSTOOD = {
     ),
     "le": (lambda: torch.le(*reversed(rows_and_columns())), "top_left", None),
     "gt, swapped": (lambda: torch.arange(S)[:, None] + 1 > torch.arange(S), "top_left", None),
+    "comparison methods": (
+        lambda: rows_and_columns()[1].__le__(rows_and_columns()[0]).__and__(same_sequence()),
+        "top_left",
+        None,
+    ),
     "window": (lambda: window(3), "top_left", 3),
     "window as long as the sequence": (lambda: window(S), "top_left", None),
     "everything": (lambda: torch.ones(S, S, dtype=torch.bool), "none", None),
