@@ -1,8 +1,8 @@
 """Where Inductor's own code is preferred to a kernel, and on what measurement.
 
-Figures are microseconds on one H200, replayed in a CUDA graph, kernel against Inductor's code in
-one run; docs/benchmarks.md lists them with their commands. Other chips have no measurements yet,
-so nothing is declined there.
+Figures are microseconds on one H200 unless an H100 is named, replayed in a CUDA graph, the Triton
+kernel against Inductor's code in one run; docs/benchmarks.md lists newer ones with their commands.
+Other chips have no measurements yet, so nothing is declined there.
 """
 
 from __future__ import annotations

@@ -98,3 +98,13 @@ def test_only_hopper_is_served_and_before_triton():
         assert attention.providers["cuda"].serves(arch_named(name)) == serves
     names = list(attention.providers)
     assert names.index("cuda") < names.index("triton")
+
+
+def test_a_mask_that_both_read_is_left_to_torch_and_a_window_is_not():
+    masked = replace(LLAMA, causal="none", mask="bool", mask_shape=(1, 1, 4096, 4096))
+    found = attention.select(masked, HOPPER)
+    assert found.provider is None
+    assert found.declined
+    assert "take 14.5 ms with a mask on sm_90 and with torch's cuDNN 12.9" in found.reason
+    assert attention.select(replace(masked, window=128), HOPPER).provider.name == "triton"
+    assert attention.select(masked, Use(arch_named("gfx942"))).provider.name == "triton"
