@@ -25,8 +25,9 @@ from aiter_inductor.core.record import forget, remember
 from aiter_inductor.core.report import Report
 from aiter_inductor.core.rewrite import apply
 from aiter_inductor.core.sites import sites_of
+from aiter_inductor.core.switches import unborne
 from aiter_inductor.fine_grained_fp8 import provide_missing_fp8_kernels
-from aiter_inductor.patterns import FUSION, RAISING
+from aiter_inductor.patterns import FUSION, PATTERNS, RAISING
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ def plan(graph: fx.Graph, options: config.Options, arch: Arch, number: int = 0) 
     decisions = tuple(d for match in raised.matches.found for d in selector.decide(match))
     effects_of.cache_clear()
     sites = sites_of(graph, decisions, raised.misses, number)
+    notes += unborne(options, PATTERNS, (site.module for site in sites))
     return Plan(decisions, Report(arch.name, 1, sites, (*notes, *faults.sentences)))
 
 

@@ -49,3 +49,6 @@ FUSION: tuple[Fusion, ...] = (
     rope_pair.rope_into_pair,
     rope_pair.qk_norm_into_rope,
 )
+
+PATTERNS = (*(rule.pattern for rule in RAISING), *(rule.name for rule in FUSION))
+"""Names by which each can be switched off."""

@@ -81,6 +81,16 @@ def test_disable(name: str, every_op_taken: None) -> None:
     assert (site.status, site.reason) == ("inlined", f"{name} is disabled")
 
 
+def test_a_name_that_nothing_bears_is_reported() -> None:
+    model, x = Norm(), torch.randn(2, 64)
+    misspelt = aiter_inductor.explain(model, x, disable=["rms_nrom", "rope"])
+    (note,) = misspelt.notes
+    assert note == (
+        "aiter.disable names 'rms_nrom', which is no pattern, op or provider and no module with a "
+        "site here; the nearest name is 'rms_norm'"
+    )
+
+
 def test_disable_by_environment(every_op_taken: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AITER_INDUCTOR_DISABLE", "rope, block.nor")
     assert Options.read({}).disable == {"rope", "block.nor"}
