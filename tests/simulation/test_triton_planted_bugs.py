@@ -58,10 +58,13 @@ class Simulated:
 
 
 def simulated(arch: str, dtype: torch.dtype) -> Simulated:
-    """One program that walks over all rows, so that each barrier has something to keep apart."""
+    """One program that walks over all rows, so that each barrier has something to keep apart.
+
+    Its lanes hold 8 elements each, so that every access to a row reaches the row's end.
+    """
     generator = torch.Generator().manual_seed(0)
     x, weight = (torch.randn(*s, generator=generator).bfloat16() for s in ((NUM_ROWS, N), (N,)))
-    config = replace(RowConfig.default(N, 2, num_rows=NUM_ROWS), programs=1)
+    config = RowConfig(block=4096, rows=1, num_warps=16, programs=1)
     run: Any = host_function(OP, "triton")
     with poisoned(), simulating(arch) as launches:
         out = run(x, weight, EPS, dtype=dtype, config=config)
