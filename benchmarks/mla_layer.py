@@ -1,11 +1,13 @@
-"""A DeepSeek-V3 attention layer that decodes one token, under this backend and plain Inductor.
+"""A DeepSeek-V3 attention layer, decoding or at prefill, under this backend and plain Inductor.
 
     python benchmarks/mla_layer.py --device cuda --batch 32 --kv-len 4096 --dtype bfloat16
     python benchmarks/mla_layer.py --device cpu --hidden 512 --heads 16 --kv-len 2048
+    python benchmarks/mla_layer.py --device cuda --batch 1 --kv-len 4096 --prefill
 
-The layer is transformers' own, with random weights; the cache is allocated once at its full length,
-and each step writes its last row, as a server's cache does. Both versions run interleaved, on a GPU
-as replays of CUDA graphs.
+The layer is transformers' own, with random weights. Decoding one token, the cache is allocated once
+at its full length, and each step writes its last row, as a server's cache does; at prefill,
+`kv_len` tokens attend causally without a cache. Both versions run interleaved, on a GPU as replays
+of CUDA graphs.
 """
 
 from __future__ import annotations
@@ -68,6 +70,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"])
     for name, default in (("hidden", 7168), ("heads", 128), ("batch", 32), ("kv-len", 4096)):
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--prefill", action="store_true", help="all tokens at once, no cache")
     parser.add_argument("--rounds", type=int, default=20)
     args = parser.parse_args()
     device, dtype = torch.device(args.device), getattr(torch, args.dtype)
@@ -75,18 +78,20 @@ def main() -> None:
     config = layer_config(args)
     with device:
         layer: nn.Module = DeepseekV3Attention(config, layer_idx=0).to(dtype).eval()
-        position = torch.full((args.batch, 1), args.kv_len - 1)
-        hidden = torch.randn(args.batch, 1, args.hidden, dtype=dtype)
+        first = 0 if args.prefill else args.kv_len - 1
+        position = torch.arange(first, args.kv_len).expand(args.batch, -1)
+        hidden = torch.randn(*position.shape, args.hidden, dtype=dtype)
         tables = DeepseekV3RotaryEmbedding(config)(hidden, position)
         sizes = (args.batch, 1, args.kv_len)
         rows = torch.randn(*sizes, config.kv_lora_rank, dtype=dtype)
         cache = FilledCache(rows, torch.randn(*sizes, config.qk_rope_head_dim, dtype=dtype))
+    past = None if args.prefill else cache
 
     compiled = {name: torch.compile(layer, backend=name) for name in ("aiter", "inductor")}
 
     def step(name: str) -> Tensor:
         with torch.no_grad():
-            result: Tensor = compiled[name](hidden, tables, None, past_key_values=cache)[0]
+            result: Tensor = compiled[name](hidden, tables, None, past_key_values=past)[0]
             return result
 
     results = {name: step(name) for name in compiled}
