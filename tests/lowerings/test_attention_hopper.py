@@ -108,3 +108,12 @@ def test_a_mask_that_both_read_is_left_to_torch_and_a_window_is_not():
     assert "take 14.5 ms with a mask on sm_90 and with torch's cuDNN 12.9" in found.reason
     assert attention.select(replace(masked, window=128), HOPPER).provider.name == "triton"
     assert attention.select(masked, Use(arch_named("gfx942"))).provider.name == "triton"
+
+
+def test_float32_is_left_to_torch_where_it_can():
+    wide = replace(LLAMA, dtype=torch.float32)
+    reason = attention.providers["triton"].decline(wide, HOPPER)
+    assert reason == "float32 spills registers on sm_90; torch has kernels for it"
+    assert attention.select(wide, HOPPER).provider.name == "torch"
+    windowed = replace(LLAMA, dtype=torch.float32, window=128)
+    assert attention.select(windowed, HOPPER).provider.name == "triton"
