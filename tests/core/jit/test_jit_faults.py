@@ -115,11 +115,12 @@ def test_directory_that_cannot_be_made_is_one_line(module, settings, counting, t
         load(module, "host", settings)
 
 
-@pytest.mark.skipif(os.getuid() == 0, reason="root writes into read-only directories")
 def test_read_only_directory_still_serves_what_it_holds(module, settings, counting):
     settings = replace(settings, host_compiler=counting.path)
     artifact = load(module, "host", settings)
     settings.cache_dir.chmod(0o500)
+    if os.access(settings.cache_dir, os.W_OK):
+        pytest.skip("this user writes into read-only directories: run without CAP_DAC_OVERRIDE")
     assert load(module, "host", settings) == artifact
     other = replace(module, defines=(("OTHER", "1"),))
     with pytest.warns(JitWarning), pytest.raises(CacheError, match="is read-only"):
