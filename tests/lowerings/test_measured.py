@@ -31,6 +31,15 @@ def test_a_norm_alone_is_taken_at_few_rows_and_at_short_ones() -> None:
     )
 
 
+@pytest.mark.parametrize(("training", "declined"), [(False, False), (True, True)])
+def test_layer_norm_of_many_rows_is_hips_and_not_tritons(training: bool, declined: bool) -> None:
+    x, weight, eps = rows(4096)
+    op, use = OPS["layer_norm"], Use(arch_named("sm_90"), training=training)
+    problem = op.problem(x, weight, weight, eps)
+    assert "45.5 us on sm_90" in str(op.providers["triton"].decline(problem, use))
+    assert bool(op.providers["hip"].decline(problem, use)) == declined
+
+
 def test_force_and_other_chips_take_it_anyway() -> None:
     assert select("rms_norm", *rows(65), force=True).provider is not None
     assert select("rms_norm", *rows(65), target="gfx942").provider is not None
