@@ -32,15 +32,19 @@ def test_weight_scales_are_padded_along_k(blocks: int) -> None:
     assert torch.equal(laid_out[:blocks], scale.t())
 
 
-def operands() -> tuple[torch.Tensor, torch.Tensor]:
+def operands(device: str = "cpu") -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     x, weight = (torch.randn(rows, 64, generator=generator).to(FP8) for rows in (6, 32))
-    return x.reshape(2, 3, 64), weight
+    return x.reshape(2, 3, 64).to(device), weight.to(device)
 
 
 def test_gemm_fp8_rowwise() -> None:
-    x, weight = operands()
-    of_x, of_weight = torch.rand(2, 3, 1), torch.rand(32)
+    on_gpu = torch.cuda.is_available() and torch.cuda.get_device_capability() >= (9, 0)
+    if not on_gpu and torch.torch_version.TorchVersion(torch.__version__) < "2.12":
+        pytest.skip(f"torch {torch.__version__} has no row-wise scaled_mm on the CPU")
+    device = "cuda" if on_gpu else "cpu"
+    x, weight = operands(device)
+    of_x, of_weight = torch.rand(2, 3, 1, device=device), torch.rand(32, device=device)
     out = gemm.gemm_fp8_rowwise(x, weight, of_x, of_weight)
     exact = (x.double() * of_x) @ (weight.double() * of_weight[:, None]).T
     torch.testing.assert_close(out.double(), exact, rtol=2**-7, atol=2**-7)
