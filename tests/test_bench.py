@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aiter_inductor.cli import models
+from aiter_inductor.cli import bench, models
 from aiter_inductor.cli.bench_model import parse_tokens
 from aiter_inductor.cli.bench_op import error
 from aiter_inductor.cli.cases import BASELINES, FAMILIES, case_of, load_ops, parse_dims
@@ -204,6 +205,15 @@ def test_command_measures_an_op(tmp_path, capsys):
     assert set(variants) == {"eager", "inductor", "aiter"}
     assert variants["aiter"]["error"] <= 0.016
     assert variants["inductor"]["against_inductor"] == 1
+
+
+def test_sizes_given_in_several_places_are_all_measured():
+    parser = argparse.ArgumentParser()
+    bench.add_arguments(parser)
+    given = ["rms_norm", "--shapes", "num_rows=4,N=64", "num_rows=2,N=64", "--shapes", "N=128"]
+    cases = bench.op_cases(parser.parse_args([*given, "--device", "cpu"]), CPU)
+    assert [(case.problem.num_rows, case.problem.N) for case in cases][:2] == [(4, 64), (2, 64)]
+    assert [case.problem.N for case in cases] == [64, 64, 128]
 
 
 def test_command_measures_a_model(tmp_path, capsys):

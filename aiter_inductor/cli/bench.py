@@ -31,7 +31,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--list", action="store_true", help="names that can be given, and stop")
     parser.add_argument(
-        "--shapes", nargs="+", metavar="num_rows=64,N=4096", help="sizes for each op named"
+        "--shapes",
+        nargs="+",
+        action="extend",
+        metavar="num_rows=64,N=4096",
+        help="sizes for each op named",
     )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--rounds", type=int, default=30, help="measurements of each variant")
@@ -40,7 +44,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every number there")
     model = parser.add_argument_group("for models")
-    model.add_argument("--tokens", nargs="+", metavar="BATCHxLENGTH", help="default: per model")
+    model.add_argument(
+        "--tokens",
+        nargs="+",
+        action="extend",
+        metavar="BATCHxLENGTH",
+        help="default: per model",
+    )
     model.add_argument("--layers", type=int, help="decoder layers; default: per model")
     model.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float16", "float32"))
     model.add_argument("--mode", help="torch.compile's mode for both backends")
