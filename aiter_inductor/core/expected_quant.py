@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import torch
 from torch import fx
 
 from aiter_inductor.core.dtypes import QUANT_DTYPES
-from aiter_inductor.core.graph import TRANSPARENT, VIEWS, dtype, kind, operands, source, tensor
+from aiter_inductor.core.graph import TRANSPARENT, VIEWS, arg, dtype, kind, operands, source, tensor
 
 OPERATORS = frozenset(
     {
@@ -85,3 +86,10 @@ def _given(scale: fx.Node) -> bool:
     found = tensor(scale)
     holds = scale.op in ("placeholder", "get_attr")
     return holds and found is not None and found.dim() <= 1 and all(n == 1 for n in found.shape)
+
+
+def torchao_weight(node: fx.Node) -> torch.Tensor | None:
+    """The weight of a linear layer, if it is one of torchao's tensor subclasses."""
+    weight = tensor(arg(node, "weight")) if kind(node) == "linear" else None
+    is_theirs = type(weight).__module__.partition(".")[0] == "torchao"
+    return weight if is_theirs else None
