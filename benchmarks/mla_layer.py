@@ -1,13 +1,15 @@
-"""A DeepSeek-V3 attention layer, decoding or at prefill, under this backend and plain Inductor.
+"""DeepSeek-V3 attention layers, decoding or at prefill, under this backend and plain Inductor.
 
     python benchmarks/mla_layer.py --device cuda --batch 32 --kv-len 4096 --dtype bfloat16
     python benchmarks/mla_layer.py --device cpu --hidden 512 --heads 16 --kv-len 2048
-    python benchmarks/mla_layer.py --device cuda --batch 1 --kv-len 4096 --prefill
+    python benchmarks/mla_layer.py --device cuda --batch 1 --kv-len 4096 --prefill --layers 4
 
-The layer is transformers' own, with random weights. Decoding one token, the cache is allocated once
-at its full length, and each step writes its last row, as a server's cache does; at prefill,
-`kv_len` tokens attend causally without a cache. Both versions run interleaved, on a GPU as replays
-of CUDA graphs.
+The layers are transformers' own, with random weights. Decoding one token, the cache is allocated
+once at its full length, and each step writes its last row, as a server's cache does. At prefill,
+`kv_len` tokens attend causally without a cache, and positions, rotary tables and mask are made once
+for all layers, in the graph, by the calls of `DeepseekV3Model.forward`; with `--no-mask` the layers
+get none and say `is_causal` themselves. Both versions run interleaved, on a GPU as replays of CUDA
+graphs. Times are of one layer.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import DeepseekV3Config
+from transformers.masking_utils import create_causal_mask
 from transformers.models.deepseek_v3.modeling_deepseek_v3 import (
     DeepseekV3Attention,
     DeepseekV3RotaryEmbedding,
@@ -46,6 +49,48 @@ class FilledCache:
         return self.rows, self.rotated
 
 
+class Decoding(nn.Module):
+    """One layer that stores a token's latent row and attends over the cache."""
+
+    def __init__(self, config: DeepseekV3Config, cache: FilledCache) -> None:
+        super().__init__()
+        self.layer, self.cache = DeepseekV3Attention(config, layer_idx=0), cache
+        self.rotary = DeepseekV3RotaryEmbedding(config)
+
+    def forward(self, hidden: Tensor, position: Tensor) -> Tensor:
+        """[batch, 1, hidden] of the token at `position` [batch, 1]."""
+        tables = self.rotary(hidden, position)
+        out: Tensor = self.layer(hidden, tables, None, past_key_values=self.cache)[0]
+        return out
+
+
+class Prefill(nn.Module):
+    """Layers one after another, as a model without a cache calls them."""
+
+    def __init__(self, config: DeepseekV3Config, num_layers: int, mask: bool) -> None:
+        super().__init__()
+        made = [DeepseekV3Attention(config, layer_idx=i) for i in range(num_layers)]
+        self.layers, self.config, self.mask = nn.ModuleList(made), config, mask
+        self.rotary = DeepseekV3RotaryEmbedding(config)
+
+    def forward(self, hidden: Tensor, _: Tensor) -> Tensor:
+        """[batch, kv_len, hidden] through every layer."""
+        position = torch.arange(hidden.shape[1], device=hidden.device).unsqueeze(0)
+        mask = None
+        if self.mask:
+            mask = create_causal_mask(
+                config=self.config,
+                inputs_embeds=hidden,
+                attention_mask=None,
+                past_key_values=None,
+                position_ids=position,
+            )
+        tables = self.rotary(hidden, position)
+        for layer in self.layers:
+            hidden = layer(hidden, tables, mask)[0]
+        return hidden
+
+
 def layer_config(args: argparse.Namespace) -> DeepseekV3Config:
     """DeepSeek-V3's, narrower where asked."""
     full = args.hidden == 7168
@@ -71,27 +116,28 @@ def main() -> None:
     for name, default in (("hidden", 7168), ("heads", 128), ("batch", 32), ("kv-len", 4096)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--prefill", action="store_true", help="all tokens at once, no cache")
+    parser.add_argument("--layers", type=int, default=1, help="at prefill")
+    parser.add_argument("--no-mask", action="store_true", help="at prefill: is_causal instead")
     parser.add_argument("--rounds", type=int, default=20)
     args = parser.parse_args()
     device, dtype = torch.device(args.device), getattr(torch, args.dtype)
     torch.manual_seed(0)
     config = layer_config(args)
+    num_layers = args.layers if args.prefill else 1
     with device:
-        layer: nn.Module = DeepseekV3Attention(config, layer_idx=0).to(dtype).eval()
         first = 0 if args.prefill else args.kv_len - 1
         position = torch.arange(first, args.kv_len).expand(args.batch, -1)
         hidden = torch.randn(*position.shape, args.hidden, dtype=dtype)
-        tables = DeepseekV3RotaryEmbedding(config)(hidden, position)
-        sizes = (args.batch, 1, args.kv_len)
-        rows = torch.randn(*sizes, config.kv_lora_rank, dtype=dtype)
-        cache = FilledCache(rows, torch.randn(*sizes, config.qk_rope_head_dim, dtype=dtype))
-    past = None if args.prefill else cache
-
-    compiled = {name: torch.compile(layer, backend=name) for name in ("aiter", "inductor")}
+        if args.prefill:
+            model: nn.Module = Prefill(config, num_layers, not args.no_mask)
+        else:
+            model = Decoding(config, filled_cache(args, config, dtype))
+        model.to(dtype).eval()
+    compiled = {name: torch.compile(model, backend=name) for name in ("aiter", "inductor")}
 
     def step(name: str) -> Tensor:
         with torch.no_grad():
-            result: Tensor = compiled[name](hidden, tables, None, past_key_values=past)[0]
+            result: Tensor = compiled[name](hidden, position)
             return result
 
     results = {name: step(name) for name in compiled}
@@ -105,9 +151,18 @@ def main() -> None:
     for site in aiter_inductor.report(compiled["aiter"]).sites:
         print(f"{site.pattern}: {site.status} {site.provider or ''} {site.reason}")
     for name, timing in timings.items():
-        print(f"{name}: {timing.median_us:.1f} us, spread {timing.spread:.3f}")
+        print(f"{name}: {timing.median_us / num_layers:.1f} us, spread {timing.spread:.3f}")
     print(f"inductor / aiter: {1 / ratio(timings['aiter'], timings['inductor']):.2f}")
     print(f"results apart, of the largest: {float(apart):.1e}")
+
+
+def filled_cache(
+    args: argparse.Namespace, config: DeepseekV3Config, dtype: torch.dtype
+) -> FilledCache:
+    """Random latent rows of every token."""
+    sizes = (args.batch, 1, args.kv_len)
+    rows = torch.randn(*sizes, config.kv_lora_rank, dtype=dtype)
+    return FilledCache(rows, torch.randn(*sizes, config.qk_rope_head_dim, dtype=dtype))
 
 
 if __name__ == "__main__":

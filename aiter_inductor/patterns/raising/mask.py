@@ -40,11 +40,22 @@ def shape_of_mask(mask: fx.Node, num_queries: Dim, num_keys: Dim) -> Shape | Non
     seen = found.seen if isinstance(found, Additive) else found
     if not isinstance(seen, Condition) or reader.is_mutated(mask.graph):
         return None
-    shape = _classify(seen, sizes(mask) or (), num_keys - num_queries)
+    extra = num_keys - num_queries
+    shape = _classify(seen, sizes(mask) or (), extra)
     # A row whose scores are all the lowest number is a mean over every key, not zeros.
-    if isinstance(found, Additive) and not positive(num_keys - num_queries):
+    if shape is None or (isinstance(found, Additive) and not _every_query_sees(shape, extra)):
         return None
     return shape
+
+
+def _every_query_sees(shape: Shape, extra: Dim) -> bool:
+    """Whether each query provably sees one key at least; `extra` is T - S, and T is not 0."""
+    aligned_to_the_end = shape.causal == "bottom_right"
+    if aligned_to_the_end and not positive(extra):
+        return False
+    if shape.window is None or aligned_to_the_end:
+        return True
+    return positive(extra + shape.window - 1)
 
 
 def _classify(seen: Condition, shape: tuple[Dim, ...], extra: Dim) -> Shape | None:

@@ -32,6 +32,7 @@ from aiter_inductor.core.problem import fixed
 from aiter_inductor.lowerings.mla import mla_decode
 from aiter_inductor.lowerings.mla_problem import MlaProblem
 from aiter_inductor.patterns.raising.columns import Joined, columns, joined
+from aiter_inductor.patterns.raising.mask import shape_of_mask
 
 PATTERN = "mla_decode"
 
@@ -69,6 +70,7 @@ def latent_attention(node: fx.Node) -> Match | Miss | None:
     q_nope, q_rope, assembled = _query(arg(node, "input"), found.nope, node)
     k_rope = source(parts.second)
     latent = found.latent
+    mask, causal = _mask(node)
     return Match(
         PATTERN,
         mla_decode,
@@ -78,9 +80,9 @@ def latent_attention(node: fx.Node) -> Match | Miss | None:
             Derived(torch.squeeze, (latent, 1)) if ndim(latent) == 4 else latent,
             Derived(torch.squeeze, (k_rope, 1)),
             arg(found.projection, "weight"),
-            arg(node, "mask"),
+            mask,
         ),
-        {"scale": scale, "causal": bool(arg(node, "is_causal", False))},
+        {"scale": scale, "causal": causal},
         (Output(node),),
         assembled | parts.interior | found.interior | {node, parts.second},
     )
@@ -170,6 +172,17 @@ def _query(query: fx.Node, nope: int, reader: fx.Node) -> tuple[Any, Any, frozen
         Derived(torch.narrow, (query, -1, nope, rope)),
         frozenset(),
     )
+
+
+def _mask(node: fx.Node) -> tuple[Any, bool]:
+    """The mask that the op has to read, None if it says no more than `causal`, and `causal`."""
+    mask, causal = arg(node, "mask"), bool(arg(node, "is_causal", False))
+    if not isinstance(mask, fx.Node):
+        return mask, causal
+    seen = shape_of_mask(mask, size(arg(node, "input"), 2), size(arg(node, "key"), 2))
+    if seen is None or seen.window is not None or seen.causal == "bottom_right":
+        return mask, causal
+    return None, seen.causal == "top_left"
 
 
 def _scale(node: fx.Node, key: Any) -> float | None:

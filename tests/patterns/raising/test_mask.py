@@ -122,10 +122,29 @@ def test_passed_on(case):
     assert found["causal"] == "none"
 
 
-def test_a_hidden_row_of_lowest_numbers_is_a_mean():
+def lowest_but(seen):
+    return torch.where(seen, torch.zeros(()), torch.finfo(torch.float32).min)
+
+
+@pytest.mark.parametrize("size", [None, 4])
+def test_a_sum_that_hides_no_whole_row_is_understood(size):
+    """More queries than keys, as where a cache's length is fixed and the sequence's is not."""
+
     def run(q, k, v):
-        seen = torch.arange(3) <= torch.arange(S)[:, None] - 3
-        mask = torch.where(seen, torch.zeros(()), torch.finfo(torch.float32).min)
+        i, j = rows_and_columns(T=3)
+        mask = lowest_but(j <= i if size is None else (j <= i) & (j > i - size))
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)
+
+    found = arguments(check_rewrite(run, *heads(T=3), expect={"attention": 1}))
+    assert (found["mask"], found["causal"], found["window"]) == (None, "top_left", size)
+
+
+@pytest.mark.parametrize("hides", ["ahead", "behind"])
+def test_a_hidden_row_of_lowest_numbers_is_a_mean(hides):
+    def run(q, k, v):
+        i, j = rows_and_columns(T=3)
+        seen = j <= i - 3 if hides == "ahead" else (j <= i) & (j > i - 3)
+        mask = lowest_but(seen)
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)
 
     found = arguments(check_rewrite(run, *heads(T=3), expect={"attention": 1}))

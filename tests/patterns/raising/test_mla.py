@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 import aiter_inductor.backend
+from aiter_inductor.core.graph import tensor
 from aiter_inductor.core.inductor import fake_mode_of
 from aiter_inductor.core.plan import raise_matches
 from aiter_inductor.patterns.raising.mla import latent_attention
@@ -124,6 +125,29 @@ def test_masks_are_honoured(kind):
     if kind == torch.float32:
         mask = torch.zeros(mask.shape).masked_fill(~mask, -1e4)
     check_rewrite(Latent(), *inputs(q_len=3), mask, expect={"mla_decode": 1})
+
+
+MADE = {  # queries, the mask of 37 keys, and what of it the op is to read: a mask, causal
+    "one query of all": (1, lambda i, j: j <= i + 36, None, False),
+    "first tokens": (3, lambda i, j: j <= i, None, True),
+    "last tokens": (3, lambda i, j: j <= i + 34, torch.bool, False),
+    "window": (1, lambda i, j: (j <= i + 36) & (j > i + 30), torch.bool, False),
+}
+
+
+@pytest.mark.usefixtures("alone")
+@pytest.mark.parametrize("case", MADE)
+def test_a_mask_is_read_only_if_it_says_more_than_the_op_can(case):
+    q_len, seen, kind, causal = MADE[case]
+
+    def run(*tensors):
+        return latent(*tensors, seen(torch.arange(q_len)[:, None], torch.arange(37)))
+
+    latent = Latent()
+    (decision,) = check_rewrite(run, *inputs(q_len=q_len), expect={"mla_decode": 1}).decisions
+    found = decision.match.op.bind(*decision.match.args, **decision.match.kwargs)
+    mask = found["mask"]
+    assert (mask if mask is None else tensor(mask).dtype, found["causal"]) == (kind, causal)
 
 
 def miss(model, *args, **kwargs):
