@@ -178,7 +178,7 @@ def _rope(names: str) -> Family:
     return Family(ROPE_DIMS, example)
 
 
-def _gemm(scaling: str, dtype: torch.dtype | None = None) -> Family:
+def _gemm(scaling: str, dtype: torch.dtype | None = None, tiled: bool = False) -> Family:
     """Linear layers; one-byte operands are `dtype`, or the chip's fp8."""
 
     def example(dims: Dims, fp8: torch.dtype) -> Arguments:
@@ -193,7 +193,7 @@ def _gemm(scaling: str, dtype: torch.dtype | None = None) -> Family:
         }
         x_scales = {"block": (M, -(-K // group)), "row": (M, 1), "tensor": ()}
         x_dtype = one_byte if scaling in x_scales else torch.bfloat16
-        columns = (N, K // 2) if packed else (N, K)
+        columns = (N, K // 2) if packed else (N // 16, 16 * K) if tiled else (N, K)
         args = (
             torch.empty(M, K, dtype=x_dtype, device="meta"),
             torch.empty(columns, dtype=torch.uint8 if packed else one_byte, device="meta"),
@@ -333,6 +333,8 @@ FAMILIES: Mapping[str, Family] = {
     "gemm_int8": _gemm("row", torch.int8),
     "gemm_w8a16": _gemm("weight_block"),
     "gemm_w4a16": _gemm("weight_group"),
+    "gemm_fp8_blockscale_preshuffled": _gemm("block", tiled=True),
+    "gemm_fp8_rowwise_preshuffled": _gemm("row", tiled=True),
     "attention": _attention(),
     "attention_with_lse": _attention(),
     "attention_backward": _attention(backward=True),

@@ -118,6 +118,18 @@ def fake_mode_of(graph: fx.Graph) -> contextlib.AbstractContextManager[Any]:
     return contextlib.nullcontext()
 
 
+def is_frozen(node: fx.Node) -> bool:
+    """Whether Inductor will compute when compiling what is made of `node` alone.
+
+    With `torch._inductor.config.freezing`, and without gradients, Dynamo makes attributes of the
+    graph of the parameters and buffers that it else passes as inputs.
+    """
+    import torch._inductor.config as inductor_config
+
+    frozen = inductor_config.freezing and not torch.is_grad_enabled()
+    return bool(frozen and node.op == "get_attr")
+
+
 def frame_being_compiled() -> str:
     """Identity of the frame that Dynamo is compiling: the same on a restart or a recompilation."""
     from torch._guards import CompileContext

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from aiter_inductor.core.dtypes import short_name
 from aiter_inductor.core.problem import Dim, dim, product
+from aiter_inductor.lowerings.gemm_tiles import in_tiles
 
 SCALINGS = ("block", "row", "tensor", "weight_row", "weight_block", "weight_group")
 
@@ -32,6 +33,7 @@ class GemmProblem:
         x_contiguous, weight_contiguous: whether the tensor is row-major without gaps.
         scales_contiguous: whether every scale tensor is.
         mismatch: why the tensors do not belong together, or None.
+        layout: of the weight: `rows`, or `16x16` tiles.
     """
 
     M: Dim
@@ -49,6 +51,7 @@ class GemmProblem:
     weight_contiguous: bool = True
     scales_contiguous: bool = True
     mismatch: str | None = None
+    layout: str = "rows"
 
     @classmethod
     def of(
@@ -132,6 +135,7 @@ class GemmProblem:
         packed = self.scaling == "weight_group"
         x = values((self.M, self.K), self.dtype)
         weight = values((self.N, self.K // 2 if packed else self.K), self.weight_dtype)
+        weight = in_tiles(weight) if self.layout == "16x16" else weight
         steps = 4 if packed else 1 if self.weight_dtype.is_floating_point else 73
         unit = 1 / (steps * max(1, self.K) ** 0.5)
         weight_scale = unit * (0.5 + uniform(self.weight_scale_shape()))

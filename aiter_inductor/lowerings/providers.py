@@ -22,6 +22,7 @@ def add_triton(
     decline: Verdict = accept,
     cede: Verdict = accept,
     config: str | None = None,
+    archs: tuple[str, ...] | None = None,
 ) -> None:
     """Let `kernels/triton/<family>.py` provide `made`; Inductor sees and launches the kernels.
 
@@ -31,16 +32,25 @@ def add_triton(
         refuse, decline, cede: as of every provider.
         config: the class of its launch parameters, such as `triton.gemm_config.GemmConfig`, if
             tables hold them for this op.
+        archs: the chips it is for, if not all that run Triton.
     """
     run = _host_function(made, "triton", family)
     if config is None:
-        made.provider("triton", refuse=refuse, decline=decline, traceable=True, cede=cede)(run)
+        made.provider(
+            "triton", archs=archs, refuse=refuse, decline=decline, traceable=True, cede=cede
+        )(run)
         return
     cls = functools.partial(_attribute, *config.rpartition(".")[::2])
     run = _configured(made, "triton", run)
-    made.provider("triton", refuse=refuse, decline=decline, traceable=True, config=cls, cede=cede)(
-        run
-    )
+    made.provider(
+        "triton",
+        archs=archs,
+        refuse=refuse,
+        decline=decline,
+        traceable=True,
+        config=cls,
+        cede=cede,
+    )(run)
 
 
 def add_hip(made: Op, family: str, *, refuse: Verdict, decline: Verdict = accept) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from aiter_inductor.core.match import Fusion, Recogniser
-from aiter_inductor.patterns.fusion import add_norm, into_quant, quant_once, rope_pair
+from aiter_inductor.patterns.fusion import add_norm, into_quant, preshuffle, quant_once, rope_pair
 from aiter_inductor.patterns.raising import (
     act_and_mul,
     attention,
@@ -50,6 +50,7 @@ FUSION: tuple[Fusion, ...] = (
     into_quant.act_into_quant,
     rope_pair.rope_into_pair,
     rope_pair.qk_norm_into_rope,
+    preshuffle.preshuffle,
 )
 
 PATTERNS = (*(rule.pattern for rule in RAISING), *(rule.name for rule in FUSION))

@@ -202,6 +202,9 @@ SIZES: Mapping[frozenset[str], tuple[Dims, ...]] = {
 """By the names of the sizes an op's problem takes. Several rows a program, and several waves a row;
 rows whose length is odd, and no multiple of what the waves load at once."""
 
+TILED = ({"num_rows": 3, "N": 144, "K": 1024}, {"num_rows": 150, "N": 208, "K": 352})
+"""Of linear layers whose weight is made of tiles of 16 x 16."""
+
 MANY_ROWS: Mapping[str, tuple[Dims, ...]] = {
     "layer_norm": ({"num_rows": 257, "N": 1280},),
     "layer_norm_quant": ({"num_rows": 257, "N": 1280, "group_size": 0},),
@@ -343,6 +346,8 @@ def sizes_of(op: str) -> tuple[Dims, ...]:
     """The sizes at which `op` is called; none for an op of sizes that are not in `SIZES`."""
     if op in ("quant_per_group", "quant_int4_per_group"):
         return PER_GROUP
+    if op.endswith("_preshuffled"):
+        return TILED
     return SIZES.get(frozenset(FAMILIES[op].dims), ())
 
 

@@ -88,22 +88,24 @@ def scaled_gemm(
     *,
     sizes: tuple[int, int, int] = (128, 128, 128),
     config: GemmConfig | None = None,
+    shuffled: bool = False,
 ) -> Tensor:
     """The product, scaled and rounded once.
 
     Args:
-        x: [*, K]. weight: [N, K].
+        x: [*, K]. weight: [N, K], or [N / 16, 16 K] in tiles if `shuffled`.
         x_scale, weight_scale: as the op with this scaling takes them, fp32.
         bias: [N], any float dtype, or None.
         scaling: `block`, `row` or `tensor`.
         out_dtype: of the result.
         sizes: elements of K a scale of x is for, and rows and columns one of the weight is for.
         config: None for the default.
+        shuffled: whether the weight is in tiles of 16 x 16.
 
     Returns:
         [*, N], `out_dtype`.
     """
-    N, K = weight.shape
+    N, K = (weight.shape[0] * 16 if shuffled else weight.shape[0]), x.shape[-1]
     x, weight, weight_scale = x.contiguous(), weight.contiguous(), weight_scale.contiguous()
     bias = None if bias is None else bias.contiguous()
     x_rows = x.flatten(0, -2) if x.dim() > 1 else x.unsqueeze(0)
@@ -146,6 +148,7 @@ def scaled_gemm(
         GROUP_M=config.group_m,
         EVEN_K=K % config.block_k == 0,
         FN_AS_FNUZ=as_fnuz,
+        SHUFFLED=shuffled,
         **config.launch(),
     )
     if split_k > 1:

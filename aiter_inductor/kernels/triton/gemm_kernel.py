@@ -48,6 +48,13 @@ def half_as_fnuz(code):
     return code.to(tl.uint8).to(tl.float8e4b8, bitcast=True)
 
 
+@triton.jit
+def as_columns(tiles, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr):
+    """Tiles of 16 x 16 [BLOCK_N / 16, BLOCK_K * 16] as the weight transposed [BLOCK_K, BLOCK_N]."""
+    split = tiles.reshape(BLOCK_N // 16, BLOCK_K // 16, 16, 16)
+    return split.permute(0, 2, 1, 3).reshape(BLOCK_N, BLOCK_K).trans()
+
+
 @triton.jit(do_not_specialize=["M"])
 def gemm_kernel(
     x_ptr,
@@ -74,8 +81,9 @@ def gemm_kernel(
     GROUP_M: tl.constexpr,
     EVEN_K: tl.constexpr,
     FN_AS_FNUZ: tl.constexpr,
+    SHUFFLED: tl.constexpr = False,
 ):
-    """One tile of the product, or of its share of K as fp32."""
+    """One tile of the product, or of its share of K as fp32; SHUFFLED weights are 16 x 16 tiles."""
     tile_m, tile_n = tile_of(tl.program_id(0), M, N, BLOCK_M, BLOCK_N, GROUP_M)
     m = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
     n = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -83,7 +91,14 @@ def gemm_kernel(
     row, column = tl.minimum(m, M - 1), tl.minimum(n, N - 1)
     inner = tl.arange(0, BLOCK_K)
     x_rows = x_ptr + row.to(tl.int64)[:, None] * x_stride + inner[None, :]
-    weight_rows = weight_ptr + column.to(tl.int64)[None, :] * weight_stride + inner[:, None]
+    DEEP: tl.constexpr = 16 if SHUFFLED else 1
+    if SHUFFLED:
+        band = tl.minimum(tile_n * (BLOCK_N // 16) + tl.arange(0, BLOCK_N // 16), N // 16 - 1)
+        across = tl.arange(0, BLOCK_K * 16)[None, :]
+        weight_rows = weight_ptr + band.to(tl.int64)[:, None] * weight_stride + across
+    else:
+        across = inner[:, None]
+        weight_rows = weight_ptr + column.to(tl.int64)[None, :] * weight_stride + across
     x_scale_rows = x_scale_ptr
     if SCALING == "block" or SCALING == "row":
         x_scale_rows = x_scale_ptr + row.to(tl.int64)[:, None] * x_scale_stride
@@ -92,10 +107,12 @@ def gemm_kernel(
     start = tl.program_id(1) * k_per_split
     for k in tl.range(start, tl.minimum(start + k_per_split, K), BLOCK_K):
         if EVEN_K:
-            x, weight = tl.load(x_rows + k), tl.load(weight_rows + k)
+            x, weight = tl.load(x_rows + k), tl.load(weight_rows + k * DEEP)
         else:
             x = tl.load(x_rows + k, inner[None, :] < K - k, 0.0)
-            weight = tl.load(weight_rows + k, inner[:, None] < K - k, 0.0)
+            weight = tl.load(weight_rows + k * DEEP, across < (K - k) * DEEP, 0.0)
+        if SHUFFLED:
+            weight = as_columns(weight, BLOCK_N, BLOCK_K)
         if FN_AS_FNUZ:
             x, weight = half_as_fnuz(x), half_as_fnuz(weight)
         if SCALING == "block":

@@ -9,6 +9,7 @@ import torch
 
 from aiter_inductor.kernels.triton import gemm, gemm_weight
 from aiter_inductor.kernels.triton.gemm_config import GemmConfig, scale_step
+from aiter_inductor.lowerings.gemm_tiles import in_tiles
 from tests.lowerings.test_gemm import unpacked
 
 FP8 = torch.float8_e4m3fn
@@ -167,3 +168,24 @@ def test_default_tiles_divide_what_shares_a_scale():
 )
 def test_default_config(M, amd, expected):
     assert GemmConfig.default(M, 4096, 7168, amd=amd) == expected
+
+
+@pytest.mark.parametrize("split_k", [1, 2])
+@pytest.mark.parametrize(("M", "N", "K"), [(1, 32, 128), (19, 80, 224)])
+def test_preshuffled(M, N, K, split_k):
+    """gemm_fp8_blockscale_preshuffled and gemm_fp8_rowwise_preshuffled, in tiles of 16 x 16."""
+    x, weight, bias = codes(M, K, FP8, 1), codes(N, K, FP8, 2), torch.randn(N)
+    of_x, of_weight = scales(M, cdiv(K, 128)), scales(cdiv(N, 48), cdiv(K, 128), seed=6)
+    for scaling, of_rows, of_columns, sizes in (
+        ("block", of_x, of_weight, (128, 48, 128)),
+        ("row", of_x[:, :1], scales(N), (128, 128, 128)),
+    ):
+        out = gemm.scaled_gemm(
+            x, in_tiles(weight), of_rows, of_columns, bias, scaling, torch.float32,
+            sizes=sizes, config=replace(SMALL, split_k=split_k), shuffled=True,
+        )  # fmt: skip
+        if scaling == "block":
+            rows, columns = spread(of_x, x, 1, 128), spread(of_weight, weight, 48, 128)
+        else:
+            rows, columns = x.double() * of_rows, weight.double() * of_columns[:, None]
+        assert_product(out, rows, columns, bias, 1e-6)
