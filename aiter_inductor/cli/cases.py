@@ -48,6 +48,14 @@ MLA_DIMS: Dims = {
     "kv_lora_rank": 512,
     "cache_bits": 16,
 }
+MLA_PAGED_DIMS: Dims = {
+    "num_seqs": 64,
+    "num_heads": 128,
+    "kv_lora_rank": 512,
+    "page_size": 64,
+    "max_pages": 64,
+    "cache_bits": 16,
+}
 KV_DIMS: Dims = {
     "num_tokens": 4096,
     "num_kv_heads": 8,
@@ -248,6 +256,21 @@ def _mla(dims: Dims, fp8: torch.dtype) -> Arguments:
     return args, {"scale": (nope + rope) ** -0.5}
 
 
+def _mla_paged(dims: Dims, fp8: torch.dtype) -> Arguments:
+    """A decoding step over latent rows in pages; the rotated part is an eighth of the latent."""
+    seqs, max_pages, rank = dims["num_seqs"], dims["max_pages"], dims["kv_lora_rank"]
+    width = rank + rank // 8
+    dtype = fp8 if dims["cache_bits"] == 8 else torch.bfloat16
+    args = (
+        _bf16(seqs, dims["num_heads"], width),
+        torch.empty(seqs * max_pages, dims["page_size"], width, dtype=dtype, device="meta"),
+        torch.empty(seqs, max_pages, dtype=torch.int32, device="meta"),
+        torch.empty(seqs, dtype=torch.int32, device="meta"),
+        torch.empty(1, device="meta") if dtype == fp8 else None,
+    )
+    return args, {"scale": width**-0.5, "rank": rank}
+
+
 def _kv_cache(dims: Dims, fp8: torch.dtype) -> Arguments:
     """Keys and values into vLLM's layout, in bf16 or, where cache_bits is 8, in fp8."""
     tokens, heads, D = dims["num_tokens"], dims["num_kv_heads"], dims["head_dim"]
@@ -340,6 +363,7 @@ FAMILIES: Mapping[str, Family] = {
     "attention_backward": _attention(backward=True),
     "attention_varlen": Family(ATTENTION_DIMS, _varlen),
     "mla_decode": Family(MLA_DIMS, _mla),
+    "mla_paged_decode": Family(MLA_PAGED_DIMS, _mla_paged),
     "kv_cache_write": Family(KV_DIMS, _kv_cache),
     "rope_kv_cache_write": Family(ROPE_KV_DIMS, _rope_kv_cache),
     "moe_route": Family(ROUTE_DIMS, _moe_route),

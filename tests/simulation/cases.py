@@ -20,6 +20,7 @@ from aiter_inductor.cli.cases import (
     GROUP_DIMS,
     KV_DIMS,
     MLA_DIMS,
+    MLA_PAGED_DIMS,
     NORM_DIMS,
     PAGED_DIMS,
     QUANT_DIMS,
@@ -82,7 +83,7 @@ class Case:
         if "num_experts" in self.dims:
             names = ("num_tokens", "num_experts")
         if "max_pages" in self.dims:
-            names = ("num_seqs", "head_dim")
+            names = ("num_seqs", "head_dim" if "head_dim" in self.dims else "kv_lora_rank")
         return all(self.dims[name] & (self.dims[name] - 1) for name in names)
 
     def arguments(self, arch: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -174,6 +175,10 @@ SIZES: Mapping[frozenset[str], tuple[Dims, ...]] = {
         dict(zip(MLA_DIMS, (1, 16, 1, 64, 256, 16), strict=True)),
         dict(zip(MLA_DIMS, (2, 5, 2, 41, 96, 16), strict=True)),
         dict(zip(MLA_DIMS, (1, 3, 1, 77, 128, 8), strict=True)),
+    ),
+    frozenset(MLA_PAGED_DIMS): (
+        dict(zip(MLA_PAGED_DIMS, (2, 16, 256, 16, 4, 16), strict=True)),
+        dict(zip(MLA_PAGED_DIMS, (3, 3, 96, 1, 41, 8), strict=True)),
     ),
     frozenset(KV_DIMS): (
         dict(zip(KV_DIMS, (16, 2, 128, 4, 16, 16), strict=True)),
@@ -305,6 +310,7 @@ STYLES: Mapping[str, tuple[Style, ...]] = {
         Style("biased", fields={"mask": "bfloat16", "causal": True}),
         OF_FP32,
     ),
+    "mla_paged_decode": (OF_FP32,),
     "kv_cache_write": (
         *3 * _INTO_PACKED,
         Style("int32 slots", fields={"slot_dtype": torch.int32, "v_head_dim": 44}),

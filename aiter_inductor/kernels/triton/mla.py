@@ -128,6 +128,8 @@ def attend(
         q_rope,
         latent,
         k_rope,
+        None,
+        None,
         mask,
         kv_scale,
         partial,
@@ -141,8 +143,10 @@ def attend(
         latent.stride(1),
         k_rope.stride(0),
         k_rope.stride(1),
+        0,
         *(mask.stride() if mask is not None else (0, 0, 0, 0)),
         CAUSAL=causal,
+        PAGE=0,
         R=rank,
         ROPE=rope,
         BLOCK_R=triton.next_power_of_2(rank),
@@ -151,10 +155,10 @@ def attend(
         BLOCK_N=config.block_n,
         **config.launch(),
     )
-    return _reduced(partial, lse, torch.empty_like(q_latent))
+    return reduced(partial, lse, torch.empty_like(q_latent))
 
 
-def _reduced(partial: Tensor, lse: Tensor, out: Tensor) -> Tensor:
+def reduced(partial: Tensor, lse: Tensor, out: Tensor) -> Tensor:
     """Sums of all splits, weighted by what each saw, stored in `out`."""
     splits, num_rows, rank = partial.shape
     launchable(mla_reduce_kernel)[(num_rows,)](

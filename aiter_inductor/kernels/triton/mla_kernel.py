@@ -1,5 +1,7 @@
 """Split-KV attention over latent rows: one pass over part of the keys, and the reduction of parts.
 
+The rows of a sequence lie one after the other, or in pages that a table lists.
+
 All heads of a token share one latent row, which is both key and value, so a program reads a tile of
 rows once for a block of heads.
 """
@@ -17,8 +19,10 @@ LOG2_E = tl.constexpr(1.4426950408889634)
 def mla_split_kernel(
     q_latent,  # [batch, heads, q_len, R], contiguous
     q_rope,  # [batch, heads, q_len, ROPE], contiguous
-    latent,  # [batch, kv_len, R]
-    k_rope,  # [batch, kv_len, ROPE]
+    latent,  # [batch, kv_len, R], or [num_pages, PAGE, R]
+    k_rope,  # [batch, kv_len, ROPE], or [num_pages, PAGE, ROPE]
+    tables,  # [batch, max_pages], int32, where the rows lie in pages
+    lengths,  # [batch], int32: kv_len of each sequence, the same
     mask,  # [batch, heads, q_len, kv_len]: uint8, float or None
     kv_scale,  # [1], fp32: what a latent number counts; None is 1
     partial,  # [splits, batch * heads * q_len, R], fp32
@@ -32,11 +36,13 @@ def mla_split_kernel(
     latent_row,
     rope_batch,
     rope_row,
+    tables_batch,
     mask_batch,
     mask_head,
     mask_query,
     mask_key,
     CAUSAL: tl.constexpr,
+    PAGE: tl.constexpr,  # 0 where the rows of a sequence lie one after the other
     R: tl.constexpr,
     ROPE: tl.constexpr,
     BLOCK_R: tl.constexpr,
@@ -60,13 +66,19 @@ def mla_split_kernel(
     if kv_scale is not None:
         scale *= tl.load(kv_scale)
     acc = tl.zeros((BLOCK_H, BLOCK_R), tl.float32)
+    if PAGE > 0:
+        kv_len = tl.load(lengths + batch)
     length = tl.cdiv(tl.cdiv(kv_len, tl.num_programs(2)), BLOCK_N) * BLOCK_N
     for start in range(split * length, tl.minimum(split * length + length, kv_len), BLOCK_N):
         key = start + n
         inside = key < kv_len
-        at = latent + batch * latent_batch + key.to(tl.int64)[:, None] * latent_row + r[None, :]
+        block, place = batch, key.to(tl.int64)
+        if PAGE > 0:
+            at = tables + batch * tables_batch + key // PAGE
+            block, place = tl.load(at, mask=inside, other=0).to(tl.int64), place % PAGE
+        at = latent + (block * latent_batch + place * latent_row)[:, None] + r[None, :]
         k = tl.load(at, mask=inside[:, None] & (r < R)[None, :], other=0.0)
-        at = k_rope + batch * rope_batch + key.to(tl.int64)[:, None] * rope_row + d[None, :]
+        at = k_rope + (block * rope_batch + place * rope_row)[:, None] + d[None, :]
         kr = tl.load(at, mask=inside[:, None] & (d < ROPE)[None, :], other=0.0)
         k, kr = k.to(q.dtype), kr.to(q.dtype)
         scores = tl.dot(q, tl.trans(k), input_precision="ieee")

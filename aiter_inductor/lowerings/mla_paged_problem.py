@@ -1,0 +1,137 @@
+"""What latent attention over pages is asked to compute, and what its kernels take."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from aiter_inductor.core.dtypes import FP8_DTYPES, ROW_DTYPES, short_name
+from aiter_inductor.core.op import Use
+from aiter_inductor.core.problem import Dim, dim, fixed
+from aiter_inductor.lowerings.mla_problem import MAX_RANK, MAX_ROPE
+from aiter_inductor.lowerings.paged_attention_problem import MAX_PAGE_SIZE
+
+
+@dataclass(frozen=True)
+class MlaPagedProblem:
+    """One absorbed query a sequence over latent rows in pages.
+
+    Attributes:
+        num_seqs: sequences.
+        num_heads: query heads.
+        rank: latent numbers of a row.
+        rope: rotated numbers of a row.
+        page_size: tokens a page holds.
+        max_pages: pages a sequence may have.
+        dtype: of the queries.
+        cache_dtype: of the rows.
+        mismatch: why the arguments do not fit together; empty if they do.
+    """
+
+    num_seqs: Dim
+    num_heads: Dim
+    rank: int
+    rope: Dim
+    page_size: Dim
+    max_pages: Dim
+    dtype: torch.dtype
+    cache_dtype: torch.dtype
+    mismatch: str = ""
+
+    @classmethod
+    def of(
+        cls,
+        q: Tensor,
+        cache: Tensor,
+        block_tables: Tensor,
+        seq_lens: Tensor,
+        kv_scale: Tensor | None = None,
+        *,
+        scale: float,
+        rank: int = 512,
+    ) -> MlaPagedProblem:
+        """From the arguments of `mla_paged_decode`."""
+        num_seqs, num_heads, width = map(dim, q.shape)
+        return cls(
+            num_seqs,
+            num_heads,
+            rank,
+            width - rank,
+            dim(cache.shape[1]),
+            dim(block_tables.shape[-1]),
+            q.dtype,
+            cache.dtype,
+            _mismatch(q, cache, block_tables, seq_lens),
+        )
+
+    def bytes_moved(self) -> Dim:
+        """Queries, results and tables once, and the rows of full tables once."""
+        tables = self.num_seqs * (self.max_pages + 1) * 4
+        cached = self.num_seqs * self.max_pages * self.page_size * (self.rank + self.rope)
+        rows = self.num_seqs * self.num_heads * (2 * self.rank + self.rope)
+        return cached * self.cache_dtype.itemsize + rows * self.dtype.itemsize + tables
+
+    def flops(self) -> Dim:
+        """Two a multiply-add, of full tables."""
+        tokens = self.num_seqs * self.max_pages * self.page_size
+        return 2 * tokens * self.num_heads * (2 * self.rank + self.rope)
+
+    def sample(self, *, seed: int, device: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Random queries and rows; lengths from none to full, pages in random order.
+
+        Table entries beyond a length are -1, which must not be read.
+        """
+        generator = torch.Generator(device).manual_seed(seed)
+        width = self.rank + self.rope
+
+        def normal(*shape: Dim) -> Tensor:
+            return torch.randn(shape, generator=generator, device=device)
+
+        num_pages = self.num_seqs * self.max_pages
+        order = torch.randperm(num_pages, generator=generator, device=device)
+        tables = order.view(self.num_seqs, self.max_pages).to(torch.int32)
+        lengths = torch.linspace(self.max_pages * self.page_size, 0, max(self.num_seqs, 1))
+        lengths = lengths[: self.num_seqs].to(device, torch.int32)
+        used = torch.arange(self.max_pages, device=device) * self.page_size < lengths[:, None]
+        args = (
+            normal(self.num_seqs, self.num_heads, width).to(self.dtype),
+            normal(num_pages, self.page_size, width).to(self.cache_dtype),
+            tables.masked_fill(~used, -1),
+            lengths,
+            torch.full((1,), 0.5, device=device) if self.cache_dtype in FP8_DTYPES else None,
+        )
+        return args, {"scale": width**-0.5, "rank": self.rank}
+
+
+def split_mla_paged_unsupported(problem: MlaPagedProblem, use: Use) -> str | None:
+    """What the split-KV kernel does not take."""
+    if problem.mismatch:
+        return problem.mismatch
+    if problem.dtype not in ROW_DTYPES:
+        return f"queries are {short_name(problem.dtype)}; kernels take bfloat16, float16, float32"
+    if problem.cache_dtype not in (problem.dtype, *FP8_DTYPES):
+        names = short_name(problem.dtype), short_name(problem.cache_dtype)
+        return f"queries are {names[0]} and the cache {names[1]}, neither the same nor fp8"
+    if problem.cache_dtype in FP8_DTYPES and problem.cache_dtype not in use.arch.fp8_dtypes:
+        return f"{use.arch} has no instructions for {short_name(problem.cache_dtype)}"
+    for name, most in (("rank", MAX_RANK), ("rope", MAX_ROPE), ("page_size", MAX_PAGE_SIZE)):
+        width = fixed(getattr(problem, name))
+        if width is None or not 1 <= width <= most:
+            return f"{name}={getattr(problem, name)} is not a number up to {most}"
+    if fixed(problem.num_heads) is None:
+        return f"num_heads={problem.num_heads} is not known when compiling"
+    return None
+
+
+def _mismatch(q: Tensor, cache: Tensor, block_tables: Tensor, seq_lens: Tensor) -> str:
+    if cache.dim() != 3:
+        return f"the cache has {cache.dim()} dimensions, not 3"
+    if block_tables.dtype != torch.int32 or seq_lens.dtype != torch.int32:
+        names = short_name(block_tables.dtype), short_name(seq_lens.dtype)
+        return f"block_tables are {names[0]} and seq_lens {names[1]}, not int32"
+    if dim(cache.shape[-1]) != dim(q.shape[-1]):
+        return f"queries have {dim(q.shape[-1])} numbers and rows {dim(cache.shape[-1])}"
+    return ""
