@@ -1,7 +1,8 @@
 """Convert a model's linears to quantised ones, in place.
 
-The modules are plain PyTorch: they run on any backend and device, and `backend="aiter"` compiles
-each to one quantisation, fused into what feeds it, and one product that applies the scales.
+The modules are plain PyTorch, but for MXFP4's: they run on any backend and device, and
+`backend="aiter"` compiles each to one quantisation, fused into what feeds it, and one product that
+applies the scales.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from aiter_inductor.core.arch import arch_of
 from aiter_inductor.core.dtypes import ROW_DTYPES, quant_max, short_name
+from aiter_inductor.lowerings.mxfp4 import GROUP, dequantised, quant_mxfp4
 
 BLOCK = 128
 INT4_MAX = 7.0
@@ -154,6 +156,39 @@ class GroupScaledLinear(QuantisedLinear):
         return super().extra_repr().replace("dtype=int8", "dtype=int4")
 
 
+class MxLinear(QuantisedLinear):
+    """Weight and activations in MXFP4, the format of `lowerings/mxfp4.py`, by groups of 32 along K.
+
+    Buffers: weight [N, K / 2], uint8, two elements a byte; weight_scale [N, K / 32], uint8, powers
+    of two. PyTorch has no words for the format's rounding, so the layer calls this package's
+    operators, which compute it anywhere and have kernels for gfx950.
+    """
+
+    weight_scale: Tensor
+
+    def __init__(self, linear: nn.Linear, dtype: torch.dtype) -> None:
+        super().__init__(linear, dtype)
+        packed, scale = quant_mxfp4(linear.weight.detach())
+        self.register_buffer("weight", packed)
+        self.register_buffer("weight_scale", scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[*, K] to [*, N], in x's dtype; the gradient passes the quantisation of x unchanged."""
+        ops = torch.ops.aiter_inductor
+        packed, scale = ops.quant_mxfp4(x.detach() if in_training(x) else x)
+        if in_training(x):
+            rows = straight_through(x, dequantised(packed, scale).to(x.dtype))
+            columns = dequantised(self.weight, self.weight_scale)
+            return F.linear(rows, columns.to(x.dtype), self.bias)
+        operands = packed, self.weight, scale, self.weight_scale
+        out: Tensor = ops.gemm_mxfp4(*operands, self.bias, out_dtype=x.dtype)
+        return out
+
+    def extra_repr(self) -> str:
+        """The elements, not the bytes that hold them."""
+        return super().extra_repr().replace("dtype=int8", "dtype=mxfp4")
+
+
 _SCHEMES: dict[str, tuple[type[QuantisedLinear], bool]] = {
     "fp8_blockscale": (BlockScaledLinear, True),
     "fp8_rowwise": (RowScaledLinear, True),
@@ -161,8 +196,9 @@ _SCHEMES: dict[str, tuple[type[QuantisedLinear], bool]] = {
     "int8": (RowScaledLinear, False),
     "int8_weight_only": (WeightOnlyLinear, False),
     "int4_weight_only": (GroupScaledLinear, False),
+    "mxfp4": (MxLinear, False),
 }
-"""By name: the module, and whether it holds fp8 (else int8)."""
+"""By name: the module, and whether it holds fp8."""
 
 
 def quantize_(
@@ -177,7 +213,7 @@ def quantize_(
 
     Args:
         model: any module that holds linears in bfloat16, float16 or float32, on any device.
-        scheme: `fp8_blockscale`, `fp8_rowwise`, `int8` (activations are quantised too),
+        scheme: `fp8_blockscale`, `fp8_rowwise`, `int8`, `mxfp4` (activations are quantised too),
             `fp8_weight_only`, `int8_weight_only` or `int4_weight_only`.
         filter: `(name, linear) -> whether to convert it`; None converts all.
 
@@ -221,8 +257,9 @@ def _refusal(model: nn.Module, name: str, linear: nn.Linear, module: type) -> st
         return f"its weight is {short_name(linear.weight.dtype)}, not bfloat16, float16 or float32"
     if linear.weight.numel() == 0:
         return f"its weight is {list(linear.weight.shape)} and has no largest magnitude"
-    if module in (BlockScaledLinear, GroupScaledLinear) and linear.in_features % BLOCK:
-        return f"in_features={linear.in_features} is not a multiple of {BLOCK}"
+    step = {BlockScaledLinear: BLOCK, GroupScaledLinear: BLOCK, MxLinear: GROUP}.get(module, 1)
+    if linear.in_features % step:
+        return f"in_features={linear.in_features} is not a multiple of {step}"
     for path, other in model.named_modules():
         if other is not linear and any(p is linear.weight for p in other._parameters.values()):
             return f"its weight is also {path}'s; leave it out with filter"

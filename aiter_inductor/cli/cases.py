@@ -213,6 +213,25 @@ def _gemm(scaling: str, dtype: torch.dtype | None = None, tiled: bool = False) -
     return Family(GEMM_DIMS, example)
 
 
+def _rows_of_32(dims: Dims, fp8: torch.dtype) -> Arguments:
+    """Rows to be quantised in groups of 32."""
+    shape = dims["num_rows"], dims["N"] // 32 * 32
+    return (torch.empty(shape, dtype=torch.bfloat16, device="meta"),), {}
+
+
+def _mxfp4() -> Family:
+    """Linear layers in MXFP4."""
+
+    def example(dims: Dims, fp8: torch.dtype) -> Arguments:
+        K = dims["K"] // 32 * 32
+        rows = [dims["num_rows"], dims["N"]]
+        shapes = [(n, K // by) for by in (2, 32) for n in rows]
+        empty = (torch.empty(shape, dtype=torch.uint8, device="meta") for shape in shapes)
+        return tuple(empty), {}
+
+    return Family(GEMM_DIMS, example)
+
+
 def _attention(backward: bool = False) -> Family:
     """Causal prefill."""
 
@@ -337,6 +356,7 @@ FAMILIES: Mapping[str, Family] = {
     "quant_per_token": Family(NORM_DIMS, _per_tensor_or_token),
     "quant_per_group": Family(GROUP_DIMS, _per_group),
     "quant_int4_per_group": Family(GROUP_DIMS, _int4),
+    "quant_mxfp4": Family(NORM_DIMS, _rows_of_32),
     "rms_norm_quant": _rows("x weight eps", quantised=True),
     "add_rms_norm_quant": _rows("x residual weight eps", quantised=True),
     "layer_norm_quant": _rows("x weight bias eps", quantised=True),
@@ -358,6 +378,7 @@ FAMILIES: Mapping[str, Family] = {
     "gemm_w4a16": _gemm("weight_group"),
     "gemm_fp8_blockscale_preshuffled": _gemm("block", tiled=True),
     "gemm_fp8_rowwise_preshuffled": _gemm("row", tiled=True),
+    "gemm_mxfp4": _mxfp4(),
     "attention": _attention(),
     "attention_with_lse": _attention(),
     "attention_backward": _attention(backward=True),

@@ -243,6 +243,8 @@ _LATE = {
     "quantized_decomposed::quantize_per_channel": "quantize_per_channel",
     "quantized_decomposed::quantize_per_channel_group": "quantize_per_channel_group",
     "torchao::quantize_affine": "quantize_affine",
+    "aiter_inductor::quant_mxfp4": "quant_mxfp4",
+    "aiter_inductor::gemm_mxfp4": "gemm_mxfp4",
     "aten::fake_quantize_per_tensor_affine": "fake_quantize",
     "aten::fake_quantize_per_channel_affine": "fake_quantize",
 }

@@ -207,8 +207,17 @@ SIZES: Mapping[frozenset[str], tuple[Dims, ...]] = {
 """By the names of the sizes an op's problem takes. Several rows a program, and several waves a row;
 rows whose length is odd, and no multiple of what the waves load at once."""
 
-TILED = ({"num_rows": 3, "N": 144, "K": 1024}, {"num_rows": 150, "N": 208, "K": 352})
-"""Of linear layers whose weight is made of tiles of 16 x 16."""
+PER_GROUP = tuple(dims for dims in SIZES[frozenset(GROUP_DIMS)] if dims["group_size"])
+_TILED = ({"num_rows": 3, "N": 144, "K": 1024}, {"num_rows": 150, "N": 208, "K": 352})
+OWN_SIZES: Mapping[str, tuple[Dims, ...]] = {
+    "quant_per_group": PER_GROUP,
+    "quant_int4_per_group": PER_GROUP,
+    "quant_mxfp4": ({"num_rows": 8, "N": 1024}, {"num_rows": 5, "N": 224}),
+    "gemm_fp8_blockscale_preshuffled": _TILED,
+    "gemm_fp8_rowwise_preshuffled": _TILED,
+    "gemm_mxfp4": _TILED,
+}
+"""Of ops whose rows are made of groups, or whose weights of tiles."""
 
 MANY_ROWS: Mapping[str, tuple[Dims, ...]] = {
     "layer_norm": ({"num_rows": 257, "N": 1280},),
@@ -216,7 +225,6 @@ MANY_ROWS: Mapping[str, tuple[Dims, ...]] = {
 }
 """Where kernels load weight and bias after their reductions instead of before."""
 
-PER_GROUP = tuple(dims for dims in SIZES[frozenset(GROUP_DIMS)] if dims["group_size"])
 PERMUTED = Style("permuted", permuted=True)
 SPECIAL = Style("special", special=True)
 TO_INT8 = Style("int8", fields={"out_dtype": INT8})
@@ -264,6 +272,8 @@ STYLES: Mapping[str, tuple[Style, ...]] = {
     "quant_per_token": (*_QUANT, PERMUTED),
     "quant_per_group": _QUANT,
     "quant_int4_per_group": (OF_FP32, _FLOOR),
+    "quant_mxfp4": (OF_FP32, OF_FP16, SPECIAL),
+    "gemm_mxfp4": (Style("biased", fields={"bias_dtype": FP32}), OF_FP32),
     "rms_norm_quant": _NORM_QUANT,
     "add_rms_norm_quant": _NORM_QUANT,
     "layer_norm_quant": (TO_INT8, _UNROUNDED, PERMUTED),
@@ -350,10 +360,8 @@ def cases() -> Iterator[Case]:
 
 def sizes_of(op: str) -> tuple[Dims, ...]:
     """The sizes at which `op` is called; none for an op of sizes that are not in `SIZES`."""
-    if op in ("quant_per_group", "quant_int4_per_group"):
-        return PER_GROUP
-    if op.endswith("_preshuffled"):
-        return TILED
+    if op in OWN_SIZES:
+        return OWN_SIZES[op]
     return SIZES.get(frozenset(FAMILIES[op].dims), ())
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 import aiter_inductor.kernels
 from aiter_inductor.cli.cases import load_ops
+from aiter_inductor.core.arch import arch_named
 from aiter_inductor.kernels.hip import loading
 from aiter_inductor.kernels.triton import simulated
 from tests.lowerings.checks import assert_close, assert_same_layout
@@ -41,6 +42,11 @@ def host_function(op: str, language: str) -> Callable[..., Any]:
 def written_in(language: str) -> list[str]:
     """Names of the ops that have a kernel in this language."""
     return [op.name for op in load_ops().values() if language in op.providers]
+
+
+def serves(op: str, language: str, arch: str) -> bool:
+    """Whether the op's kernel in this language is for the chip at all."""
+    return load_ops()[op].providers[language].serves(arch_named(arch))
 
 
 @contextmanager

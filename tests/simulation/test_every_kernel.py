@@ -11,14 +11,20 @@ from tests.simulation.executing import (
     LANGUAGES,
     assert_right,
     execute,
+    serves,
     written_in,
 )
 
 
-@pytest.mark.parametrize("arch", ARCHS)
 @pytest.mark.parametrize(
-    ("language", "case"),
-    [(lang, case) for lang in LANGUAGES for case in cases() if case.op in written_in(lang)],
+    ("language", "case", "arch"),
+    [
+        (language, case, arch)
+        for arch in ARCHS
+        for language in LANGUAGES
+        for case in cases()
+        if case.op in written_in(language) and serves(case.op, language, arch)
+    ],
     ids=str,
 )
 def test_machine_code_is_right(language: str, case: Case, arch: str) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from aiter_inductor.core.match import Match, Matches, Output, fusion
+from aiter_inductor.lowerings.mxfp4 import quant_mxfp4
 from aiter_inductor.lowerings.quant import (
     quant_int4_per_group,
     quant_per_group,
@@ -22,6 +23,7 @@ from aiter_inductor.lowerings.quant import (
     quant_per_tensor,
     quant_static,
     quant_int4_per_group,
+    quant_mxfp4,
 )
 def quant_once(quant: Match, matches: Matches) -> Match | None:
     """Saves a read of x [num_rows, N], and all of the others' work; then a norm may take it in."""

@@ -19,6 +19,7 @@ COMPILED = (
     "test_gemm_compiled.py",
     "test_gemm_simulated.py",
     "test_mla_compiled.py",
+    "test_mxfp4_simulated.py",
     "test_mla_simulated.py",
     "test_paged_attention_compiled.py",
 )
