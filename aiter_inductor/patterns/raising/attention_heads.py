@@ -16,6 +16,7 @@ from aiter_inductor.core.graph import (
     dtype,
     kind,
     ndim,
+    only_user,
     size,
     sizes,
     skip,
@@ -68,14 +69,17 @@ def build(
         elif ndim(mask) < 4:
             mask = Derived(operator.getitem, (mask, (None,) * (4 - ndim(mask)) + (Ellipsis,)))
     said = {name: given for name, given in kwargs.items() if given not in (None, "none")}
+    output = Output(end)
+    if layout == "bhsd" and (rows := _stored_by_token(end)) is not None:
+        layout, output = "bshd", Output(rows, ((torch.transpose, (1, 2)),))
+        interior |= {rows, source(rows)}
     if layout != "bhsd":
         said["layout"] = layout
     args = (q, k, v, mask, sinks)
     found = tensor(end)
     if torch.is_grad_enabled() and found is not None and found.requires_grad:
-        outputs = (Output(end), None)
-        return Match(PATTERN, attention_with_lse, args, said, outputs, interior)
-    return Match(PATTERN, attention, args, said, (Output(end),), interior)
+        return Match(PATTERN, attention_with_lse, args, said, (output, None), interior)
+    return Match(PATTERN, attention, args, said, (output,), interior)
 
 
 def shared_heads(k: fx.Node, v: fx.Node) -> tuple[fx.Node, fx.Node]:
@@ -144,6 +148,18 @@ def _layout(end: fx.Node) -> str | None:
         if all(n == 1 or a == b for n, a, b in pairs):
             return name
     return None
+
+
+def _stored_by_token(end: fx.Node) -> fx.Node | None:
+    """The copy [B, S, H, D] of `end` [B, H, S, D], if that is all that becomes of it."""
+    turned = only_user(end)
+    if turned is None or kind(turned) != "transpose" or source(turned) is not end:
+        return None
+    rows = only_user(turned)
+    axes = {arg(turned, "dim0"), arg(turned, "dim1")}
+    if axes not in ({1, 2}, {-2, -3}) or rows is None or kind(rows) != "contiguous":
+        return None
+    return rows if len(rows.args) == 1 and not rows.kwargs else None
 
 
 def _not_a_mask(mask: Any) -> str | None:

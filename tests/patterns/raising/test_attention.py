@@ -127,6 +127,29 @@ def test_eager(how, dtype):
     assert found["k"].op == "placeholder"
 
 
+BY_TOKEN = {  # what becomes of the result, and the order in which the op then stores it
+    "copied": (lambda out: out.transpose(1, 2).contiguous(), "bshd"),
+    "copied, counted from the end": (lambda out: out.transpose(-2, -3).contiguous(), "bshd"),
+    "not copied": (lambda out: out.transpose(1, 2), "bhsd"),
+    "other axes": (lambda out: out.transpose(2, 3).contiguous(), "bhsd"),
+    "channels last": (
+        lambda out: out.transpose(1, 2).contiguous(memory_format=torch.channels_last),
+        "bhsd",
+    ),
+    "read before": (lambda out: (out.transpose(1, 2).contiguous(), out + 1), "bhsd"),
+}
+
+
+@pytest.mark.parametrize("case", BY_TOKEN)
+def test_a_copy_by_token_is_what_the_op_stores(case):
+    use, layout = BY_TOKEN[case]
+
+    def run(q, k, v):
+        return use(torch.softmax(q @ k.transpose(-1, -2), dim=-1) @ v)
+
+    assert arguments(check_rewrite(run, *heads(KV=H), expect=SITE))["layout"] == layout
+
+
 @pytest.mark.parametrize("subtract", [True, False])
 def test_sinks(subtract):
     sinks = torch.tensor([0.5, -1.0, 2.0, 0.0])
