@@ -32,6 +32,7 @@ ROPE_DIMS: Dims = {
     "head_dim": 128,
 }
 GEMM_DIMS: Dims = {"num_rows": 4096, "N": 7168, "K": 2048}
+BMM_DIMS: Dims = {"batch": 16, "num_rows": 512, "N": 2048, "K": 2048}
 ATTENTION_DIMS: Dims = {
     "batch": 1,
     "num_heads": 32,
@@ -232,6 +233,18 @@ def _mxfp4() -> Family:
     return Family(GEMM_DIMS, example)
 
 
+def _bmm(dims: Dims, fp8: torch.dtype) -> Arguments:
+    """A batch of products, scaled by groups of 128 and blocks of 128 x 128."""
+    B, M, N, K = (dims[name] for name in BMM_DIMS)
+    args = (
+        torch.empty(B, M, K, dtype=fp8, device="meta"),
+        torch.empty(B, N, K, dtype=fp8, device="meta"),
+        torch.empty(B, M, -(-K // 128), device="meta"),
+        torch.empty(B, -(-N // 128), -(-K // 128), device="meta"),
+    )
+    return args, {}
+
+
 def _attention(backward: bool = False) -> Family:
     """Causal prefill."""
 
@@ -379,6 +392,7 @@ FAMILIES: Mapping[str, Family] = {
     "gemm_fp8_blockscale_preshuffled": _gemm("block", tiled=True),
     "gemm_fp8_rowwise_preshuffled": _gemm("row", tiled=True),
     "gemm_mxfp4": _mxfp4(),
+    "bmm_fp8": Family(BMM_DIMS, _bmm),
     "attention": _attention(),
     "attention_with_lse": _attention(),
     "attention_backward": _attention(backward=True),

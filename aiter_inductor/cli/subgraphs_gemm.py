@@ -100,3 +100,22 @@ def gemm_w4a16(
     codes = torch.where(codes < 8, codes, codes - 16)
     factor = weight_scale.repeat_interleave(group_size, -1)[:, : x.shape[-1]]
     return F.linear(x, (codes.float() * factor).to(x.dtype), bias)
+
+
+def bmm_fp8(
+    x: Tensor,
+    weight: Tensor,
+    x_scale: Tensor,
+    weight_scale: Tensor,
+    *,
+    group_size: int = 128,
+    block_n: int = 128,
+    block_k: int = 128,
+    out_dtype: torch.dtype = torch.bfloat16,
+) -> Tensor:
+    """A batch, scaled by groups and blocks."""
+    _, N, K = weight.shape
+    rows = x.float() * x_scale.repeat_interleave(group_size, -1)[..., :K]
+    spread = weight_scale.repeat_interleave(block_n, 1)[:, :N].repeat_interleave(block_k, 2)
+    columns = weight.float() * spread[..., :K]
+    return torch.bmm(rows.to(out_dtype), columns.to(out_dtype).mT)

@@ -216,6 +216,10 @@ OWN_SIZES: Mapping[str, tuple[Dims, ...]] = {
     "gemm_fp8_blockscale_preshuffled": _TILED,
     "gemm_fp8_rowwise_preshuffled": _TILED,
     "gemm_mxfp4": _TILED,
+    "bmm_fp8": (
+        {"batch": 2, "num_rows": 3, "N": 130, "K": 1024},
+        {"batch": 3, "num_rows": 70, "N": 200, "K": 328},
+    ),
 }
 """Of ops whose rows are made of groups, or whose weights of tiles."""
 
@@ -273,6 +277,10 @@ STYLES: Mapping[str, tuple[Style, ...]] = {
     "quant_per_group": _QUANT,
     "quant_int4_per_group": (OF_FP32, _FLOOR),
     "quant_mxfp4": (OF_FP32, OF_FP16, SPECIAL),
+    "bmm_fp8": (
+        Style("by row", fields={"x_scales": (2, 3, 1), "weight_scales": (2, 130, 1), "block_n": 1}),
+        Style("by tensor", fields={"x_scales": (1, 1, 1), "weight_scales": (3, 1, 1)}),
+    ),
     "gemm_mxfp4": (Style("biased", fields={"bias_dtype": FP32}), OF_FP32),
     "rms_norm_quant": _NORM_QUANT,
     "add_rms_norm_quant": _NORM_QUANT,

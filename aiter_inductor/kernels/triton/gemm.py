@@ -138,6 +138,10 @@ def scaled_gemm(
         0 if of_rows is None else of_rows.stride(0),
         weight_scale.stride(0) if weight_scale.dim() == 2 else 0,
         blocks * config.block_k,
+        0,
+        0,
+        0,
+        0,
         SCALING=scaling,
         SCALE_X=sizes[0],
         SCALE_N=sizes[1],
@@ -149,6 +153,7 @@ def scaled_gemm(
         EVEN_K=K % config.block_k == 0,
         FN_AS_FNUZ=as_fnuz,
         SHUFFLED=shuffled,
+        BATCHED=False,
         **config.launch(),
     )
     if split_k > 1:

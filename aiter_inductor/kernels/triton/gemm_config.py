@@ -42,8 +42,10 @@ class GemmConfig:
     matrix_instr_nonkdim: int = 0
 
     @classmethod
-    def default(cls, M: Any, N: int, K: int, *, amd: bool, block_k: int = 128) -> GemmConfig:
-        """Untuned choice; an M that is not an int is taken to be large."""
+    def default(
+        cls, M: Any, N: int, K: int, *, amd: bool, block_k: int = 128, batch: Any = 1
+    ) -> GemmConfig:
+        """Untuned choice for `batch` products; an M that is not an int is taken to be large."""
         rows = M if isinstance(M, int) else 4096
         # Hopper's matrix instruction takes 64 rows, CDNA's 16.
         least = 16 if amd else 64
@@ -51,6 +53,7 @@ class GemmConfig:
         block_n = 128 if N >= 128 else max(_power_above(N), 16)
         tiles = _cdiv(max(rows, 1), block_m) * _cdiv(max(N, 1), block_n)
         most = max(K // (4 * block_k), 1)
+        tiles *= max(batch, 1) if isinstance(batch, int) else PROGRAMS[amd]
         split = min(PROGRAMS[amd] // tiles, most, MAX_SPLIT) if rows <= 256 else 1
         split_k = 1 << (max(split, 1).bit_length() - 1)
         return cls(

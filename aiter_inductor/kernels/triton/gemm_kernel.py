@@ -71,6 +71,10 @@ def gemm_kernel(
     x_scale_stride,
     weight_scale_stride,
     k_per_split,
+    x_batch,
+    weight_batch,
+    x_scale_batch,
+    weight_scale_batch,
     SCALING: tl.constexpr,
     SCALE_X: tl.constexpr,
     SCALE_N: tl.constexpr,
@@ -81,9 +85,16 @@ def gemm_kernel(
     GROUP_M: tl.constexpr,
     EVEN_K: tl.constexpr,
     FN_AS_FNUZ: tl.constexpr,
-    SHUFFLED: tl.constexpr = False,
+    SHUFFLED: tl.constexpr,
+    BATCHED: tl.constexpr,
 ):
     """One tile of the product, or of its share of K as fp32; SHUFFLED weights are 16 x 16 tiles."""
+    if BATCHED:
+        batch = tl.program_id(2).to(tl.int64)
+        x_ptr += batch * x_batch
+        weight_ptr += batch * weight_batch
+        x_scale_ptr += batch * x_scale_batch
+        weight_scale_ptr += batch * weight_scale_batch
     tile_m, tile_n = tile_of(tl.program_id(0), M, N, BLOCK_M, BLOCK_N, GROUP_M)
     m = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
     n = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -136,6 +147,8 @@ def gemm_kernel(
     if bias_ptr is not None:
         out += tl.load(bias_ptr + column).to(tl.float32)[None, :]
     split = tl.program_id(1).to(tl.int64) * M
+    if BATCHED:
+        split = split * tl.num_programs(2) + batch * M
     to = out_ptr + (split + row.to(tl.int64))[:, None] * N + n[None, :]
     tl.store(to, out.to(out_ptr.dtype.element_ty), (m < M)[:, None] & (n < N)[None, :])
 

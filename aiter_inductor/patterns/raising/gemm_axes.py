@@ -210,7 +210,8 @@ def _order(view: fx.Node, rank: int) -> list[int] | None:
     first, second = arg(view, "dim0", -2), arg(view, "dim1", -1)
     if not isinstance(first, int) or not isinstance(second, int) or ndim(view) < 2:
         return None
-    if (name != "transpose" and rank != 2) or view.kwargs.get("dims") is not None:
+    swaps = name == "transpose" or (view.target is getattr and view.args[1] == "mT")
+    if (not swaps and rank != 2) or view.kwargs.get("dims") is not None:
         return None
     order[first], order[second] = order[second], order[first]
     return order

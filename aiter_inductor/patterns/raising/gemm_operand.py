@@ -144,7 +144,7 @@ def in_order(placed: Placed) -> bool:
     if not all(map(axes.whole, range(len(axes.sizes)))):
         return False
     found = merged(digit for dim_ in axes.digits for digit in dim_)
-    return found == _natural(sizes(placed.node) or ())
+    return found == natural(sizes(placed.node) or ())
 
 
 def spans(scale: Placed) -> tuple[Span, Span] | str:
@@ -155,7 +155,7 @@ def spans(scale: Placed) -> tuple[Span, Span] | str:
         return f"{scale.node.name} is cut short along several dimensions"
     rows = merged(digit for dim_ in axes.digits[:last] for digit in dim_)
     columns = merged(axes.digits[last])
-    found = [_span(digits, size) for digits, size in (
+    found = [span(digits, size) for digits, size in (
         (rows, product_of(axes.sizes[:last])), (columns, axes.sizes[last]))]  # fmt: skip
     if found[0] is None or found[1] is None:
         return f"{scale.node.name} is not repeated in blocks of neighbours"
@@ -164,7 +164,7 @@ def spans(scale: Placed) -> tuple[Span, Span] | str:
 
 def as_matrix(scale: Placed, rows: Span, columns: Span) -> tuple[fx.Node, bool] | None:
     """The scale's tensor, and whether its rows stand for the operand's columns."""
-    shape = _natural(sizes(scale.node) or ())
+    shape = natural(sizes(scale.node) or ())
     if merged((*rows.axes, *columns.axes)) == shape:
         return scale.node, False
     return (scale.node, True) if merged((*columns.axes, *rows.axes)) == shape else None
@@ -222,11 +222,13 @@ def _shifted(node: fx.Node) -> str | None:
     return None
 
 
-def _natural(shape: Sequence[Dim]) -> tuple[Digit, ...]:
+def natural(shape: Sequence[Dim]) -> tuple[Digit, ...]:
+    """The digits of a tensor's elements in the order in which they are stored."""
     return tuple(Digit(axis, 1, n) for axis, n in enumerate(shape) if n != 1)
 
 
-def _span(digits: tuple[Digit, ...], size: Dim) -> Span | None:
+def span(digits: tuple[Digit, ...], size: Dim) -> Span | None:
+    """How a scale varies along dimensions of `size` in all that have these digits, merged."""
     block: Dim = 1
     if digits and digits[-1].axis is None:
         block, digits = digits[-1].extent, digits[:-1]

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from aiter_inductor.kernels.triton import gemm, gemm_weight
+from aiter_inductor.kernels.triton import bmm, gemm, gemm_weight
 from aiter_inductor.kernels.triton.gemm_config import GemmConfig, scale_step
 from aiter_inductor.lowerings.gemm_tiles import in_tiles
 from tests.lowerings.test_gemm import unpacked
@@ -189,3 +189,30 @@ def test_preshuffled(M, N, K, split_k):
         else:
             rows, columns = x.double() * of_rows, weight.double() * of_columns[:, None]
         assert_product(out, rows, columns, bias, 1e-6)
+
+
+@pytest.mark.parametrize("split_k", [1, 2])
+@pytest.mark.parametrize("by", ["block", "row", "tensor"])
+def test_bmm_fp8(by, split_k):
+    shapes = {
+        "block": ((3, 19, 2), (3, 2, 2), 48),
+        "row": ((3, 19, 1), (3, 70, 1), 1),
+        "tensor": ((1, 1, 1), (3, 1, 1), 128),
+    }
+    x, weight = (codes(3 * n, 200, FP8, n).reshape(3, n, 200) for n in (19, 70))
+    x_shape, weight_shape, block_n = shapes[by]
+    of_x, of_weight = scales(*x_shape), scales(*weight_shape, seed=6)
+    out = bmm.bmm_fp8(
+        x, weight, of_x, of_weight, block_n=block_n, out_dtype=torch.float32,
+        config=replace(SMALL, split_k=split_k),
+    )  # fmt: skip
+    if by == "block":
+        of_weight = torch.cat(
+            (of_weight[:, :1].expand(3, 48, 2), of_weight[:, 1:].expand(3, 22, 2)), 1
+        )
+        of_weight = of_weight.repeat_interleave(128, 2)[..., :200]
+        of_x = of_x.repeat_interleave(128, 2)[..., :200]
+    for at in range(3):
+        rows = x[at].double() * of_x.expand(3, -1, -1)[at]
+        columns = weight[at].double() * of_weight[at]
+        assert_product(out[at], rows, columns, None, 1e-6)
