@@ -178,8 +178,27 @@ OP(v_fma_mix_f32, VALU | FLOAT_CLAMP, 1, taint_any) {
   Lanes r = mixed_fma(w, I);
   blend(w, w.v[I.args[0].index], r.at);
 }
-OP(v_fma_mixlo_f16, VALU | FLOAT_CLAMP | READS_DST, 1, taint_any) { mixed_half(w, I, 0); }
-OP(v_fma_mixhi_f16, VALU | FLOAT_CLAMP | READS_DST, 1, taint_any) { mixed_half(w, I, 16); }
+// The other half stays as undefined as it was.
+template <int SHIFT>
+static void taint_mixed_half(Wave& w, const Ins& I) {
+  Lanes scratch, any = {}, r;
+  for (int k = 1; k < I.nargs; k++) {
+    const u32* t = source_undefined(w, I, k, 0, scratch);
+    bool is_half = I.mods.op_sel_hi >> (k - 1) & 1;
+    u32 read = !is_half ? ~0u : chosen(I, k, false) ? 0xffff0000u : 0xffffu;
+    FOR_LANES any.at[lane] |= t[lane] & read;
+  }
+  const u32* before = w.undefined[I.args[0].index];
+  FOR_LANES r.at[lane] =
+      (before[lane] & ~(0xffffu << SHIFT)) | (spread(any.at[lane]) & 0xffffu << SHIFT);
+  finish_undefined(w, I, r);
+}
+OP(v_fma_mixlo_f16, VALU | FLOAT_CLAMP | READS_DST, 1, taint_mixed_half<0>) {
+  mixed_half(w, I, 0);
+}
+OP(v_fma_mixhi_f16, VALU | FLOAT_CLAMP | READS_DST, 1, taint_mixed_half<16>) {
+  mixed_half(w, I, 16);
+}
 
 // ---- dot products with a 32-bit accumulator: argument 3, or the destination (v_dot*c)
 template <class F>

@@ -279,6 +279,17 @@ def test_direct_to_lds_load_must_be_waited_for():
         ("global_store_dword v0, v30, s[6:7]", "global_store_dword"),
         ("v_add_u32 v31, v30, v0\nglobal_store_dword v0, v31, s[6:7]", "global_store_dword"),
         ("v_and_b32 v30, 4, v30\nglobal_load_dword v31, v30, s[4:5]", "global_load_dword"),
+        (
+            "v_fma_mixlo_f16 v31, v0, v0, 0\nglobal_store_dword v0, v31, s[6:7]",
+            "global_store_dword",
+        ),
+        (
+            (
+                "v_mov_b32 v31, v0\nv_fma_mixhi_f16 v31, v0, v30, 0\n"
+                "global_store_dword v0, v31, s[6:7]"
+            ),
+            "global_store_dword",
+        ),
         ("s_cmp_eq_u32 s30, 0\ns_cbranch_scc1 .Lend\n.Lend:", "s_cbranch_scc1"),
         ("v_cmp_eq_u32 vcc, v30, v0\ns_and_saveexec_b64 s[20:21], vcc", "s_and_saveexec_b64"),
         ("v_cmp_eq_u32 vcc, v30, v30\ns_cbranch_vccz .Lend\n.Lend:", "s_cbranch_vccz"),
@@ -310,6 +321,7 @@ def test_undefined_values_may_not_matter(body, at):
             "v_mov_b32 v31, v0\nv_cvt_pk_fp8_f32 v30, v0, v0\ns_nop 0\n"
             "v_cvt_pk_fp8_f32 v30, v0, v0 op_sel:[0,0,1]\ns_nop 1\nv_mov_b32 v31, v30"
         ),
+        "v_fma_mixlo_f16 v30, v0, v0, 0\nv_fma_mixhi_f16 v30, v0, v0, 0\nv_mov_b32 v31, v30",
         "v_mov_b32 v12, v0\nv_mad_u64_u32 v[30:31], s[20:21], v0, 4, v[12:13]\nv_mov_b32 v31, v30",
     ],
 )
