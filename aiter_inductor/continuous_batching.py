@@ -8,6 +8,9 @@ read the pages where they lie.
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,6 +20,8 @@ from aiter_inductor.core.errors import AiterInductorError
 from aiter_inductor.lowerings.paged_attention import paged_attention
 
 NAME = "paged|eager"
+_FULL = "full_attention"
+_BY_KWARGS, _BY_INDEX = {"layer_idx", "kwargs"}, {"layer_idx", "read_index", "write_index"}
 
 
 class ContinuousBatchingError(AiterInductorError, ImportError):
@@ -31,24 +36,24 @@ def enable() -> None:
     new token, and layers with a sliding window, stay with transformers' own function.
 
     Raises:
-        ContinuousBatchingError: if transformers is missing or its paged cache has no page views.
+        ContinuousBatchingError: if transformers is missing or its paged cache is none of 5.17's
+            and 5.23's.
     """
     try:
         from transformers import AttentionInterface
         from transformers.generation.continuous_batching.cache import PagedAttentionCache
-        from transformers.generation.continuous_batching.cache_allocators import (
-            FullAttentionCacheAllocator,
-        )
     except ImportError as error:
         raise ContinuousBatchingError(
             f"no paged cache of transformers to attend to: {error}"
         ) from None
-    for owner, name in (
-        (PagedAttentionCache, "update"),
-        (FullAttentionCacheAllocator, "get_cache_for_block_table"),
-    ):
-        if not hasattr(owner, name):
-            raise ContinuousBatchingError(f"transformers' {owner.__name__} has no {name}")
+    update = getattr(PagedAttentionCache, "update", None)
+    if update is None:
+        raise ContinuousBatchingError("transformers' PagedAttentionCache has no update")
+    taken = set(inspect.signature(update).parameters)
+    if not (taken >= _BY_KWARGS or taken >= _BY_INDEX):
+        raise ContinuousBatchingError(
+            f"transformers' PagedAttentionCache.update takes {', '.join(sorted(taken))}"
+        )
     AttentionInterface.register(NAME, paged_attention_forward)
 
 
@@ -84,22 +89,12 @@ def paged_attention_forward(
             module, query, key, value, attention_mask, scaling, **kwargs
         )
         return result
-    slots = kwargs["read_index"][layer.index]
-    nothing = [index[:0] for index in kwargs["read_index"]]
-    kwargs["cache"].update(
-        key_states=key,
-        value_states=value,
-        layer_idx=module.layer_idx,
-        kwargs={**kwargs, "read_index": nothing},
-    )
-    key_pages, value_pages = layer.get_cache_for_block_table(module.layer_idx)
-    most = int(kwargs["max_length_k"][layer.layer_type])
-    starts = kwargs["cu_seq_lens_k"][layer.layer_type]
-    tables, lengths = page_tables(slots, starts, key_pages.shape[1], most)
+    layer.store(key, value)
+    tables, lengths = page_tables(layer.slots, layer.starts, layer.keys.shape[1], layer.longest)
     sinks = getattr(module, "sinks", None)
     rows = query.squeeze(0).transpose(0, 1)
     out = paged_attention(
-        rows, key_pages, value_pages, tables, lengths, sinks=sinks, scale=float(scaling)
+        rows, layer.keys, layer.values, tables, lengths, sinks=sinks, scale=float(scaling)
     )
     return out.unsqueeze(0), None
 
@@ -126,12 +121,76 @@ def page_tables(
     return tables.masked_fill(first >= lengths[:, None], -1).to(torch.int32), lengths
 
 
-def _decoding_layer(module: nn.Module, kwargs: dict[str, Any]) -> Any:
-    """The layer's part of the cache, if this batch gives each request one new token."""
+@dataclass(frozen=True)
+class _Layer:
+    """A layer's part of the cache in a batch that gives each request one new token.
+
+    Attributes:
+        keys, values: [num_pages, page_size, num_kv_heads, head_dim].
+        slots, starts, longest: as `page_tables` takes them.
+        store: writes the new keys and values, [1, num_kv_heads, num_tokens, head_dim].
+    """
+
+    keys: Tensor
+    values: Tensor
+    slots: Tensor
+    starts: Tensor
+    longest: int
+    store: Callable[[Tensor, Tensor], object]
+
+
+def _decoding_layer(module: nn.Module, kwargs: dict[str, Any]) -> _Layer | None:
+    """The layer that `module` is, or None if this batch or layer is not for `paged_attention`."""
     cache = kwargs.get("cache")
-    if cache is None or kwargs.get("max_length_q") != 1 or kwargs.get("block_table") is not None:
+    longest_query = kwargs.get("max_length_q", kwargs.get("max_seqlen_q"))
+    if cache is None or longest_query != 1 or kwargs.get("block_table") is not None:
         return None
-    layer = cache.layer_to_allocator[module.layer_idx]
-    read = kwargs["read_index"][layer.index]
-    whole = layer.layer_type == "full_attention" and hasattr(layer, "get_cache_for_block_table")
-    return layer if whole and read.numel() > 0 else None
+    found = _of_allocator(module, cache, kwargs) or _of_groups(module, cache, kwargs)
+    return found if found is not None and found.slots.numel() > 0 else None
+
+
+def _of_allocator(module: nn.Module, cache: Any, kwargs: dict[str, Any]) -> _Layer | None:
+    """The cache of transformers 5.23, whose allocators know the pages of their layers."""
+    if not hasattr(cache, "layer_to_allocator"):
+        return None
+    owner, number = cache.layer_to_allocator[module.layer_idx], module.layer_idx
+    if owner.layer_type != _FULL or not hasattr(owner, "get_cache_for_block_table"):
+        return None
+    nothing = [index[:0] for index in kwargs["read_index"]]
+
+    def store(key: Tensor, value: Tensor) -> object:
+        stored = {**kwargs, "read_index": nothing}
+        return cache.update(key_states=key, value_states=value, layer_idx=number, kwargs=stored)
+
+    return _Layer(
+        *owner.get_cache_for_block_table(number),
+        kwargs["read_index"][owner.index],
+        kwargs["cu_seq_lens_k"][_FULL],
+        int(kwargs["max_length_k"][_FULL]),
+        store,
+    )
+
+
+def _of_groups(module: nn.Module, cache: Any, kwargs: dict[str, Any]) -> _Layer | None:
+    """The cache of transformers 5.17, which numbers groups of layers and layers of a group."""
+    if not hasattr(cache, "layer_index_to_group_indices"):
+        return None
+    number = module.layer_idx
+    group, in_group = cache.layer_index_to_group_indices[number]
+    if cache.sliding_windows[number] != 1:
+        return None
+    nothing = [index[:0] for index in kwargs["read_index"]]
+
+    def store(key: Tensor, value: Tensor) -> object:
+        indices = {"read_index": nothing, "write_index": kwargs["write_index"]}
+        return cache.update(key_states=key, value_states=value, layer_idx=number, **indices)
+
+    caches = (cache.key_cache[in_group], cache.value_cache[in_group])
+    keys, values = (rows.unflatten(0, (-1, cache.block_size)) for rows in caches)
+    slots, starts = kwargs["read_index"][group], _of_type(kwargs["cu_seq_lens_k"])
+    return _Layer(keys, values, slots, starts, int(_of_type(kwargs["max_seqlen_k"])), store)
+
+
+def _of_type(value: Any) -> Any:
+    """What full attention has of a value that models of several types have one of each."""
+    return value[_FULL] if isinstance(value, dict) else value
