@@ -13,6 +13,7 @@ import torch
 
 from aiter_inductor.cli import bench_model, bench_op, models
 from aiter_inductor.cli.cases import BASELINES, FAMILIES, Case, case_of, parse_dims
+from aiter_inductor.cli.model_programs import ModelRequest
 from aiter_inductor.cli.progress import progress
 from aiter_inductor.cli.rows import Row, table
 from aiter_inductor.cli.timing import ceilings
@@ -54,6 +55,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     model.add_argument("--layers", type=int, help="decoder layers; default: per model")
     model.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float16", "float32"))
     model.add_argument("--mode", help="torch.compile's mode for both backends")
+    model.add_argument(
+        "--cached", type=int, default=0, metavar="TOKENS", help="decode behind a static cache"
+    )
+    model.add_argument(
+        "--without",
+        nargs="+",
+        default=(),
+        metavar="NAME",
+        help="measure also with one pattern, op or provider switched off, for each name",
+    )
     model.add_argument("--train", action="store_true", help="time forward, backward and AdamW step")
 
 
@@ -75,7 +86,7 @@ def run(arguments: argparse.Namespace) -> int:
         rows += bench_op.measure_case(
             case, device, graph=not arguments.no_graph, rounds=arguments.rounds
         )
-    for request in progress(model_requests(arguments, device)):
+    for request in progress(model_requests(arguments)):
         rows += bench_model.measure_model(request, device, rounds=arguments.rounds)
     print(table(rows))
     if arguments.json:
@@ -99,21 +110,21 @@ def op_cases(arguments: argparse.Namespace, device: torch.device) -> list[Case]:
     return [case_of(name, dims, fp8) for name, dims in wanted]
 
 
-def model_requests(
-    arguments: argparse.Namespace, device: torch.device
-) -> list[bench_model.ModelRequest]:
+def model_requests(arguments: argparse.Namespace) -> list[ModelRequest]:
     """The model runs that the command line asks for."""
     requests = []
     for name in (n for n in arguments.names if n in models.MODELS):
         for text in arguments.tokens or models.MODELS[name].tokens:
             requests.append(
-                bench_model.ModelRequest(
+                ModelRequest(
                     name=name,
                     shape=bench_model.parse_tokens(text),
                     layers=arguments.layers,
                     dtype=getattr(torch, arguments.dtype),
                     mode=arguments.mode,
                     train=arguments.train,
+                    cached=arguments.cached,
+                    without=tuple(arguments.without),
                 )
             )
     return requests

@@ -2,53 +2,44 @@
 
 from __future__ import annotations
 
-import copy
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
 import aiter_inductor
 from aiter_inductor.cli import models
-from aiter_inductor.cli.bench_op import count_kernels, error
+from aiter_inductor.cli.bench_op import device_work, error
+from aiter_inductor.cli.model_programs import (
+    INPUT_SETS,
+    ModelRequest,
+    Program,
+    Variant,
+    program_of,
+    variants_of,
+)
+from aiter_inductor.cli.progress import progress
 from aiter_inductor.cli.rows import Row
 from aiter_inductor.cli.timing import Call, measure, ratio
-from aiter_inductor.core.dtypes import short_name
+from aiter_inductor.core import inductor
 from aiter_inductor.core.errors import OptionValueError
 from aiter_inductor.core.report import Report
 
-INPUT_SETS = 4
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)
-class ModelRequest:
-    """One model at one size of input.
+class _Prepared:
+    """A variant that has been called once: its distance from eager, and what was done to it."""
 
-    Attributes:
-        name: a key of `models.MODELS`.
-        shape: batch and sequence length.
-        layers: decoder layers, None for the configuration's own.
-        dtype: of weights and activations.
-        mode: torch.compile's, for both backends.
-        train: a step of forward, backward and AdamW instead of a forward pass.
-    """
-
-    name: str
-    shape: tuple[int, int]
-    layers: int | None
-    dtype: torch.dtype
-    mode: str | None
-    train: bool
-
-    def __str__(self) -> str:
-        what = "training step" if self.train else "forward"
-        batch, length = self.shape
-        mode = f" mode={self.mode}" if self.mode else ""
-        return f"{self.name} {what} {batch}x{length} {short_name(self.dtype)}{mode}"
+    program: Program
+    error: float
+    note: str
 
 
 def parse_tokens(text: str) -> tuple[int, int]:
@@ -63,25 +54,22 @@ def parse_tokens(text: str) -> tuple[int, int]:
 
 
 def measure_model(request: ModelRequest, device: torch.device, *, rounds: int) -> list[Row]:
-    """Time every variant of `request` in one run; no KV cache."""
+    """Time every variant of `request` in one run."""
     torch._dynamo.reset()
     model = models.build(request.name, device=device, dtype=request.dtype, layers=request.layers)
     ids = [
         models.token_ids(model, *request.shape, device=device, seed=seed)
         for seed in range(INPUT_SETS)
     ]
-    make = _training if request.train else _inference
-    variants = {name: make(model, name, request) for name in ("eager", "inductor", "aiter")}
-    outputs = {name: run(ids[0]) for name, run in variants.items()}
-    errors = {name: error(out, outputs["eager"]) for name, out in outputs.items()}
-    del outputs
-    calls: dict[str, list[Call]] = {
-        name: [partial(run, each) for each in ids] for name, run in variants.items()
-    }
-    peaks = {name: _peak_bytes(each[0], device) for name, each in calls.items()}
-    kernels = {name: count_kernels(each[0], device) for name, each in calls.items()}
-    timings = measure(calls, device, rounds=rounds)
-    notes = {"aiter": summary(aiter_inductor.report(model))} if not request.train else {}
+    with inductor.many_compilations():
+        prepared = _prepare(variants_of(request), model, request, ids[0])
+        calls: dict[str, list[Call]] = {
+            name: [partial(each.program.run, tokens) for tokens in ids]
+            for name, each in prepared.items()
+        }
+        timings = measure(calls, device, rounds=rounds)
+        peaks = {name: _peak_bytes(each[0], device) for name, each in calls.items()}
+        work = {name: device_work(each[0], device) for name, each in calls.items()}
     return [
         Row(
             case=str(request),
@@ -89,13 +77,30 @@ def measure_model(request: ModelRequest, device: torch.device, *, rounds: int) -
             latency_us=timing.median_us,
             spread=timing.spread,
             against_inductor=ratio(timing, timings["inductor"]),
-            kernels=kernels[name],
-            error=errors[name],
+            kernels=work[name].kernels,
+            busy_us=work[name].busy_us,
+            error=prepared[name].error,
             peak_bytes=peaks[name],
-            note=notes.get(name, ""),
+            note=prepared[name].note,
         )
         for name, timing in timings.items()
     ]
+
+
+def _prepare(
+    variants: Sequence[Variant], model: PreTrainedModel, request: ModelRequest, ids: torch.Tensor
+) -> Mapping[str, _Prepared]:
+    """Compile every variant and compare what it gives for `ids` with the first one's results."""
+    prepared = {}
+    expected: tuple[torch.Tensor, ...] = ()
+    for variant in progress(variants, "first call, "):
+        program = program_of(model, variant, request)
+        found = program.results(ids)
+        expected = expected or found
+        ours = variant.backend == "aiter"
+        note = summary(aiter_inductor.report(program.module)) if ours else ""
+        prepared[variant.name] = _Prepared(program, error(found, expected), note)
+    return prepared
 
 
 def summary(report: Report) -> str:
@@ -105,40 +110,6 @@ def summary(report: Report) -> str:
     counted = ", ".join(f"{number} {name}" for name, number in status.items())
     into = ", ".join(f"{op} {number}" for op, number in taken.items())
     return f"{counted} ({into})" if into else counted
-
-
-def _compiled(model: Any, backend: str, mode: str | None) -> Callable[..., Any]:
-    if backend == "eager":
-        run: Callable[..., Any] = model
-        return run
-    return torch.compile(model, backend=backend, mode=mode)
-
-
-def _inference(model: Any, backend: str, request: ModelRequest) -> Callable[[torch.Tensor], Any]:
-    forward = _compiled(model, backend, request.mode)
-
-    @torch.no_grad()
-    def run(ids: torch.Tensor) -> torch.Tensor:
-        logits: torch.Tensor = forward(input_ids=ids, use_cache=False).logits
-        return logits
-
-    return run
-
-
-def _training(model: Any, backend: str, request: ModelRequest) -> Callable[[torch.Tensor], Any]:
-    """A step on a copy of the model, because every step changes the weights."""
-    own = copy.deepcopy(model).train()
-    optimizer = torch.optim.AdamW(own.parameters(), lr=1e-5)
-    forward = _compiled(own, backend, request.mode)
-
-    def run(ids: torch.Tensor) -> torch.Tensor:
-        optimizer.zero_grad(set_to_none=True)
-        loss: torch.Tensor = forward(input_ids=ids, labels=ids, use_cache=False).loss
-        loss.backward()
-        optimizer.step()
-        return loss.detach()
-
-    return run
 
 
 def _peak_bytes(call: Call, device: torch.device) -> int | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -35,7 +36,7 @@ def measure_case(case: Case, device: torch.device, *, graph: bool, rounds: int) 
         for name, function in functions.items()
     }
     timings = measure(calls, device, graph=graph and device.type == "cuda", rounds=rounds)
-    kernels = {name: count_kernels(call[0], device) for name, call in calls.items()}
+    kernels = {name: device_work(call[0], device).kernels for name, call in calls.items()}
     rows = []
     for name in notes:
         if name not in timings:
@@ -90,16 +91,30 @@ def error(found: Any, expected: Any) -> float:
     return worst
 
 
-def count_kernels(call: Call, device: torch.device) -> int | None:
-    """Kernels that one call launches on an accelerator; copies and fills count."""
+@dataclass(frozen=True)
+class DeviceWork:
+    """What one call does on an accelerator; None on a CPU.
+
+    Attributes:
+        kernels: launches; copies and fills count.
+        busy_us: the sum of their times, under the profiler.
+    """
+
+    kernels: int | None
+    busy_us: float | None
+
+
+def device_work(call: Call, device: torch.device) -> DeviceWork:
+    """Count and time the kernels of one call."""
     if device.type != "cuda":
-        return None
+        return DeviceWork(None, None)
     from torch.profiler import ProfilerActivity, profile
 
     with profile(activities=[ProfilerActivity.CUDA]) as profiled:
         call()
         torch.cuda.synchronize()
-    return sum("CUDA" in str(event.device_type) for event in profiled.events() or ())
+    on_device = [e for e in profiled.events() or () if "CUDA" in str(e.device_type)]
+    return DeviceWork(len(on_device), sum(e.time_range.elapsed_us() for e in on_device))
 
 
 def _calls(function: Callable[..., Any], inputs: Sequence[Arguments]) -> list[Call]:

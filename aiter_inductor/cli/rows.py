@@ -22,6 +22,7 @@ class Row:
         tflops: operations over latency.
         against_floor: latency over the floor.
         kernels: launches on the device; None where they are not counted.
+        busy_us: the sum of the kernels' times, for models; what exceeds it is the host's.
         error: largest difference from eager's result, over its largest magnitude.
         peak_bytes: of device memory, for models.
         note: who computed it, or why not.
@@ -36,6 +37,7 @@ class Row:
     tflops: float | None = None
     against_floor: float | None = None
     kernels: int | None = None
+    busy_us: float | None = None
     error: float | None = None
     peak_bytes: int | None = None
     note: str = ""
@@ -46,8 +48,8 @@ class Row:
 
 
 HEADER = (
-    "variant", "µs", "±", "/ inductor", "GB/s", "TFLOP/s", "/ floor", "kernels", "peak MB", "error",
-    "note",
+    "variant", "µs", "±", "/ inductor", "GB/s", "TFLOP/s", "/ floor", "kernels", "busy µs",
+    "peak MB", "error", "note",
 )  # fmt: skip
 
 
@@ -76,6 +78,7 @@ def _cells(row: Row) -> tuple[str, ...]:
         _number(row.tflops, ".3g"),
         _number(row.against_floor, ".2f"),
         "" if row.kernels is None else str(row.kernels),
+        _number(row.busy_us, ".0f"),
         "" if row.peak_bytes is None else f"{row.peak_bytes / 1e6:.0f}",
         _number(row.error, ".1e"),
         row.note,

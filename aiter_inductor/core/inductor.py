@@ -9,19 +9,22 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import fx
+from torch.utils import _pytree as pytree
 
 from aiter_inductor.core.config import OPTION_NAMES, tuned_dirs
 from aiter_inductor.core.errors import OptionValueError, UnknownOptionError
 from aiter_inductor.core.graph import value
+from aiter_inductor.core.op import OPS
 
 _HOOK = "post_grad_custom_pre_pass"
+_DIRECT = "aiter_inductor_direct"
 
 
 def split_options(
@@ -63,6 +66,7 @@ def compile_graph(
     patches = dict(patches)
     if any(_is_ours(node) for module in _graph_modules(gm) for node in module.graph.nodes):
         patches[_HOOK] = _keyed_pass(patches.get(_HOOK))
+        _call_directly(made.overload for made in OPS.values())
     compiled: Callable[..., Any] = compile_fx(
         gm, list(example_inputs), config_patches=patches or None
     )
@@ -86,16 +90,37 @@ def captured_by(
     """`model` compiled with `backend`, beside whatever the program itself compiled of it.
 
     Dynamo counts compilations by code and stops, running eagerly, after eight. Those of a capture
-    are kept apart where torch can (2.13); elsewhere at least the capture itself is not stopped.
+    are kept apart where torch can (2.13); elsewhere each makes room for the one that it leaves.
     """
     from torch._dynamo import config
 
-    known = inspect.signature(torch.compile).parameters
-    apart: Any = {"isolate_recompiles": True} if "isolate_recompiles" in known else {}
+    apart: Any = {"isolate_recompiles": True} if _can_isolate() else {}
     with config.patch(
         recompile_limit=config.accumulated_recompile_limit, fail_on_recompile_limit_hit=True
     ):
         yield torch.compile(model, backend=backend, dynamic=dynamic, **apart)
+    if not apart:
+        config.recompile_limit += 1
+
+
+def _can_isolate() -> bool:
+    return "isolate_recompiles" in inspect.signature(torch.compile).parameters
+
+
+def mode_options(mode: str | None) -> dict[str, object]:
+    """What torch.compile's `mode` stands for: it takes a mode or options, not both."""
+    import torch._inductor as inductor
+
+    return dict(inductor.list_mode_options(mode)) if mode else {}
+
+
+@contextlib.contextmanager
+def many_compilations() -> Iterator[None]:
+    """Within, one model may be compiled in more ways than the eight that Dynamo stops after."""
+    from torch._dynamo import config
+
+    with config.patch(recompile_limit=config.accumulated_recompile_limit):
+        yield
 
 
 def recompile(gm: fx.GraphModule) -> None:
@@ -156,6 +181,61 @@ def _digest(roots: tuple[Path, ...]) -> str:
                 digest.update(str(path.relative_to(root)).encode())
                 digest.update(path.read_bytes())
     return digest.hexdigest()
+
+
+def _call_directly(overloads: Iterable[torch._ops.OpOverload]) -> None:
+    """Let generated code call opaque ops as functions of `core.direct`; see there."""
+    from torch._inductor import ir, lowering
+    from torch._inductor.virtualized import V
+    from torch._library.utils import get_layout_constraint_tag
+
+    class DirectKernel(ir.FallbackKernel):  # type: ignore[misc]
+        """An opaque call, by another name where the code around it is Python."""
+
+        def codegen(self, wrapper: Any) -> None:
+            if not V.graph.cpp_wrapper:
+                wrapper.add_import_once(f"from aiter_inductor.core import direct as {_DIRECT}")
+                name = self.op_overload.name().partition("::")[2]
+                self.python_kernel_name = f"{_DIRECT}.{name}"
+            super().codegen(wrapper)
+
+    def lowered(overload: torch._ops.OpOverload) -> Callable[..., Any]:
+        def handler(*args: Any, **kwargs: Any) -> Any:
+            kernel = DirectKernel if kwargs.get("provider") else ir.FallbackKernel
+            args, kwargs = _with_dtypes(overload, args, kwargs)
+            return pytree.tree_map(_boxed, kernel.create(overload, *args, **kwargs))
+
+        return handler
+
+    for overload in overloads:
+        if overload not in lowering.lowerings:
+            tag = get_layout_constraint_tag(overload, with_default=True)
+            constraint = lowering.tag_to_layout_constraint(tag)
+            lowering.make_fallback(overload, layout_constraint=constraint, warn=False)
+            lowering.lowerings[overload] = lowered(overload)
+
+
+def _with_dtypes(
+    overload: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Arguments with their dtypes spelled out: the dispatcher leaves its numbers for them."""
+    parameters = overload._schema.arguments
+    takes_dtype = {p.name for p in parameters if "ScalarType" in str(p.real_type)}
+
+    def spelled(name: str, given: Any) -> Any:
+        if name in takes_dtype and isinstance(given, int):
+            return torch.ops.aten.empty.memory_format([0], dtype=given, device="meta").dtype
+        return given
+
+    positional = tuple(spelled(p.name, a) for p, a in zip(parameters, args, strict=False))
+    return positional, {name: spelled(name, given) for name, given in kwargs.items()}
+
+
+def _boxed(found: Any) -> Any:
+    """A result as the lowerings of other ops take it."""
+    from torch._inductor import ir
+
+    return ir.TensorBox.create(found) if isinstance(found, ir.IRNode) else found
 
 
 def _keyed_pass(existing: object) -> object:

@@ -199,6 +199,16 @@ class Op:
         shown = " or ".join(names)
         return Selection(self.by_rows(names), f"{shown}, by {tables.tuning.rows} when called")
 
+    def named(self, provider: str) -> Provider:
+        """The provider that a graph names, `by_rows` included.
+
+        Raises:
+            KeyError: if this op has none of that name.
+        """
+        if provider.startswith(BY_ROWS):
+            return self.by_rows(tuple(provider.removeprefix(BY_ROWS).split(",")))
+        return self.providers[provider]
+
     def by_rows(self, names: tuple[str, ...]) -> Provider:
         """The provider that asks the table at each call who of `names` is to compute it."""
         assert self.tables is not None
@@ -318,13 +328,11 @@ def _resolve(made: Op, arguments: Mapping[str, Any]) -> register.Body:
     named = str(arguments["provider"])
     inputs = {name: value for name, value in arguments.items() if name != "provider"}
     if named == "reference":
-        return register.Body(made.reference, traceable=True)
-    if named.startswith(BY_ROWS):
-        provider: Provider | None = made.by_rows(tuple(named.removeprefix(BY_ROWS).split(",")))
-    elif named:
-        provider = made.providers[named]
+        return register.Body("reference", made.reference, traceable=True)
+    if named:
+        provider: Provider | None = made.named(named)
     else:
         provider = made.select(made.problem(**inputs), Use(register.arch_of_call(inputs))).provider
     if provider is None:
-        return register.Body(made.reference, traceable=True)
-    return register.Body(provider.run, provider.traceable)
+        return register.Body("reference", made.reference, traceable=True)
+    return register.Body(provider.name, provider.run, provider.traceable)

@@ -7,7 +7,7 @@ neighbours, `select` asks the providers. `rewrite.apply` then carries out what w
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -119,8 +119,7 @@ class Selector:
         return [found for part in match.parts for found in self.decide(part)]
 
     def _whole(self, match: Match) -> Decision:
-        names = (match.pattern, match.op.name, module_path(match.anchor))
-        if off := self.options.disables(*(name for name in names if name)):
+        if off := self.options.disables(*_names(match)):
             return Decision(match, None, f"{off} is disabled")
         if reason := leak(match):
             return Decision(match, None, reason)
@@ -173,6 +172,13 @@ class Selector:
         if crossed := self.effects.between(*span, reads, match.interior):
             return f"{crossed.name} writes to what it reads or switches a mode in between"
         return before
+
+
+def _names(match: Match) -> Iterator[str]:
+    """What switches a match off: its own pattern, op and module, and those of what it merges."""
+    yield from filter(None, (match.pattern, match.op.name, module_path(match.anchor)))
+    for part in match.parts:
+        yield from _names(part)
 
 
 def _needs_grad(match: Match) -> bool:

@@ -22,8 +22,9 @@ _library = Library(NAMESPACE, "FRAGMENT")
 
 @dataclass(frozen=True)
 class Body:
-    """The function that computes one call, and whether a tracer may look inside it."""
+    """The function that computes one call, by whom, and whether a tracer may look inside it."""
 
+    provider: str
     run: Callable[..., Any]
     traceable: bool
 
@@ -50,7 +51,9 @@ def operator(
     def trace(mode: Any, overload: Any, types: Any, args: Any, kwargs: Any) -> Any:
         body = resolve(bind(args, kwargs or {}))
         if not body.traceable:
-            return mode.__torch_dispatch__(overload, types, args, kwargs)
+            # What was selected here is not selected again at each call of the compiled graph.
+            named = {**(kwargs or {}), "provider": body.provider}
+            return mode.__torch_dispatch__(overload, types, args, named)
         with mode:
             return _call(body.run, bind(args, kwargs or {}))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import torch
 import aiter_inductor
 from aiter_inductor.core.config import Options
 from aiter_inductor.core.errors import CoverageError, OptionValueError, UnknownOptionError
+from tests.models import zoo
 
 
 class Norm(torch.nn.Module):
@@ -79,6 +81,35 @@ def test_disable(name: str, every_op_taken: None) -> None:
     compiled(torch.randn(8, 64))
     (site,) = aiter_inductor.report(compiled).sites
     assert (site.status, site.reason) == ("inlined", f"{name} is disabled")
+
+
+@torch.no_grad()
+def test_what_is_switched_off_is_so_within_fused_ops_too() -> None:
+    """The rest of what a fused op merges is taken by itself."""
+
+    def norms_and_rows(x: torch.Tensor, residual: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.rms_norm(x + residual, (64,), w, 1e-6)
+
+    model, ids = zoo.build("qwen3"), zoo.token_ids()
+    x, w = torch.randn(8, 64), torch.randn(64)
+
+    def taken(report: aiter_inductor.Report) -> set[tuple[str, str]]:
+        return {(s.pattern, s.fused_into) for s in report.sites if s.status == "fused"}
+
+    explain = functools.partial(aiter_inductor.explain, model, ids, target="gfx942")
+    everything = taken(explain())
+    assert {("rope", "qk_norm_rope"), ("rms_norm", "add_rms_norm")} <= everything
+    without = explain(disable=["rope"])
+    assert "rope" not in dict(taken(without))
+    assert ("rms_norm", "rms_norm") in taken(without)  # of q and of k
+    assert {s.reason for s in without.sites if s.pattern == "rope"} == {"rope is disabled"}
+    without = explain(disable=["rms_norm"])
+    assert "rms_norm" not in dict(taken(without))
+    assert ("rope", "rope_qk") in taken(without)
+    added = aiter_inductor.explain(
+        norms_and_rows, x, x, w, target="gfx942", disable=["add_rms_norm"]
+    )
+    assert taken(added) == {("rms_norm", "rms_norm")}
 
 
 def test_a_name_that_nothing_bears_is_reported() -> None:
