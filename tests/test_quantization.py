@@ -147,6 +147,15 @@ def test_gradients_pass_the_quantisation(scheme, backend):
     torch.testing.assert_close(layer.bias.grad, grad.sum((0, 1)))
 
 
+@pytest.mark.parametrize("shape", [(5, 256), (2, 3, 256)])
+def test_training_by_blocks_multiplies_fp8(shape):
+    """Forward the scaled product, backward straight through; gradients as eager's."""
+    layer = aiter_inductor.quantize_(nn.Sequential(nn.Linear(256, 200)), "fp8_blockscale")
+    x = torch.randn(shape, requires_grad=True)
+    expect = {"quant_per_group": 1, "gemm_fp8_blockscale_straight_through": 1}
+    check_rewrite(layer, x, expect=expect, backward=True)
+
+
 def test_zero_weights_stay_zero():
     layer = nn.Sequential(nn.Linear(128, 128, bias=False))
     nn.init.zeros_(layer[0].weight)

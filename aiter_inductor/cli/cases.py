@@ -214,6 +214,12 @@ def _gemm(scaling: str, dtype: torch.dtype | None = None, tiled: bool = False) -
     return Family(GEMM_DIMS, example)
 
 
+def _straight_through(dims: Dims, fp8: torch.dtype) -> Arguments:
+    """A block-scaled product, and the rows before they were quantised."""
+    args, kwargs = _gemm("block").example(dims, fp8)
+    return (torch.empty(args[0].shape, dtype=torch.bfloat16, device="meta"), *args), kwargs
+
+
 def _rows_of_32(dims: Dims, fp8: torch.dtype) -> Arguments:
     """Rows to be quantised in groups of 32."""
     shape = dims["num_rows"], dims["N"] // 32 * 32
@@ -393,6 +399,7 @@ FAMILIES: Mapping[str, Family] = {
     "gemm_fp8_rowwise_preshuffled": _gemm("row", tiled=True),
     "gemm_mxfp4": _mxfp4(),
     "bmm_fp8": Family(BMM_DIMS, _bmm),
+    "gemm_fp8_blockscale_straight_through": Family(GEMM_DIMS, _straight_through),
     "attention": _attention(),
     "attention_with_lse": _attention(),
     "attention_backward": _attention(backward=True),

@@ -7,7 +7,7 @@ dequantisation and product is not repeated: kernels apply the scales to sums in 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -34,8 +34,10 @@ from aiter_inductor.lowerings.gemm import (
     gemm_w4a16,
     gemm_w8a16,
 )
+from aiter_inductor.lowerings.gemm_training import gemm_fp8_blockscale_straight_through
 from aiter_inductor.patterns.raising.gemm_operand import Operand, in_order, read_operand, shaped
 from aiter_inductor.patterns.raising.gemm_scale import Scaling, every_row, read_scaling
+from aiter_inductor.patterns.raising.straight_through import straight_through
 from aiter_inductor.patterns.raising.tail import strip_widening
 
 PATTERN = "gemm"
@@ -66,7 +68,10 @@ def dequantised_linear(node: fx.Node) -> Match | Miss | None:
     if fixed(N) is None or fixed(K) is None:
         return Miss(PATTERN, node, f"the weight is [{N}, {K}], not known when compiling")
     _follow(product)
-    x = read_operand(product.x)
+    trained = straight_through(product.x)
+    x = read_operand(trained[1] if trained else product.x)
+    if trained and not (isinstance(x, Operand) and x.scales):
+        trained, x = None, None
     if isinstance(x, str):
         return Miss(PATTERN, node, x)
     weight = _weight(product.weight)
@@ -78,7 +83,27 @@ def dequantised_linear(node: fx.Node) -> Match | Miss | None:
         return Miss(PATTERN, node, scaling)
     if x is None or not x.scales:
         return _weight_only(product, weight, scaling)
-    return _both(node, product, weight, scaling, x)
+    made = _both(node, product, weight, scaling, x)
+    return _trained(product, weight, scaling, made, trained) if trained else made
+
+
+def _trained(
+    product: _Product,
+    weight: fx.Node | Derived,
+    scaling: Scaling,
+    made: Match | Miss | None,
+    trained: tuple[fx.Node, fx.Node, frozenset[fx.Node]],
+) -> Match | Miss | None:
+    """A product through which gradients pass to what x was quantised from.
+
+    Only that by blocks has such a form; of others the weight alone is read as quantised.
+    """
+    if not isinstance(made, Match) or made.op is not gemm_fp8_blockscale:
+        return _weight_only(product, weight, scaling)
+    wide, _, nodes = trained
+    op = gemm_fp8_blockscale_straight_through
+    args, kept = (wide, *made.args), made.kept | nodes
+    return replace(made, pattern=op.name, op=op, args=args, kept=kept)
 
 
 def _product(node: fx.Node) -> _Product | str | None:
