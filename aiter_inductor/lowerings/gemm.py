@@ -22,6 +22,7 @@ from aiter_inductor.lowerings.gemm_providers import (
     int8_unsupported,
     library_is_ahead,
     library_is_faster,
+    only_open_rows,
     triton_is_faster,
     triton_unsupported,
     vendor_unsupported,
@@ -364,6 +365,7 @@ for made in (gemm_fp8_blockscale, gemm_fp8_rowwise, gemm_fp8_per_tensor):
     add_triton(made, "gemm", refuse=triton_unsupported, config=CONFIG)
 add_triton(gemm_int8, "gemm", refuse=int8_unsupported, config=CONFIG)
 for made in (gemm_w8a16, gemm_w4a16):
+    add_vendor(made, "gemm_weight", refuse=only_open_rows, archs=("sm_90",))
     add_triton(
         made, "gemm_weight", refuse=triton_unsupported, decline=decline_weight_only, config=CONFIG
     )

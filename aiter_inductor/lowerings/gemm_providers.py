@@ -134,11 +134,20 @@ def triton_is_faster(problem: GemmProblem, use: Use) -> str | None:
     return f"M={rows} is at most {SPLIT_ROWS}, where the Triton kernel measured faster"
 
 
+def only_open_rows(problem: GemmProblem, use: Use) -> str | None:
+    """What the choice between a kernel and a dequantised weight, made when called, is not for."""
+    if reason := triton_unsupported(problem, use):
+        return reason
+    if (rows := fixed(problem.M)) is not None:
+        return f"M={rows} is known; there is nothing to choose when called"
+    return None
+
+
 def decline_weight_only(problem: GemmProblem, use: Use) -> str | None:
     """By 4096 x 4096: 64 rows 14.3 µs against Inductor's 29.3 (H100), 4096 rows 393 and 190 (H200).
 
     By 28672 x 4096 64 rows 65.3 against 212 (H100). Many rows pay for a dequantised copy of the
-    weight, few do not; an open number of rows is taken for the sake of decoding.
+    weight, few do not; where the number of rows is open, `vendor` goes before and chooses.
     """
     rows = fixed(problem.M)
     if use.arch.name != "sm_90" or rows is None or rows <= FEW_ROWS:

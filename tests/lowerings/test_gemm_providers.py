@@ -11,13 +11,14 @@ import torch
 
 from aiter_inductor.core import jit
 from aiter_inductor.core.arch import arch_named
-from aiter_inductor.core.op import Use
+from aiter_inductor.core.op import Op, Use
 from aiter_inductor.kernels.cpp import gemm as cpp_gemm
 from aiter_inductor.lowerings.gemm import (
     gemm_fp8_blockscale,
     gemm_fp8_per_tensor,
     gemm_fp8_rowwise,
     gemm_int8,
+    gemm_w4a16,
     gemm_w8a16,
 )
 from aiter_inductor.lowerings.gemm_problem import GemmProblem
@@ -141,6 +142,19 @@ def test_weights_in_eight_bits_are_for_few_rows_on_hopper() -> None:
     assert left.reason.endswith(
         "M=4096: 4096 rows of 4096 x 4096 take 393 us on sm_90 and Inductor's code 190"
     )
+
+
+@pytest.mark.parametrize("op", [gemm_w8a16, gemm_w4a16], ids=str)
+def test_an_open_number_of_rows_is_chosen_for_when_called(op: Op) -> None:
+    use, problem = Use(arch_named("sm_90")), replace(WHOLE, dtype=torch.bfloat16)
+    kind = {"scaling": "weight_row"}
+    if op is gemm_w4a16:
+        kind = {"scaling": "weight_group", "weight_dtype": torch.uint8, "group_size": 128}
+    problem = replace(problem, M=sympy.Symbol("s0"), **kind)
+    assert op.select(problem, use).provider is op.providers["vendor"]
+    assert op.select(replace(problem, M=64), use).provider is op.providers["triton"]
+    reason = op.providers["vendor"].refusal(replace(problem, M=64), use)
+    assert reason == "vendor: M=64 is known; there is nothing to choose when called"
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from aiter_inductor.kernels.triton import gemm, gemm_weight
+from aiter_inductor.kernels.triton.dequantise import dequantised
 from aiter_inductor.kernels.triton.gemm_config import GemmConfig
 from aiter_inductor.kernels.triton.simulated import simulating
-from tests.kernels.triton.test_gemm import assert_product, codes, scales, spread
+from tests.kernels.triton.test_gemm import assert_product, codes, scales, spread, unpacked
 
 FP8 = {"gfx942": torch.float8_e4m3fnuz, "gfx950": torch.float8_e4m3fn}
 
@@ -38,6 +39,20 @@ def test_gemm_int8_and_gemm_w8a16(arch):
     weight_exact = weight.double() * of_weight[:, None]
     assert_product(out, x.double() * of_x, weight_exact, None, 1e-6)
     assert_product(wide, x, weight_exact, None, 2**-8)
+
+
+@pytest.mark.parametrize("arch", FP8)
+def test_dequantised_weights(arch):
+    weight, nibbles = codes(35, 530, FP8[arch], 2), torch.arange(256, dtype=torch.uint8)[None]
+    blocks, rows, groups = scales(2, 5), scales(35), scales(1, 16)
+    with simulating(arch):
+        by_blocks = dequantised(weight, blocks, 32, 128, dtype=torch.bfloat16)
+        by_rows = dequantised(weight, rows, 1, 0, dtype=torch.float32)
+        by_groups = dequantised(nibbles, groups, 1, 32, dtype=torch.float32)
+    of_blocks = spread(blocks, torch.ones(35, 530), 32, 128).float()
+    assert torch.equal(by_blocks, (weight.float() * of_blocks).bfloat16())
+    assert torch.equal(by_rows, weight.float() * rows[:, None])
+    assert torch.equal(by_groups, spread(groups, unpacked(nibbles), 1, 32).float())
 
 
 @pytest.mark.parametrize("style", ["block", "row"])

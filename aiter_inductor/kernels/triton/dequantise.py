@@ -1,0 +1,84 @@
+"""A quantised weight in full width, for products of many rows by a library."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from aiter_inductor.kernels.triton.gemm_weight_kernel import unpacked
+from aiter_inductor.kernels.triton.launch import launchable
+
+ROWS, COLUMNS = 16, 512
+
+
+@triton.jit
+def dequantise_kernel(
+    weight_ptr,
+    scale_ptr,
+    out_ptr,
+    N,
+    K,
+    weight_stride,
+    scale_stride,
+    SCALE_N: tl.constexpr,
+    SCALE_K: tl.constexpr,
+    PACKED: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    """A tile of rows and columns of the weight; SCALE_K 0 means one scale a row."""
+    n = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)[:, None]
+    k = (tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS))[None, :]
+    live = (n < N) & (k < K)
+    HELD: tl.constexpr = COLUMNS // 2 if PACKED else COLUMNS
+    held = (tl.program_id(1) * HELD + tl.arange(0, HELD))[None, :]
+    width = K // 2 if PACKED else K
+    weight = tl.load(weight_ptr + n * weight_stride + held, (n < N) & (held < width), 0.0)
+    if PACKED:
+        weight = unpacked(weight, ROWS, COLUMNS)
+    scales = scale_ptr + n // SCALE_N * scale_stride
+    if SCALE_K:
+        scale = tl.load(scales + k // SCALE_K, live, 0.0)
+    else:
+        scale = tl.load(scales, n < N, 0.0)
+    wide = weight.to(tl.float32) * scale
+    tl.store(out_ptr + n * K + k, wide.to(out_ptr.dtype.element_ty), live)
+
+
+def dequantised(
+    weight: Tensor, scale: Tensor, block_n: int, block_k: int, *, dtype: torch.dtype
+) -> Tensor:
+    """A weight times its scales, rounded once.
+
+    Args:
+        weight: [N, K], or [N, K / 2] of uint8 that hold two int4 each.
+        scale: [N], or [ceil(N / block_n), ceil(K / block_k)], fp32.
+        block_n, block_k: rows and columns that share a scale; `block_k` 0 for all of a row.
+        dtype: of the result.
+
+    Returns:
+        [N, K].
+    """
+    packed = weight.dtype == torch.uint8
+    weight, scale = weight.contiguous(), scale.contiguous()
+    N, K = weight.shape[0], weight.shape[1] * (2 if packed else 1)
+    out = weight.new_empty((N, K), dtype=dtype)
+    if out.numel():
+        launchable(dequantise_kernel)[(triton.cdiv(N, ROWS), triton.cdiv(K, COLUMNS))](
+            weight,
+            scale,
+            out,
+            N,
+            K,
+            weight.stride(0),
+            scale.stride(0),
+            SCALE_N=block_n,
+            SCALE_K=block_k,
+            PACKED=packed,
+            ROWS=ROWS,
+            COLUMNS=COLUMNS,
+            num_warps=4,
+        )
+    return out
