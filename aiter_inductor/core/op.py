@@ -30,12 +30,21 @@ BY_ROWS = "rows:"
 
 @dataclass(frozen=True)
 class Use:
-    """Where an op would run: the chip, whether gradients flow, whether to skip measurements."""
+    """Where an op would run.
+
+    Attributes:
+        arch: the chip.
+        training: gradients flow through it.
+        force: measurements are not asked.
+        disabled: the name by which a provider is switched off, or None.
+        neighbour: a node of the program that Inductor would compute in one kernel with the op.
+    """
 
     arch: Arch
     training: bool = False
     force: bool = False
     disabled: Callable[[str], str | None] = lambda name: None
+    neighbour: str | None = None
 
 
 Verdict = Callable[[Any, Use], str | None]
@@ -171,7 +180,7 @@ class Op:
             else:
                 reasons.append(reason)
         if not takers:
-            return Selection(None, "; ".join(reasons), declined)
+            return Selection(None, _sentences(reasons), declined)
         if self.tables is None:
             return _first(takers, problem, use)
         return self._fastest(self.tables, takers, problem, use)
@@ -277,6 +286,15 @@ class Op:
             self.differentiable = True
 
         return add
+
+
+def _sentences(reasons: list[str]) -> str:
+    """One sentence for each reason, `triton and hip: why` where providers share it."""
+    names: dict[str, list[str]] = {}
+    for reason in reasons:
+        name, colon, why = reason.partition(": ")
+        names.setdefault(why if colon else reason, []).append(name if colon else "")
+    return "; ".join(f"{' and '.join(who)}: {why}" if who[0] else why for why, who in names.items())
 
 
 def _first(takers: list[Provider], problem: Problem, use: Use) -> Selection:

@@ -19,6 +19,7 @@ from aiter_inductor.core.config import Options
 from aiter_inductor.core.faults import STRICT, Faults
 from aiter_inductor.core.graph import kind, module_path, tensor
 from aiter_inductor.core.match import Fusion, Match, Matches, Miss, Recogniser, fake, leak
+from aiter_inductor.core.neighbours import neighbour
 from aiter_inductor.core.op import Provider, Use
 from aiter_inductor.core.problem import describe
 from aiter_inductor.core.results import FakeResults, mismatch
@@ -128,7 +129,13 @@ class Selector:
             return Decision(match, None, before)
         arguments = {k: fake(v) for k, v in match.op.bind(*match.args, **match.kwargs).items()}
         problem = match.op.problem(**arguments)
-        use = Use(self.use.arch, _needs_grad(match), self.options.force, self.options.disables)
+        use = Use(
+            self.use.arch,
+            _needs_grad(match),
+            self.options.force,
+            self.options.disables,
+            neighbour(match),
+        )
         selection = match.op.select(problem, use)
         if selection.provider is None:
             return Decision(
