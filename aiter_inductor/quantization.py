@@ -257,7 +257,8 @@ def _refusal(model: nn.Module, name: str, linear: nn.Linear, module: type) -> st
         return f"its weight is {short_name(linear.weight.dtype)}, not bfloat16, float16 or float32"
     if linear.weight.numel() == 0:
         return f"its weight is {list(linear.weight.shape)} and has no largest magnitude"
-    step = {BlockScaledLinear: BLOCK, GroupScaledLinear: BLOCK, MxLinear: GROUP}.get(module, 1)
+    steps: dict[type, int] = {BlockScaledLinear: BLOCK, GroupScaledLinear: BLOCK, MxLinear: GROUP}
+    step = steps.get(module, 1)
     if linear.in_features % step:
         return f"in_features={linear.in_features} is not a multiple of {step}"
     for path, other in model.named_modules():

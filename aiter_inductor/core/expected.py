@@ -2,9 +2,9 @@
 
 A module whose class is called `...RMSNorm` computes an RMSNorm; a function called
 `apply_rotary_...` rotates each tensor it returns; a cast to fp8 or int8 that a scale feeds
-quantises; a linear on one of torchao's tensors multiplies quantised numbers. These are the sites
-that count as missed when no recogniser claims them, so a new spelling shows up as a gap and not as
-silence.
+quantises; a linear whose weight comes from a parameter in fp8 or int8, or is one of torchao's,
+multiplies quantised numbers. These are the sites that count as missed when no recogniser claims
+them, so a new spelling shows up as a gap and not as silence.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import PurePath
 import torch
 from torch import fx
 
-from aiter_inductor.core.expected_quant import quantisation_at, torchao_weight
+from aiter_inductor.core.expected_quant import multiplies_quantised, quantisation_at
 from aiter_inductor.core.graph import clean_path, module_path, value
 
 _CLASSES = (
@@ -69,7 +69,7 @@ def regions(graph: fx.Graph) -> list[Region]:
         if cast := quantisation_at(node):
             region = Region("quant", module_path(node), dict.fromkeys(cast))
             found["quant", node.name] = region
-        if torchao_weight(node) is not None:
+        if multiplies_quantised(node):
             found["gemm", node.name] = Region("gemm", module_path(node), {node: None})
     return list(found.values())
 

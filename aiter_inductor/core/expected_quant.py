@@ -88,6 +88,28 @@ def _given(scale: fx.Node) -> bool:
     return holds and found is not None and found.dim() <= 1 and all(n == 1 for n in found.shape)
 
 
+_WEIGHTS = {"linear": "weight", "matmul": "other", "addmm": "mat2", "int_mm": "mat2"}
+_DEQUANTISING = VIEWS | TRANSPARENT | {"cast", "mul", "div", "getitem"}
+
+
+def multiplies_quantised(node: fx.Node) -> bool:
+    """Whether `node` is a linear layer on a weight stored in fp8 or int8, or on torchao's."""
+    if torchao_weight(node) is not None:
+        return True
+    ahead = [arg(node, _WEIGHTS.get(kind(node) or "", ""))]
+    if (matrix := tensor(ahead[0])) is None or matrix.dim() != 2:
+        return False
+    for _ in range(_FAR):
+        found = ahead.pop() if ahead else None
+        if not isinstance(found, fx.Node):
+            continue
+        if found.op in ("placeholder", "get_attr") and dtype(found) in QUANT_DTYPES:
+            return True
+        if kind(found) in _DEQUANTISING or found.target is getattr:
+            ahead.extend(found.all_input_nodes)
+    return False
+
+
 def torchao_weight(node: fx.Node) -> torch.Tensor | None:
     """The weight of a linear layer, if it is one of torchao's tensor subclasses."""
     weight = tensor(arg(node, "weight")) if kind(node) == "linear" else None

@@ -84,6 +84,8 @@ ARGUMENTS: Mapping[str, tuple[str, ...]] = {
     "or": _BINARY,
     "matmul": _BINARY,
     "bmm": ("input", "mat2"),
+    "int_mm": ("input", "mat2"),
+    "einsum": ("equation", "operands"),
     "addmm": ("input", "mat1", "mat2"),
     "scaled_mm": ("input", "mat2", "scale_a", "scale_b", "bias", "scale_result"),
     "scaled_mm_recipes": (
@@ -230,6 +232,8 @@ _FUNCTIONS: Mapping[str, tuple[str, ...]] = {
     "matmul": ("operator.matmul", "torch.matmul", "aten.matmul.default", "torch.mm",
                "aten.mm.default"),
     "bmm": ("torch.bmm", "aten.bmm.default"),
+    "int_mm": ("torch._int_mm", "aten._int_mm.default"),
+    "einsum": ("torch.einsum",),
     "copy_": ("aten.copy_.default",),
     "or": ("operator.or_", "torch.bitwise_or", "aten.bitwise_or.Tensor"),
     "fake_quantize": ("torch.fake_quantize_per_tensor_affine",

@@ -41,10 +41,11 @@ from aiter_inductor.patterns.raising.straight_through import straight_through
 from aiter_inductor.patterns.raising.tail import strip_widening
 
 PATTERN = "gemm"
+PRODUCTS = ("linear", "matmul", "addmm", "int_mm", "einsum")
 
 
 @dataclass
-class _Product:
+class Product:
     """`x @ weight.T + bias` as the graph has it, and the node that holds its rounded result."""
 
     x: fx.Node
@@ -54,10 +55,10 @@ class _Product:
     interior: set[fx.Node]
 
 
-@recogniser(PATTERN, "linear", "matmul", "addmm")
+@recogniser(PATTERN, *PRODUCTS)
 def dequantised_linear(node: fx.Node) -> Match | Miss | None:
     """A linear layer on `weight.float() * scale`."""
-    product = _product(node)
+    product = product_at(node)
     if product is None:
         return None
     if isinstance(product, str):
@@ -67,14 +68,14 @@ def dequantised_linear(node: fx.Node) -> Match | Miss | None:
     N, K = product.weight.values.axes.sizes
     if fixed(N) is None or fixed(K) is None:
         return Miss(PATTERN, node, f"the weight is [{N}, {K}], not known when compiling")
-    _follow(product)
+    follow(product)
     trained = straight_through(product.x)
     x = read_operand(trained[1] if trained else product.x)
     if trained and not (isinstance(x, Operand) and x.scales):
         trained, x = None, None
     if isinstance(x, str):
         return Miss(PATTERN, node, x)
-    weight = _weight(product.weight)
+    weight = stored_weight(product.weight)
     if weight is None:
         shown = product.weight.values.node.name
         return Miss(PATTERN, node, f"{shown} is rearranged between dequantisation and product")
@@ -88,7 +89,7 @@ def dequantised_linear(node: fx.Node) -> Match | Miss | None:
 
 
 def _trained(
-    product: _Product,
+    product: Product,
     weight: fx.Node | Derived,
     scaling: Scaling,
     made: Match | Miss | None,
@@ -106,19 +107,22 @@ def _trained(
     return replace(made, pattern=op.name, op=op, args=args, kept=kept)
 
 
-def _product(node: fx.Node) -> _Product | str | None:
+def product_at(node: fx.Node) -> Product | str | None:
     """The layer behind `node` if its weight is dequantised; a sentence if no kernel does it so."""
     bias: Any = None
-    if kind(node) == "linear":
+    in_rows = kind(node) == "linear"
+    if in_rows:
         x, matrix, bias = arg(node, "input"), arg(node, "weight"), arg(node, "bias")
     elif kind(node) == "addmm":
         x, matrix, bias = arg(node, "mat1"), arg(node, "mat2"), arg(node, "input")
+    elif kind(node) == "einsum":
+        x, matrix, in_rows = _summed(node)
     else:
-        x, matrix = arg(node, "input"), arg(node, "other")
+        x, matrix = arg(node, "input"), arg(node, "mat2" if kind(node) == "int_mm" else "other")
     if not isinstance(x, fx.Node) or ndim(matrix) != 2 or ndim(x) < 1:
         return None
     weight = read_operand(matrix)
-    if isinstance(weight, Operand) and kind(node) != "linear":
+    if isinstance(weight, Operand) and not in_rows:
         weight = weight.transposed()
     if not isinstance(weight, Operand):
         return weight
@@ -126,10 +130,24 @@ def _product(node: fx.Node) -> _Product | str | None:
         return "addmm scales its bias or its product; kernels add the bias as it is"
     if bias is not None and sizes(bias) != (size(node, -1),):
         return f"{getattr(bias, 'name', bias)} is added as bias but is no row of {size(node, -1)}"
-    return _Product(x, weight, bias, node, {node})
+    return Product(x, weight, bias, node, {node})
 
 
-def _follow(product: _Product) -> None:
+def _summed(node: fx.Node) -> tuple[Any, Any, bool]:
+    """`(x, weight, whether it is [N, K])` of an einsum that is a linear layer; else Nones."""
+    equation, *operands = node.args
+    if not isinstance(equation, str) or len(operands) != 2:
+        return None, None, False
+    inputs, _, result = equation.replace(" ", "").partition("->")
+    left, _, right = inputs.partition(",")
+    if len(right) == 2 and left and len(set(left + right)) == len(left) + 1:
+        for summed, kept, in_rows in ((right[1], right[0], True), (right[0], right[1], False)):
+            if left[-1] == summed and result == left[:-1] + kept:
+                return operands[0], operands[1], in_rows
+    return None, None, False
+
+
+def follow(product: Product) -> None:
     """Take in a bias and a narrowing cast behind the product."""
     while (user := only_user(product.end)) is not None:
         if kind(user) == "cast":
@@ -152,7 +170,7 @@ def _row(user: fx.Node, end: fx.Node) -> fx.Node | None:
     return None
 
 
-def _weight(operand: Operand) -> fx.Node | Derived | None:
+def stored_weight(operand: Operand) -> fx.Node | Derived | None:
     """The stored weight as [N, K], or as [N, K / 2] if a byte holds two elements."""
     N, K = operand.values.axes.sizes
     if packed := operand.values.packed:
@@ -167,7 +185,7 @@ def _weight(operand: Operand) -> fx.Node | Derived | None:
 
 
 def _weight_only(
-    product: _Product, weight: fx.Node | Derived, scaling: Scaling
+    product: Product, weight: fx.Node | Derived, scaling: Scaling
 ) -> Match | Miss | None:
     node, x, kwargs = product.end, product.x, {}
     if dtype(x) == torch.float32 and dtype(strip_widening(x)) == dtype(node):
@@ -191,11 +209,11 @@ def _weight_only(
         held, wanted = short_name(dtype(x) or torch.float32), short_name(dtype(node) or torch.int8)
         return Miss(PATTERN, node, f"x is {held} and the result {wanted}; kernels keep x's dtype")
     args = (x, weight, scale, product.bias)
-    return _match(product, op, args, kwargs, product.weight.nodes)
+    return matched(product, op, args, kwargs, product.weight.nodes)
 
 
 def _both(
-    node: fx.Node, product: _Product, weight: fx.Node | Derived, w: Scaling, x: Operand
+    node: fx.Node, product: Product, weight: fx.Node | Derived, w: Scaling, x: Operand
 ) -> Match | Miss | None:
     q = shaped(x.values.node, x.values.axes.sizes) if in_order(x.values) else None
     if q is None:
@@ -237,7 +255,7 @@ def _both(
     if scales[0] is None or scales[1] is None:
         return Miss(PATTERN, node, f"{scaling.name} cannot be reshaped to one scale a group")
     nodes = product.weight.nodes | x.nodes
-    return _match(product, op, (q, weight, *scales, product.bias), kwargs, nodes)
+    return matched(product, op, (q, weight, *scales, product.bias), kwargs, nodes)
 
 
 def every_token(scale: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
@@ -245,12 +263,13 @@ def every_token(scale: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     return scale.expand(*x.shape[:-1], 1)
 
 
-def _match(
-    product: _Product,
+def matched(
+    product: Product,
     op: Any,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     kept: frozenset[fx.Node],
 ) -> Match:
+    """The product as a call of `op`; `kept` are the nodes that dequantise its operands."""
     interior = frozenset(product.interior)
     return Match(op.name, op, args, kwargs, (Output(product.end),), interior, kept=kept)

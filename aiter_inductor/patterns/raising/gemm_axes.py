@@ -53,7 +53,11 @@ def is_view(node: object) -> bool:
     if not isinstance(node, fx.Node):
         return False
     name = kind(node)
-    spread = name in SPREADS or name in RESHAPES or name in TRANSPOSES or name == "getitem"
+    if name == "getitem":
+        index = arg(node, "index")
+        parts = index if isinstance(index, tuple) else (index,)
+        return all(part is None or part is Ellipsis or isinstance(part, slice) for part in parts)
+    spread = name in SPREADS or name in RESHAPES or name in TRANSPOSES
     return spread or name in TRANSPARENT or name == "detach" or _is_transposed_attribute(node)
 
 
