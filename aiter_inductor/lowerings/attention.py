@@ -8,6 +8,10 @@ from torch import Tensor
 
 from aiter_inductor.core.dtypes import accumulate_dtype
 from aiter_inductor.core.op import op
+from aiter_inductor.lowerings.attention_decode import (
+    one_query_unsupported,
+    sdpa_decodes_faster,
+)
 from aiter_inductor.lowerings.attention_hopper import sdpa_attends_faster, wgmma_unsupported
 from aiter_inductor.lowerings.attention_problem import (
     AttentionProblem,
@@ -16,7 +20,7 @@ from aiter_inductor.lowerings.attention_problem import (
     sdpa_is_faster,
     sdpa_unsupported,
 )
-from aiter_inductor.lowerings.providers import add_cuda, add_triton
+from aiter_inductor.lowerings.providers import add_cuda, add_hip, add_triton
 
 
 @op(problem=AttentionProblem.of)
@@ -87,6 +91,7 @@ def in_layout(out: Tensor, layout: str) -> Tensor:
     return out.contiguous()
 
 
+add_hip(attention, "attention", refuse=one_query_unsupported, decline=sdpa_decodes_faster)
 add_cuda(attention, "attention", refuse=wgmma_unsupported, decline=sdpa_attends_faster)
 add_triton(attention, "attention", refuse=flash_unsupported, decline=sdpa_is_faster)
 

@@ -54,9 +54,16 @@ def add_triton(
     )(run)
 
 
-def add_hip(made: Op, family: str, *, refuse: Verdict, decline: Verdict = accept) -> None:
+def add_hip(
+    made: Op,
+    family: str,
+    *,
+    refuse: Verdict,
+    decline: Verdict = accept,
+    cede: Verdict = accept,
+) -> None:
     """Let `kernels/hip/<family>.py` provide `made`, built when first called."""
-    _add_built(made, "hip", family, _with_instructions(refuse), decline)
+    _add_built(made, "hip", family, _with_instructions(refuse), decline, cede)
 
 
 def add_cuda(

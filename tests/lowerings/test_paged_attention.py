@@ -12,7 +12,11 @@ from aiter_inductor.core.arch import arch_named
 from aiter_inductor.core.op import Use
 from aiter_inductor.lowerings.kv_cache import kv_cache_write
 from aiter_inductor.lowerings.paged_attention import paged_attention
-from aiter_inductor.lowerings.paged_attention_problem import PagedAttentionProblem
+from aiter_inductor.lowerings.paged_attention_problem import (
+    PagedAttentionProblem,
+    paged_vectors_unsupported,
+    triton_attends_faster,
+)
 from tests.lowerings.checks import assert_close, opcheck
 
 FP32, BF16 = torch.float32, torch.bfloat16
@@ -99,6 +103,36 @@ def test_every_chip_takes_its_own_fp8(arch):
 def test_refusals_name_the_values(changed, sentence):
     reason = paged_attention.select(replace(SMALL, **changed), Use(arch_named("gfx942"))).reason
     assert sentence in reason
+
+
+@pytest.mark.parametrize(
+    ("changed", "sentence"),
+    [
+        ({}, "queries are float32; the kernel multiplies bfloat16 and float16"),
+        ({"dtype": BF16, "cache_dtype": BF16, "v_head_dim": 20}, "no multiple of the 8 in 16"),
+        ({"dtype": BF16, "cache_dtype": BF16, "aligned": False}, "do not begin at multiples of 16"),
+    ],
+)
+def test_vectors_of_16_bytes_are_refused_by_name(changed, sentence):
+    reason = paged_vectors_unsupported(replace(SMALL, **changed), Use(arch_named("gfx942")))
+    assert sentence in str(reason)
+
+
+def test_rows_of_16_bytes_are_seen_in_strides_and_offsets():
+    problem = replace(SMALL, dtype=BF16, cache_dtype=BF16, v_head_dim=32)
+    args, kwargs = problem.sample(seed=5, device="cpu")
+    wide = torch.zeros(*args[1].shape[:3], 40, dtype=BF16)
+    for cut, aligned in ((wide[..., :32], True), (wide[..., 1:33], False), (wide[..., 8:], True)):
+        assert PagedAttentionProblem.of(args[0], cut, *args[2:], **kwargs).aligned == aligned
+
+
+def test_one_layout_is_left_to_triton_on_hopper_in_bf16():
+    use = Use(arch_named("sm_90"))
+    bf16 = replace(SMALL, dtype=BF16, cache_dtype=BF16)
+    packed, fp8 = replace(bf16, layout="packed"), replace(bf16, cache_dtype=FP8["gfx950"])
+    assert "446 us on sm_90 and the Triton kernel 412" in str(triton_attends_faster(bf16, use))
+    assert triton_attends_faster(packed, use) is triton_attends_faster(fp8, use) is None
+    assert triton_attends_faster(bf16, Use(arch_named("gfx942"))) is None
 
 
 def test_arguments_that_do_not_fit_are_refused():

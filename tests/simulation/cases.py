@@ -51,6 +51,7 @@ class Style:
         dtype: of all tensors that are bfloat16 in the plain call.
         permuted: rows are laid out [A, B, N] with the first two swapped in memory.
         special: x holds a NaN, infinities and a row of zeros.
+        languages: whose kernels take it, of those that the op has kernels in.
     """
 
     name: str = "plain"
@@ -60,6 +61,7 @@ class Style:
     dtype: torch.dtype = BF16
     permuted: bool = False
     special: bool = False
+    languages: tuple[str, ...] = ("triton", "hip")
 
 
 @dataclass(frozen=True)
@@ -264,6 +266,7 @@ _UNDONE = Style("transposed", fields={"transposed": True, **_PAIRS})
 _NO_GROUPS = {"num_groups": 1, "topk_groups": 1, "bias_dtype": None}
 _INTO_PACKED = (Style("packed", fields={"layout": "packed"}),)
 
+_ONE_QUERY = {"num_queries": 1, "causal": "none"}
 STYLES: Mapping[str, tuple[Style, ...]] = {
     "rms_norm": (*_WEIGHTS, PERMUTED, OF_FP16, Style("to fp32", keywords={"out_dtype": FP32})),
     "add_rms_norm": (*_WEIGHTS, PERMUTED, OF_FP32),
@@ -317,6 +320,8 @@ STYLES: Mapping[str, tuple[Style, ...]] = {
         Style("masked", fields={"mask": "bool", "causal": "none"}),
         Style("biased", fields={"mask": "bfloat16", "softcap": 3.0, "layout": "bshd"}),
         OF_FP32,
+        *2 * (Style("one query", fields=_ONE_QUERY),),
+        Style("one query, masked", fields={**_ONE_QUERY, "mask": "bool"}),
     ),
     "attention_with_lse": (Style("sinks", fields={"sinks": True}),),
     "attention_backward": (
@@ -350,7 +355,8 @@ STYLES: Mapping[str, tuple[Style, ...]] = {
     "paged_attention": (
         *2 * (Style("packed", fields={"layout": "packed"}),),
         Style("sinks", fields={"sinks": True, "window": 50, "softcap": 20.0}),
-        OF_FP32,
+        OF_FP16,
+        replace(OF_FP32, languages=("triton",)),
     ),
 }
 """Beyond the plainest call of each op, which is made at every size; a style at one size."""

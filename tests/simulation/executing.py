@@ -19,6 +19,7 @@ from aiter_inductor.core.arch import arch_named
 from aiter_inductor.kernels.hip import loading
 from aiter_inductor.kernels.triton import simulated
 from tests.lowerings.checks import assert_close, assert_same_layout
+from tests.simulation.cases import Case, cases
 
 ARCHS = ("gfx942", "gfx950")
 LANGUAGES = ("triton", "hip")
@@ -47,6 +48,19 @@ def written_in(language: str) -> list[str]:
 def serves(op: str, language: str, arch: str) -> bool:
     """Whether the op's kernel in this language is for the chip at all."""
     return load_ops()[op].providers[language].serves(arch_named(arch))
+
+
+def cases_of(language: str) -> list[Case]:
+    """Every case that a kernel of this language takes."""
+    ops = written_in(language)
+    return [case for case in cases() if case.op in ops and takes(case, language)]
+
+
+def takes(case: Case, language: str) -> bool:
+    """Whether the op's kernel in this language is for such a case; HIP attends from one query."""
+    if case.op == "attention" and language == "hip":
+        return case.style.fields.get("num_queries") == 1
+    return language in case.style.languages
 
 
 @contextmanager

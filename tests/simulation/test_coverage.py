@@ -17,10 +17,10 @@ from aiter_inductor.cli.cases import load_ops
 from aiter_inductor.core.arch import arch_named
 from aiter_inductor.core.op import Use
 from tests.kernels.triton.compiled import Recorder
-from tests.simulation.cases import cases
 from tests.simulation.executing import (
     ARCHS,
     LANGUAGES,
+    cases_of,
     host_function,
     modules,
     serves,
@@ -91,10 +91,9 @@ def recorded(language: str) -> Iterator[Callable[[], set[str]]]:
 def reached(language: str) -> set[str]:
     """Kernels that the cases launch."""
     with recorded(language) as names:
-        for case in cases():
-            if case.op in written_in(language):
-                args, kwargs = case.arguments(ARCHS[0])
-                host_function(case.op, language)(*args, **kwargs)
+        for case in cases_of(language):
+            args, kwargs = case.arguments(ARCHS[0])
+            host_function(case.op, language)(*args, **kwargs)
         return names()
 
 
@@ -102,9 +101,10 @@ def reached(language: str) -> set[str]:
 def test_every_op_has_two_sizes_and_a_ragged_one(language):
     missing = []
     for name in written_in(language):
-        plain = [case for case in cases() if case.op == name and case.style.name == "plain"]
-        if len(plain) < 2 or not any(case.ragged for case in plain):
-            missing.append(f"{name} is simulated at {[str(case) for case in plain]}")
+        taken = [case for case in cases_of(language) if case.op == name]
+        sizes = {tuple(case.dims.items()) for case in taken}
+        if len(sizes) < 2 or not any(case.ragged for case in taken):
+            missing.append(f"{name} is simulated at {[str(case) for case in taken]}")
     assert not missing, "add sizes to tests/simulation/cases.py:\n" + "\n".join(missing)
 
 
@@ -120,9 +120,8 @@ def test_every_kernel_is_reached(language, all_kernels):
 
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_no_case_is_one_that_the_kernel_refuses(language):
-    for case in cases():
-        if case.op in written_in(language):
-            provider = load_ops()[case.op].providers[language]
-            for arch in (arch for arch in ARCHS if serves(case.op, language, arch)):
-                refusal = provider.refuse(case.problem(arch), Use(arch_named(arch)))
-                assert refusal is None, f"{case}: {refusal}"
+    for case in cases_of(language):
+        provider = load_ops()[case.op].providers[language]
+        for arch in (arch for arch in ARCHS if serves(case.op, language, arch)):
+            refusal = provider.refuse(case.problem(arch), Use(arch_named(arch)))
+            assert refusal is None, f"{case}: {refusal}"

@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 
 from aiter_inductor.core.jit import NoCompilerError, default_settings, find_compiler
-from tests.simulation.cases import Case, cases
+from tests.simulation.cases import Case
 from tests.simulation.executing import (
     ARCHS,
     LANGUAGES,
     assert_right,
+    cases_of,
     execute,
     serves,
-    written_in,
 )
 
 
@@ -22,8 +22,8 @@ from tests.simulation.executing import (
         (language, case, arch)
         for arch in ARCHS
         for language in LANGUAGES
-        for case in cases()
-        if case.op in written_in(language) and serves(case.op, language, arch)
+        for case in cases_of(language)
+        if serves(case.op, language, arch)
     ],
     ids=str,
 )

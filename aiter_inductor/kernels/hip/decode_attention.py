@@ -1,0 +1,441 @@
+"""Attention of one token a sequence, cached tokens split among waves: decode_attention.hip."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from aiter_inductor.core.arch import KNOWN, arch_of
+from aiter_inductor.core.dtypes import ROW_DTYPES
+from aiter_inductor.core.jit import Module
+from aiter_inductor.core.launch import KernelSignature, Parameter, f32, i32, i64, pointer
+from aiter_inductor.kernels.hip.loading import (
+    CPP_TYPES,
+    arch_name,
+    hip_module,
+    load_kernel,
+    wave_size,
+)
+
+VECTOR_BYTES = 16
+MAX_CACHE_BYTES = VECTOR_BYTES * 2**32
+_REDUCE_WAVES = 4
+_LEAST_VALUE_BYTES = 4
+_TILE_BYTES, _MOST_WAVES = 16384, 4
+_COLUMNS = {32: 8, 64: 16}
+_LENGTHS_THREADS = 256
+_MASK_TYPES = {torch.bool: "u8", **{dtype: CPP_TYPES[dtype] for dtype in ROW_DTYPES}}
+
+
+@dataclass(frozen=True)
+class DecodeStyle:
+    """What is compiled in.
+
+    Attributes:
+        dtype: of queries and results, bf16 or fp16.
+        cache_dtype: of keys and values.
+        head_dim, v_head_dim: elements of a key and of a value.
+        group: query heads that share a head of keys.
+        page_size: tokens of a page; None for rows of tokens without a table.
+        packed: the layout is `packed`, else `paged`.
+        softcap: scores are capped.
+        mask_dtype: of a mask over tokens, or None.
+    """
+
+    dtype: torch.dtype
+    cache_dtype: torch.dtype
+    head_dim: int
+    v_head_dim: int
+    group: int
+    page_size: int | None
+    packed: bool
+    softcap: bool
+    mask_dtype: torch.dtype | None = None
+
+    @property
+    def pack(self) -> int:
+        """Elements of the cache in 16 bytes."""
+        return VECTOR_BYTES // self.cache_dtype.itemsize
+
+    def value_vec(self, wave: int) -> int:
+        """Elements of a value in the paged layout that a lane reads at once."""
+        vec, least = self.pack, max(_LEAST_VALUE_BYTES // self.cache_dtype.itemsize, 2)
+        while vec > least and vec * wave // 4 > self.v_head_dim:
+            vec //= 2
+        return vec
+
+    def slots(self, tile: int, wave: int) -> int:
+        """Vectors of a tile that a lane holds, as decode_tile.h counts them."""
+        groups = wave // 4
+        rows = 16 // groups
+        if wave == 32:
+            keys = tile // 4 * -(-self.head_dim // (8 * self.pack))
+        else:
+            keys = tile // 16 * -(-self.head_dim // (4 * self.pack))
+        if self.packed:
+            return keys + rows * -(-self.v_head_dim // 16)
+        return keys + tile // 4 * -(-self.v_head_dim // (groups * self.value_vec(wave)))
+
+
+@dataclass(frozen=True)
+class DecodeConfig:
+    """How the chip is filled.
+
+    Attributes:
+        tile: tokens that a wave attends to at a time.
+        stages: tiles that it has under way; one on AMD, where registers hold them.
+        waves: of a block.
+        blocks: of a compute unit.
+        least_tiles: of a wave, as far as there are fewer than waves.
+    """
+
+    tile: int
+    stages: int
+    waves: int
+    blocks: int = 1
+    least_tiles: int = 2
+
+    @classmethod
+    def default(cls, arch: str, style: DecodeStyle) -> DecodeConfig:
+        """Tiles of about 16 KiB, as many under way as the chip has shared memory for."""
+        wave = wave_size(arch)
+        width = style.head_dim + style.v_head_dim
+        tile = 4 * style.pack
+        if not style.packed:
+            tile = min(max(_TILE_BYTES // (width * style.cache_dtype.itemsize) // 16 * 16, 16), 64)
+        if wave == 64:
+            return cls(tile, 1, 4, blocks=2)
+        room = KNOWN[arch].lds_bytes // (style.slots(tile, wave) * wave * VECTOR_BYTES)
+        waves = max(min(room // 2, _MOST_WAVES), 1)
+        return cls(tile, max(min(room // waves, 4), 2), waves)
+
+
+@dataclass(frozen=True)
+class AttendVariant:
+    """One compilation of decode_attention.hip."""
+
+    style: DecodeStyle
+    config: DecodeConfig
+    wave: int
+
+    @property
+    def head_blocks(self) -> int:
+        """Blocks of query heads that a wave has."""
+        return 2 if self.wave == 32 and self.style.group > _COLUMNS[self.wave] else 1
+
+    @property
+    def units(self) -> int:
+        """Waves that share a head of keys because its query heads are too many for one."""
+        return -(-self.style.group // (self.head_blocks * _COLUMNS[self.wave]))
+
+    @property
+    def shared_bytes(self) -> int:
+        """Dynamic shared memory of a block: every slot is 16 bytes a lane."""
+        if self.wave == 64:
+            return 0
+        slots = self.style.slots(self.config.tile, self.wave) * self.config.stages
+        return slots * self.config.waves * self.wave * VECTOR_BYTES
+
+    def module(self) -> Module:
+        """decode_attention.hip with these definitions."""
+        style = self.style
+        return hip_module(
+            "decode_attention",
+            "decode_attention.hip",
+            Q=CPP_TYPES[style.dtype],
+            CACHE=CPP_TYPES[style.cache_dtype],
+            D=style.head_dim,
+            DV=style.v_head_dim,
+            GROUP=style.group,
+            HEAD_BLOCKS=self.head_blocks,
+            PAGE=style.page_size or 1,
+            DENSE=style.page_size is None,
+            PACKED=style.packed,
+            SOFTCAP=style.softcap,
+            MASKED=style.mask_dtype is not None,
+            MASK=_MASK_TYPES[style.mask_dtype or torch.bool],
+            VALUE_VEC=style.value_vec(self.wave),
+            TILE=self.config.tile,
+            STAGES=self.config.stages,
+            WAVES=self.config.waves,
+            LEAST_TILES=self.config.least_tiles,
+        )
+
+    def signature(self) -> KernelSignature:
+        """decode_attend's parameters."""
+        dtype, fp32, ints = self.style.dtype, torch.float32, torch.int32
+        return KernelSignature(
+            "decode_attend",
+            (
+                Parameter("q", "pointer", dtype, align=8),
+                Parameter("keys", "pointer", self.style.cache_dtype, align=VECTOR_BYTES),
+                Parameter("values", "pointer", self.style.cache_dtype, align=VECTOR_BYTES),
+                pointer("tables", ints, optional=True),
+                pointer("lengths", ints, optional=True),
+                pointer("key_scale", fp32, optional=True),
+                pointer("value_scale", fp32, optional=True),
+                pointer("sinks", dtype, optional=True),
+                pointer("mask", self.style.mask_dtype, optional=True),
+                pointer("out", dtype),
+                pointer("partial", fp32),
+                pointer("lse", fp32),
+                pointer("starts", ints),
+                f32("scale"),
+                f32("softcap"),
+                *(i32(n) for n in ("num_seqs", "longest", "window", "num_kv_heads", "ranges")),
+                *(i64(n) for n in ("q_seq", "q_head", "tables_seq", "mask_seq", "mask_token")),
+                *(i64(n) for n in ("key_head", "value_head")),
+                *(i32(n) for n in ("key_page", "key_token", "key_chunk")),
+                *(i32(n) for n in ("value_page", "value_token", "value_chunk")),
+            ),
+        )
+
+
+@dataclass(frozen=True)
+class ReduceVariant:
+    """One compilation of decode_reduce.hip."""
+
+    style: DecodeStyle
+    config: DecodeConfig
+    num_heads: int
+
+    def module(self) -> Module:
+        """decode_reduce.hip with these definitions."""
+        return hip_module(
+            "decode_reduce",
+            "decode_reduce.hip",
+            Q=CPP_TYPES[self.style.dtype],
+            DV=self.style.v_head_dim,
+            HEADS=self.num_heads,
+            WAVES=_REDUCE_WAVES,
+            TILE=self.config.tile,
+            DENSE=self.style.page_size is None,
+            LEAST_TILES=self.config.least_tiles,
+        )
+
+    def signature(self) -> KernelSignature:
+        """decode_reduce's parameters."""
+        fp32, ints = torch.float32, torch.int32
+        return KernelSignature(
+            "decode_reduce",
+            (
+                pointer("partial", fp32),
+                pointer("lse", fp32),
+                pointer("starts", ints),
+                pointer("lengths", ints, optional=True),
+                pointer("sinks", self.style.dtype, optional=True),
+                pointer("out", self.style.dtype),
+                *(i32(n) for n in ("num_seqs", "longest", "window", "ranges")),
+            ),
+        )
+
+
+@dataclass(frozen=True)
+class LengthsVariant:
+    """One compilation of decode_lengths.hip."""
+
+    mask_dtype: torch.dtype
+
+    def module(self) -> Module:
+        """decode_lengths.hip with these definitions."""
+        mask = _MASK_TYPES[self.mask_dtype]
+        return hip_module(
+            "decode_lengths", "decode_lengths.hip", MASK=mask, THREADS=_LENGTHS_THREADS
+        )
+
+    def signature(self) -> KernelSignature:
+        """decode_lengths's parameters."""
+        mask, lengths = pointer("mask", self.mask_dtype), pointer("lengths", torch.int32)
+        strides = i64("mask_seq"), i64("mask_token")
+        return KernelSignature("decode_lengths", (mask, lengths, i32("longest"), *strides))
+
+
+@dataclass(frozen=True)
+class CacheView:
+    """Keys or values as a wave addresses them; strides in elements.
+
+    Attributes:
+        tensor: the cache.
+        page: between pages, or between sequences where there is no table.
+        token: between tokens of a page, or between packs of tokens of packed values.
+        head: between heads.
+        chunk: between packs of elements of packed keys, or elements of packed values; else 0.
+    """
+
+    tensor: Tensor
+    page: int
+    token: int
+    head: int
+    chunk: int
+
+    def vectors(self, stride: int) -> int:
+        """A stride in vectors of 16 bytes.
+
+        Raises:
+            ValueError: if it is no whole number of them, or more than 32 bits hold.
+        """
+        size = stride * self.tensor.element_size()
+        if size % VECTOR_BYTES:
+            raise ValueError(f"a stride of {size} bytes is no multiple of {VECTOR_BYTES}")
+        if not 0 <= size // VECTOR_BYTES < 2**31:
+            raise ValueError(f"a stride of {size} bytes is outside 0 to {VECTOR_BYTES * 2**31}")
+        return size // VECTOR_BYTES
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Which tokens of the cache are attended to.
+
+    Attributes:
+        tables: [num_seqs, max_pages], int32; None where pages are sequences.
+        lengths: [num_seqs], int32; None where all sequences have `longest`.
+        longest: tokens of the longest sequence; read where `lengths` is None.
+        window: the last so many are seen; 0 for all.
+        mask: [num_seqs, longest], True where a token is seen or added to scores, or None.
+    """
+
+    tables: Tensor | None
+    lengths: Tensor | None
+    longest: int
+    window: int = 0
+    mask: Tensor | None = None
+
+    @property
+    def mask_strides(self) -> tuple[int, int]:
+        """Between sequences and between tokens; zeros without a mask."""
+        return (0, 0) if self.mask is None else (self.mask.stride(0), self.mask.stride(1))
+
+    def shown(self) -> Tokens:
+        """The same, with lengths up to the last token that the mask shows."""
+        mask = self.mask
+        if mask is None:
+            return self
+        lengths = mask.new_empty(mask.shape[0], dtype=torch.int32)
+        arch, variant = arch_name(mask.device), LengthsVariant(mask.dtype)
+        load_kernel(variant, arch, mask.device.type).launch(
+            (mask.shape[0], 1), _LENGTHS_THREADS, 0, mask, lengths, self.longest, *self.mask_strides
+        )
+        return replace(self, lengths=lengths)
+
+
+def decode(
+    q: Tensor,
+    keys: CacheView,
+    values: CacheView,
+    tokens: Tokens,
+    key_scale: Tensor | None,
+    value_scale: Tensor | None,
+    sinks: Tensor | None,
+    *,
+    style: DecodeStyle,
+    num_kv_heads: int,
+    scale: float,
+    softcap: float,
+    config: DecodeConfig | None = None,
+) -> Tensor:
+    """Attend from `q` [num_seqs, num_heads, head_dim].
+
+    Returns:
+        [num_seqs, num_heads, v_head_dim], dtype of `q`.
+
+    Raises:
+        ValueError: for strides or sizes that the kernel does not take.
+    """
+    num_seqs, num_heads, _ = q.shape
+    out = q.new_empty(num_seqs, num_heads, style.v_head_dim)
+    if num_seqs == 0:
+        return out
+    if q.stride(-1) != 1 or q.stride(0) % 4 or q.stride(1) % 4 or q.data_ptr() % 8:
+        q = q.contiguous()
+    arch = arch_name(q.device)
+    if config is None:
+        config = DecodeConfig.default(arch, style)
+    attend, reduce, ranges = _plan(style, config, arch, q.device, num_kv_heads)
+    tokens = tokens.shown()
+    partial = q.new_empty(2 * ranges, num_heads, style.v_head_dim, dtype=torch.float32)
+    lse = q.new_empty(2 * ranges, num_heads, dtype=torch.float32)
+    starts = q.new_empty(num_seqs + 1, dtype=torch.int32)
+    longest = (num_seqs, tokens.longest, tokens.window)
+    attend.launch(
+        (attend.blocks, 1),
+        attend.threads,
+        attend.shared_bytes,
+        q,
+        keys.tensor,
+        values.tensor,
+        tokens.tables,
+        tokens.lengths,
+        key_scale,
+        value_scale,
+        sinks,
+        tokens.mask,
+        out,
+        partial,
+        lse,
+        starts,
+        scale,
+        softcap,
+        *longest,
+        num_kv_heads,
+        ranges,
+        q.stride(0),
+        q.stride(1),
+        0 if tokens.tables is None else tokens.tables.stride(0),
+        *tokens.mask_strides,
+        keys.head,
+        values.head,
+        keys.vectors(keys.page),
+        keys.vectors(keys.token),
+        keys.vectors(keys.chunk),
+        values.vectors(values.page),
+        values.vectors(values.token),
+        values.vectors(values.chunk),
+    )
+    grid = num_seqs * num_heads, 1
+    rows = partial, lse, starts, tokens.lengths, sinks, out
+    reduce.launch(grid, reduce.threads, 0, *rows, *longest, ranges)
+    return out
+
+
+@dataclass(frozen=True)
+class _Launch:
+    kernel: AttendVariant | ReduceVariant
+    arch: str
+    device_type: str
+    blocks: int
+    threads: int
+    shared_bytes: int
+
+    @property
+    def launch(self) -> Callable[..., None]:
+        return load_kernel(self.kernel, self.arch, self.device_type).launch
+
+
+@lru_cache(maxsize=1024)
+def _plan(
+    style: DecodeStyle, config: DecodeConfig, arch: str, device: torch.device, num_kv_heads: int
+) -> tuple[_Launch, _Launch, int]:
+    """Both launches, and the ranges of tokens that waves take."""
+    wave = wave_size(arch)
+    attend = AttendVariant(style, config, wave)
+    heads = num_kv_heads * attend.units
+    waves = _compute_units(arch, device) * config.blocks * config.waves
+    ranges = max(waves // heads, 1)
+    blocks = -(-ranges * heads // config.waves)
+    reduce = ReduceVariant(style, config, num_kv_heads * style.group)
+    place = arch, device.type
+    return (
+        _Launch(attend, *place, blocks, config.waves * wave, attend.shared_bytes),
+        _Launch(reduce, *place, 0, _REDUCE_WAVES * wave, 0),
+        ranges,
+    )
+
+
+def _compute_units(arch: str, device: torch.device) -> int:
+    if device.type == "cuda":
+        return arch_of(device).compute_units
+    return KNOWN[arch].compute_units if arch in KNOWN else 1

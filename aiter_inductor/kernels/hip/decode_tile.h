@@ -1,0 +1,226 @@
+// Tiles of keys and values: where their vectors lie in the cache, and as operands of products.
+//
+// Scores are S^T = K Q^T, results O^T = V^T P^T: keys and values are operands A, of vectors that
+// lanes read from the cache just as they hold them. Which element of a key goes to which place of the
+// inner dimension is free, as long as queries follow; so are the rows of V^T and the tokens' order.
+// Nothing passes through another lane but weights, and where tokens lie.
+//
+//   paged:   four tokens in a lane for each 16; a value's vector is VALUE_VEC of its elements
+//   packed:  PACK tokens side by side in a lane, of one element of the values
+#pragma once
+
+#include "decode_mask.h"
+#include "decode_ranges.h"
+#include "decode_ring.h"
+
+constexpr int PACK = 16 / (int)sizeof(CACHE), TILE_BLOCKS = TILE / 16, GROUPS = WAVE / 4;
+constexpr int KEY_ROUNDS = (D / PACK + 3) / 4, KEY_STEPS = PACK / 4;
+constexpr int VEC = PACKED ? ROWS : VALUE_VEC;  // elements of a value in a lane, a round
+constexpr int VALUE_ROUNDS = (DV + GROUPS * VEC - 1) / (GROUPS * VEC);
+constexpr int ROUND_BLOCKS = VEC / ROWS, VALUE_BLOCKS = VALUE_ROUNDS * ROUND_BLOCKS;
+constexpr int VALUE_BYTES = PACKED ? 16 : VALUE_VEC * (int)sizeof(CACHE);
+constexpr int KEY_SLOTS = ROWS == 1 ? TILE_BLOCKS * KEY_ROUNDS : TILE / 4 * ((KEY_ROUNDS + 1) / 2);
+constexpr int ROUND_SLOTS = PACKED ? ROWS : 4 * TILE_BLOCKS;
+constexpr int SLOTS = KEY_SLOTS + VALUE_ROUNDS * ROUND_SLOTS;
+static_assert(TILE % 16 == 0 && (!PACKED || TILE == 4 * PACK), "whole blocks, one pack a quarter");
+static_assert(D % PACK == 0 && DV % VEC == 0 && (!PACKED || PAGE % PACK == 0), "whole vectors");
+
+template <class T> struct OperandOf { typedef fp16 type; };
+template <> struct OperandOf<bf16> { typedef bf16 type; };
+typedef OperandOf<CACHE>::type OPERAND;
+
+// The token of a tile that place e of quarter j has in block s of 16.
+SIMT_DEVICE int place_in_tile(int s, int j, int e) {
+  return PACKED ? PACK * j + 4 * s + e : 16 * s + 4 * j + e;
+}
+
+// Tokens of a tile whose table entries a lane reads: so dealt that the lane, but not the register,
+// of one that is needed depends on the reader.
+constexpr int DEALT = (TILE + WAVE - 1) / WAVE, RUN = PACK / DEALT;
+SIMT_DEVICE int dealt_place(int i) {
+  return PACKED ? lane() / RUN * PACK + i * RUN + lane() % RUN : i * WAVE + lane();
+}
+SIMT_DEVICE u32 from_dealer(const u32 (&x)[DEALT], int s, int j, int e) {
+  if constexpr (PACKED) return shuffle(x[4 * s / RUN], j * RUN + 4 * s % RUN + e);
+  return shuffle(x[16 * s / WAVE], 16 * s % WAVE + 4 * j + e);
+}
+
+// The places of a tile whose tokens are seen.
+struct Seen {
+  i32 first, end;
+  bool all;
+
+  SIMT_DEVICE Seen of(const Cursor& cursor) {
+    const i32 begin = Cursor::begin(cursor);
+    const i32 first = cursor.sequence.first - begin, end = cursor.sequence.length - begin;
+    return {first, end, first <= 0 && end >= TILE};
+  }
+};
+
+// What a mask adds to the scores of a tile's tokens, in units of log2, as they are dealt.
+struct Biases {
+  u32 of[DEALT];
+};
+
+SIMT_DEVICE Biases biases_of(const MASK* mask, i64 stride, const Cursor& cursor,
+                             const Seen& seen) {
+  Biases biases;
+  if constexpr (MASKED)
+    UNROLL for (int i = 0; i < DEALT; i++) {
+      const int place = dealt_place(i);
+      const bool inside = place < TILE && place >= seen.first && place < seen.end;
+      const float bias = inside ? mask_bias(mask[(Cursor::begin(cursor) + place) * stride]) : 0.0f;
+      biases.of[i] = bits_of(bias * LOG2_E);
+    }
+  return biases;
+}
+
+struct Pages {
+  const char *keys, *values;  // of the wave's head
+  const i32* tables;
+  i64 tables_seq;
+  u32 key_page, key_token, key_chunk, value_page, value_token, value_chunk;  // in 16 bytes
+};
+
+struct PageNumbers {
+  i32 of[DEALT];
+};
+
+constexpr u32 NOWHERE = ~0u;
+
+// Whether any token of the vector that holds a value of `place` is seen.
+SIMT_DEVICE bool near(const Seen& seen, int place) {
+  const int first = PACKED ? place / PACK * PACK : place, next = first + (PACKED ? PACK : 1);
+  return place < TILE && next > seen.first && first < seen.end;
+}
+
+SIMT_DEVICE PageNumbers page_numbers(const Pages& pages, const Cursor& cursor) {
+  PageNumbers numbers;
+  const Seen seen = Seen::of(cursor);
+  UNROLL for (int i = 0; i < DEALT; i++) {
+    const int place = dealt_place(i);
+    numbers.of[i] = DENSE ? cursor.seq : 0;
+    if (!DENSE && near(seen, place))
+      numbers.of[i] = pages.tables[cursor.seq * pages.tables_seq +
+                                   (Cursor::begin(cursor) + place) / PAGE];
+  }
+  return numbers;
+}
+
+typedef Ring<STAGES, SLOTS> Tiles;
+#define SIMT_TILES(tiles) SIMT_RING(tiles, WAVES)
+
+#include "decode_keys.h"
+
+SIMT_DEVICE void ask_values(Tiles& tiles, int stage, const Pages& pages,
+                            const u32 (&offsets)[DEALT]) {
+  constexpr bool WHOLE = DV % (GROUPS * VEC) == 0;
+  constexpr int VECTORS = PACKED ? DV : DV / VEC;
+  UNROLL for (int s = 0; s < (PACKED ? 1 : TILE_BLOCKS); s++)
+    UNROLL for (int e = 0; e < (PACKED ? 1 : 4); e++) {
+      const u32 offset = from_dealer(offsets, s, lane_quarter(), e);
+      const char* value = pages.values + (u64)offset * 16;
+      UNROLL for (int i = 0; i < VALUE_ROUNDS; i++)
+        UNROLL for (int h = 0; h < (PACKED ? ROWS : 1); h++) {
+          const int vector = PACKED ? i * 16 + a_row(h) : i * GROUPS + lane_group();
+          const bool inside = offset != NOWHERE && (WHOLE || vector < VECTORS);
+          const int slot = KEY_SLOTS + i * ROUND_SLOTS + (PACKED ? h : 4 * s + e);
+          const u32 step = PACKED ? vector * pages.value_chunk * 16 : vector * VALUE_BYTES;
+          Tiles::ask<VALUE_BYTES>(tiles, stage, slot, value + step, inside, pages.values);
+        }
+    }
+}
+
+// Ask for the tile at `ahead`, if the range has it, and step to the next, whose page numbers are
+// then on their way.
+SIMT_DEVICE void ask_next(Tiles& tiles, int stage, const Pages& pages, const Lengths& all,
+                          Cursor& ahead, PageNumbers& numbers, i32& left) {
+  if (left > 0) {
+    const Seen seen = Seen::of(ahead);
+    u32 keys[DEALT], values[DEALT];
+    UNROLL for (int i = 0; i < DEALT; i++) {
+      const int place = dealt_place(i);
+      const u32 page = (u32)numbers.of[i], token = (u32)(Cursor::begin(ahead) + place);
+      const u32 in_page = DENSE ? token : token % PAGE;
+      const bool inside = place < TILE && place >= seen.first && place < seen.end;
+      keys[i] = inside ? page * pages.key_page + in_page * pages.key_token : NOWHERE;
+      const u32 value = page * pages.value_page + in_page / (PACKED ? PACK : 1) * pages.value_token;
+      values[i] = near(seen, place) ? value : NOWHERE;
+    }
+    ask_keys(tiles, stage, pages, keys);
+    ask_values(tiles, stage, pages, values);
+    if (--left > 0) {
+      Cursor::advance(ahead, all);
+      numbers = page_numbers(pages, ahead);
+    }
+  }
+  Tiles::close(tiles);
+}
+
+SIMT_DEVICE void wait_for_oldest(Tiles& tiles) { Tiles::wait(tiles); }
+
+// Elements 4 step to 4 step + 3 of a vector, as an operand's pairs.
+template <int BYTES>
+SIMT_DEVICE void four_elements(const Chunk<BYTES>& chunk, int step, u32 (&pairs)[2]) {
+  if constexpr (sizeof(CACHE) == 1) {
+    pairs[0] = fp8_pair<CACHE>(chunk.words[step], false);
+    pairs[1] = fp8_pair<CACHE>(chunk.words[step], true);
+  } else {
+    pairs[0] = chunk.words[2 * step];
+    pairs[1] = chunk.words[2 * step + 1];
+  }
+}
+
+// The vectors of one round of values: of four tokens, or of ROWS elements.
+struct Values {
+  Chunk<VALUE_BYTES> chunks[PACKED ? ROWS : 4];
+};
+
+// Ones where the tokens of a packed vector's word are seen.
+SIMT_DEVICE u32 seen_mask(const Seen& seen, int word) {
+  constexpr int EACH = 4 / (int)sizeof(CACHE), BITS = 32 / EACH;
+  u32 mask = 0;
+  UNROLL for (int e = 0; e < EACH; e++) {
+    const int place = PACK * lane_quarter() + word * EACH + e;
+    if (place >= seen.first && place < seen.end) mask |= (~0u >> (32 - BITS)) << (BITS * e);
+  }
+  return mask;
+}
+
+// ALL: every token of the tile is seen; those beside the seen ones may be NaN.
+template <bool ALL>
+SIMT_DEVICE void load_values(const Tiles& tiles, int stage, int s, int i, const Seen& seen,
+                             Values& values) {
+  UNROLL for (int n = 0; n < (PACKED ? ROWS : 4); n++) {
+    const int slot = KEY_SLOTS + i * ROUND_SLOTS + (PACKED ? n : 4 * s + n);
+    values.chunks[n] = Tiles::taken<VALUE_BYTES>(tiles, stage, slot);
+  }
+  if constexpr (PACKED && !ALL)
+    UNROLL for (int word = 0; word < 4; word++)
+      UNROLL for (int n = 0; n < ROWS; n++) values.chunks[n].words[word] &= seen_mask(seen, word);
+}
+
+// One element of four tokens, as an operand's pairs: element `n` of the round.
+SIMT_DEVICE void four_tokens(const Values& values, int s, int n, u32 (&pairs)[2]) {
+  if constexpr (PACKED) {
+    four_elements(values.chunks[n], s, pairs);
+  } else {
+    UNROLL for (int pair = 0; pair < 2; pair++) {
+      const Chunk<VALUE_BYTES>& x = values.chunks[2 * pair];
+      const Chunk<VALUE_BYTES>& y = values.chunks[2 * pair + 1];
+      if constexpr (sizeof(CACHE) == 1) {
+        const u32 both = interleave(x.words[n / 4], y.words[n / 4], n % 4 < 2 ? 0x5140 : 0x7362);
+        pairs[pair] = fp8_pair<CACHE>(both, n % 2);
+      } else {
+        pairs[pair] = interleave(x.words[n / 2], y.words[n / 2], n % 2 ? 0x7632 : 0x5410);
+      }
+    }
+  }
+}
+
+// The element of a value that row `row` of block i of V^T is.
+SIMT_DEVICE int value_element(int i, int row) {
+  if constexpr (PACKED) return 16 * i + row;
+  const int group = ROWS == 1 ? row : row % 8, h = ROWS == 1 ? 0 : row / 8;
+  return (i / ROUND_BLOCKS * GROUPS + group) * VEC + i % ROUND_BLOCKS * ROWS + h;
+}
