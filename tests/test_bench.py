@@ -33,6 +33,8 @@ SMALL = {
     "num_kv_heads": 2,
     "head_dim": 32,
     "v_dim": 24,
+    "nope_dim": 32,
+    "rope_dim": 16,
     "q_len": 1,
     "kv_len": 24,
     "kv_lora_rank": 64,

@@ -41,6 +41,14 @@ ATTENTION_DIMS: Dims = {
     "head_dim": 128,
     "v_dim": 128,
 }
+MLA_PREFILL_DIMS: Dims = {
+    "batch": 1,
+    "num_heads": 128,
+    "num_tokens": 4096,
+    "nope_dim": 128,
+    "rope_dim": 64,
+    "v_dim": 128,
+}
 MLA_DIMS: Dims = {
     "batch": 16,
     "num_heads": 128,
@@ -277,6 +285,21 @@ def _varlen(dims: Dims, fp8: torch.dtype) -> Arguments:
     return args, {"max_seqlen_q": longest, "scale": qk_dim**-0.5, "causal": "top_left"}
 
 
+def _mla_prefill(dims: Dims, fp8: torch.dtype) -> Arguments:
+    """Causal prefill; the values lie beside the first part of the keys."""
+    batch, heads, tokens = dims["batch"], dims["num_heads"], dims["num_tokens"]
+    nope, rope = dims["nope_dim"], dims["rope_dim"]
+    kv = _bf16(batch, tokens, heads, nope + dims["v_dim"]).transpose(1, 2)
+    args = (
+        _bf16(batch, tokens, heads, nope + rope).transpose(1, 2)[..., :nope],
+        _bf16(batch, heads, tokens, rope),
+        kv[..., :nope],
+        _bf16(batch, 1, tokens, rope),
+        kv[..., nope:],
+    )
+    return args, {"scale": (nope + rope) ** -0.5, "causal": "top_left", "layout": "bshd"}
+
+
 def _mla(dims: Dims, fp8: torch.dtype) -> Arguments:
     """A decoding step; a head is a quarter of a latent row, DeepSeek's 128 of 512."""
     batch, heads, q_len = dims["batch"], dims["num_heads"], dims["q_len"]
@@ -404,6 +427,7 @@ FAMILIES: Mapping[str, Family] = {
     "attention_with_lse": _attention(),
     "attention_backward": _attention(backward=True),
     "attention_varlen": Family(ATTENTION_DIMS, _varlen),
+    "mla_prefill": Family(MLA_PREFILL_DIMS, _mla_prefill),
     "mla_decode": Family(MLA_DIMS, _mla),
     "mla_paged_decode": Family(MLA_PAGED_DIMS, _mla_paged),
     "kv_cache_write": Family(KV_DIMS, _kv_cache),

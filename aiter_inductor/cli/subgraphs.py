@@ -126,6 +126,23 @@ def qk_norm_rope(
     return rope_qk(rms_norm(q, q_weight, eps), rms_norm(k, k_weight, eps), cos, sin)
 
 
+def mla_prefill(
+    q_nope: Tensor,
+    q_rope: Tensor,
+    k_nope: Tensor,
+    k_rope: Tensor,
+    v: Tensor,
+    *,
+    scale: float,
+    **_: object,
+) -> Tensor:
+    """Causal attention of heads that are put together first, as transformers' DeepSeek does."""
+    q = torch.cat((q_nope, q_rope), -1)
+    k = torch.cat((k_nope, k_rope.expand(-1, k_nope.shape[1], -1, -1)), -1)
+    out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
+    return out.transpose(1, 2).contiguous().transpose(1, 2)
+
+
 def kv_cache_write(
     key: Tensor,
     value: Tensor,

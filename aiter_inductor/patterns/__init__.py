@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 from aiter_inductor.core.match import Fusion, Recogniser
-from aiter_inductor.patterns.fusion import add_norm, into_quant, preshuffle, quant_once, rope_pair
+from aiter_inductor.patterns.fusion import (
+    add_norm,
+    attention_parts,
+    into_quant,
+    preshuffle,
+    quant_once,
+    rope_pair,
+)
 from aiter_inductor.patterns.raising import (
     act_and_mul,
     attention,
@@ -56,6 +63,7 @@ FUSION: tuple[Fusion, ...] = (
     into_quant.act_into_quant,
     rope_pair.rope_into_pair,
     rope_pair.qk_norm_into_rope,
+    attention_parts.parts_into_attention,
     preshuffle.preshuffle,
 )
 

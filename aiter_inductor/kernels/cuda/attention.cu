@@ -14,29 +14,37 @@
 
 struct Copier {
   Shared shared;
-  const TensorMap &q_map, &k_map, &v_map;
+  const TensorMap &q_map, &k_map, &v_map, &q_rest_map, &k_rest_map;
   KvRing k_ring, v_ring;
 
-  template <u32 BYTES, int COLUMNS>
-  __device__ void tile(KvRing& ring, u32 to, const TensorMap& map, int tile, int head, int batch) {
-    ring.wait_empty();
-    barrier_expect(ring.full(), BYTES);
+  template <int COLUMNS, u32 COLUMN_BYTES>
+  __device__ void columns(u32 to, const TensorMap& map, u32 full, int row, int head, int batch) {
     UNROLL for (int column = 0; column < COLUMNS; column++)
-      tma_load_4d(to + column * KV_COLUMN_BYTES, map, ring.full(), 64 * column, tile * BLOCK_N,
-                  head, batch);
-    ring.next();
+      tma_load_4d(to + column * COLUMN_BYTES, map, full, 64 * column, row, head, batch);
   }
   __device__ void keys(int number, int head, int batch) {
-    tile<K_BYTES, QK_COLUMNS>(k_ring, shared.k(k_ring.place), k_map, number, head, batch);
+    const u32 to = shared.k(k_ring.place), full = k_ring.full();
+    const int row = number * BLOCK_N;
+    k_ring.wait_empty();
+    barrier_expect(full, K_BYTES);
+    columns<OWN_COLUMNS, KV_COLUMN_BYTES>(to, k_map, full, row, head, batch);
+    columns<SHARED_COLUMNS, KV_COLUMN_BYTES>(to + OWN_COLUMNS * KV_COLUMN_BYTES, k_rest_map, full,
+                                             row, 0, batch);
+    k_ring.next();
   }
   __device__ void values(int number, int head, int batch) {
-    tile<V_BYTES, V_COLUMNS>(v_ring, shared.v(v_ring.place), v_map, number, head, batch);
+    const u32 to = shared.v(v_ring.place), full = v_ring.full();
+    v_ring.wait_empty();
+    barrier_expect(full, V_BYTES);
+    columns<V_COLUMNS, KV_COLUMN_BYTES>(to, v_map, full, number * BLOCK_N, head, batch);
+    v_ring.next();
   }
   __device__ void queries(QRing ring, u32 to, int row, int head, int batch) {
     ring.wait_empty();
     barrier_expect(ring.full(), Q_BYTES);
-    UNROLL for (int column = 0; column < QK_COLUMNS; column++)
-      tma_load_4d(to + column * Q_COLUMN_BYTES, q_map, ring.full(), 64 * column, row, head, batch);
+    columns<OWN_COLUMNS, Q_COLUMN_BYTES>(to, q_map, ring.full(), row, head, batch);
+    columns<SHARED_COLUMNS, Q_COLUMN_BYTES>(to + OWN_COLUMNS * Q_COLUMN_BYTES, q_rest_map,
+                                            ring.full(), row, head, batch);
   }
 
   // In the order in which they are used: the keys of a tile, then the values of the one after it.
@@ -234,7 +242,9 @@ __device__ __forceinline__ void Multiplier::write(const Problem& problem, const 
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
     attention_kernel(const __grid_constant__ TensorMap q_map,
                      const __grid_constant__ TensorMap k_map,
-                     const __grid_constant__ TensorMap v_map, u16* out, float* lse,
+                     const __grid_constant__ TensorMap v_map,
+                     const __grid_constant__ TensorMap q_rest_map,
+                     const __grid_constant__ TensorMap k_rest_map, u16* out, float* lse,
                      const float* sinks, int* counter, int num_heads, int heads_per_kv,
                      int all_heads, int num_queries, int num_keys, int shift, int window,
                      int row_blocks, int heads_together, int v_dim, float scale, float scale_log2,
@@ -254,7 +264,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
   if (threadIdx.x < WARPGROUP) {
     drop_registers<WARPGROUPS == 2 ? 40 : 32>();
     if (threadIdx.x == 0) {
-      Copier copier{shared, q_map, k_map, v_map, shared.k_ring(), shared.v_ring()};
+      Copier copier{shared,     q_map,      k_map,           v_map,
+                    q_rest_map, k_rest_map, shared.k_ring(), shared.v_ring()};
       copier.run(problem, counter);
     }
   } else {

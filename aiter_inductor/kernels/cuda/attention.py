@@ -65,6 +65,25 @@ def attention_with_lse(
     return out, lse
 
 
+def mla_prefill(
+    q_nope: Tensor,
+    q_rope: Tensor,
+    k_nope: Tensor,
+    k_rope: Tensor,
+    v: Tensor,
+    *,
+    scale: float,
+    causal: str = "none",
+    layout: str = "bhsd",
+    config: AttentionConfig | None = None,
+) -> Tensor:
+    """Attention of heads in two parts; see the op of this name."""
+    out = _heads_like(q_nope, v, layout)
+    rest = q_rope, k_rope
+    _attend(q_nope, k_nope, v, None, out, None, scale, causal, None, config, rest)
+    return out
+
+
 def refuse_extras(mask: Tensor | None, softcap: float | None) -> None:
     """Raise ValueError for what these kernels do not compute."""
     if mask is not None:
@@ -92,30 +111,34 @@ def _attend(
     causal: str,
     window: int | None,
     config: AttentionConfig | None,
+    rest: tuple[Tensor, Tensor] | None = None,
 ) -> None:
-    """Fill `out`, and `lse` if there is one."""
+    """Fill `out`, and `lse` if there is one; `rest` are the last columns of queries and keys."""
     if out.numel() == 0:
         return
     if k.shape[2] == 0:
         _see_nothing(out, lse, sinks)
         return
     q, k, v = map(readable, (q, k, v))
+    rest = None if rest is None else (readable(rest[0]), readable(rest[1]))
     (batch, num_heads, num_queries, qk_dim), (kv_heads, num_keys) = q.shape, k.shape[1:3]
-    v_dim = v.shape[-1]
-    config = config or AttentionConfig.default(padded(qk_dim), padded(v_dim), num_queries)
+    v_dim, rest_dim = v.shape[-1], 0 if rest is None else rest[0].shape[-1]
+    padded_qk = padded(qk_dim) + padded(rest_dim)
+    config = config or AttentionConfig.default(padded_qk, padded(v_dim), num_queries)
     variant = AttentionVariant(
         config,
-        padded(qk_dim),
+        padded_qk,
         padded(v_dim),
         causal != "none",
         window is not None,
         q.dtype == torch.float16,
+        padded(rest_dim) // COLUMN,
     )
     kernel = load_kernel(variant, arch_name(q.device), q.device.type)
     row_blocks, per_kv = -(-num_queries // config.rows), num_heads // kv_heads
     items, num_sms = batch * num_heads * row_blocks, _num_sms(q.device)
     uneven = (variant.causal or variant.window) and items > num_sms
-    together = max(L2_BYTES // max(num_keys * (qk_dim + v_dim) * 2, 1), 1) * per_kv
+    together = max(L2_BYTES // max(num_keys * (qk_dim + rest_dim + v_dim) * 2, 1), 1) * per_kv
     sizes = (num_heads, per_kv, batch * num_heads, num_queries, num_keys)
     shift = num_keys - num_queries if causal == "bottom_right" else 0
     order = (shift, window or 0, row_blocks, min(together, batch * num_heads), v_dim)
@@ -126,10 +149,18 @@ def _attend(
         heads_map(q, WARPGROUP_ROWS),
         heads_map(k, config.block_n),
         heads_map(v, config.block_n),
+        *_rest_maps(rest, config),
         *(out, lse, None if sinks is None else sinks.float()),
         torch.zeros(1, dtype=torch.int32, device=q.device) if uneven else None,
         *(*sizes, *order, scale, scale * math.log2(math.e), *out.stride()[:3]),
     )
+
+
+def _rest_maps(rest: tuple[Tensor, Tensor] | None, config: AttentionConfig) -> tuple[bytes, bytes]:
+    """By which TMA copies the last columns of queries and keys, if they lie apart."""
+    if rest is None:
+        return NO_MAP, NO_MAP
+    return heads_map(rest[0], WARPGROUP_ROWS), heads_map(rest[1], config.block_n)
 
 
 def _see_nothing(out: Tensor, lse: Tensor | None, sinks: Tensor | None) -> None:

@@ -94,6 +94,8 @@ class AttentionVariant:
         qk_dim, v_dim: elements a head, padded.
         causal, window: whether queries see no later keys, and only so many.
         fp16: whether inputs and output are fp16 rather than bf16.
+        shared_columns: last columns of queries and keys that come from tensors of their own, the
+            keys from one head for all.
     """
 
     config: AttentionConfig
@@ -102,6 +104,7 @@ class AttentionVariant:
     causal: bool
     window: bool
     fp16: bool
+    shared_columns: int = 0
 
     def module(self) -> Module:
         """attention.cu with these definitions."""
@@ -116,6 +119,7 @@ class AttentionVariant:
             CAUSAL=self.causal,
             WINDOW=self.window,
             FP16=self.fp16,
+            SHARED_COLUMNS=self.shared_columns,
             SHARED_BYTES=self.config.shared_bytes(self.qk_dim, self.v_dim),
         )
 
@@ -126,7 +130,7 @@ class AttentionVariant:
         return KernelSignature(
             "attention_kernel",
             (
-                *map(tensor_map_of, ("q_map", "k_map", "v_map")),
+                *map(tensor_map_of, ("q_map", "k_map", "v_map", "q_rest_map", "k_rest_map")),
                 pointer("out", torch.float16 if self.fp16 else torch.bfloat16, align=16),
                 pointer("lse", torch.float32, optional=True),
                 pointer("sinks", torch.float32, optional=True),

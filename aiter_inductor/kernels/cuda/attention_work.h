@@ -2,8 +2,9 @@
 //
 // The build defines QK_DIM and V_DIM (elements of a head, rounded up to multiples of 64), BLOCK_N
 // (keys of a tile, a multiple of 16), WARPGROUPS (that share a tile, 64 queries each), STAGES
-// (tiles of keys and of values in flight), CAUSAL, WINDOW and FP16 (0 or 1), and SHARED_BYTES (what
-// the launch asks for).
+// (tiles of keys and of values in flight), CAUSAL, WINDOW and FP16 (0 or 1), SHARED_COLUMNS (the last
+// columns of queries and keys that lie in tensors of their own, all heads' keys in one head), and
+// SHARED_BYTES (what the launch asks for).
 #pragma once
 
 #include "ring.h"
@@ -13,6 +14,7 @@ constexpr int THREADS = WARPGROUP * (WARPGROUPS + 1);
 
 // A head is cut into columns of 64 elements: 128 bytes a row, what one swizzled box may hold.
 constexpr int QK_COLUMNS = QK_DIM / 64, V_COLUMNS = V_DIM / 64;
+constexpr int OWN_COLUMNS = QK_COLUMNS - SHARED_COLUMNS;
 constexpr u32 Q_COLUMN_BYTES = 64 * 128, KV_COLUMN_BYTES = BLOCK_N * 128;
 constexpr u32 Q_BYTES = QK_COLUMNS * Q_COLUMN_BYTES;
 constexpr u32 K_BYTES = QK_COLUMNS * KV_COLUMN_BYTES;

@@ -32,13 +32,17 @@ def test_every_width_has_a_tile_that_fits(qk_dim, v_dim):
 
 
 @pytest.mark.parametrize(
-    ("qk_dim", "v_dim", "causal", "window", "fp16"),
-    [(128, 128, True, False, False), (192, 128, True, False, True), (256, 256, True, True, False)],
+    ("qk_dim", "v_dim", "causal", "window", "fp16", "shared"),
+    [
+        (128, 128, True, False, False, 0),
+        (192, 128, True, False, True, 1),
+        (256, 256, True, True, False, 0),
+    ],
 )
-def test_variants_compile_without_spills(qk_dim, v_dim, causal, window, fp16, tmp_path):
+def test_variants_compile_without_spills(qk_dim, v_dim, causal, window, fp16, shared, tmp_path):
     settings = jit.JitSettings(tmp_path / "cache")
     config = AttentionConfig.default(qk_dim, v_dim, 4096)
-    variant = AttentionVariant(config, qk_dim, v_dim, causal, window, fp16)
+    variant = AttentionVariant(config, qk_dim, v_dim, causal, window, fp16, shared)
     try:
         jit.find_compiler("sm_90", settings)
     except jit.NoCompilerError as error:
@@ -55,7 +59,13 @@ def test_what_a_call_builds_is_known_without_a_gpu():
     with collecting_modules("sm_90") as modules:
         kernels.attention(q, k, v, scale=0.1, causal="top_left", window=100)
         kernels.attention_with_lse(q, k, v[..., :64], scale=0.1)
-    defines = [dict(module.defines) for module in modules]
+        kernels.mla_prefill(*parts(1, 4, 500, 500, 64, device="meta"), scale=0.1, layout="bshd")
+    *defines, in_parts = [dict(module.defines) for module in modules]
+    assert (in_parts["QK_DIM"], in_parts["V_DIM"], in_parts["SHARED_COLUMNS"]) == (
+        "192",
+        "128",
+        "1",
+    )
     assert [(d["QK_DIM"], d["V_DIM"]) for d in defines] == [("128", "128"), ("128", "64")]
     assert [(d["CAUSAL"], d["WINDOW"]) for d in defines] == [("1", "1"), ("0", "0")]
 
@@ -119,6 +129,47 @@ def test_attention_is_that_of_float64(name, dtype):
 def error(dtype: torch.dtype) -> float:
     """Relative, in norm: the weights and the output are rounded once each."""
     return torch.finfo(dtype).eps * 0.4
+
+
+def parts(batch, num_heads, S, T, rope, dtype=BF16, device="cuda"):
+    """Heads of 128 and `rope` elements, as views of what a model's projections give."""
+    q = torch.randn(batch, S, num_heads, 128 + rope, device=device).to(dtype).transpose(1, 2)
+    kv = torch.randn(batch, T, num_heads, 256, device=device).to(dtype).transpose(1, 2)
+    k_rope = torch.randn(batch, 1, T, rope, device=device).to(dtype)
+    return q[..., :128], q[..., 128:].contiguous(), kv[..., :128], k_rope, kv[..., 128:]
+
+
+@NEEDS_GPU
+@pytest.mark.parametrize("dtype", [BF16, FP16], ids=str)
+@pytest.mark.parametrize("layout", ["bhsd", "bshd"])
+@pytest.mark.parametrize(
+    ("sizes", "causal"),
+    [
+        ((2, 6, 700, 700, 64), "top_left"),
+        ((1, 3, 77, 301, 32), "bottom_right"),
+        ((1, 2, 300, 90, 64), "bottom_right"),
+        ((1, 24, 1100, 1100, 64), "top_left"),
+        ((1, 2, 130, 500, 128), "none"),
+    ],
+    ids=str,
+)
+def test_heads_in_two_parts(sizes, causal, layout, dtype):
+    given = parts(*sizes, dtype)
+    q_nope, q_rope, k_nope, k_rope, v = given
+    k = torch.cat((k_nope, k_rope.expand(*k_nope.shape[:-1], -1)), -1)
+    exact, _ = expected(torch.cat((q_nope, q_rope), -1), k, v, scale=0.07, causal=causal)
+    out = kernels.mla_prefill(*given, scale=0.07, causal=causal, layout=layout)
+    assert torch.linalg.norm(out.double() - exact) <= error(dtype) * torch.linalg.norm(exact)
+    assert (out.transpose(1, 2) if layout == "bshd" else out).is_contiguous()
+
+
+@NEEDS_GPU
+def test_parts_that_tma_cannot_read_are_copied():
+    q_nope, q_rope, k_nope, k_rope, v = parts(1, 4, 200, 200, 64)
+    wanted = kernels.mla_prefill(q_nope, q_rope, k_nope, k_rope, v, scale=0.07, causal="top_left")
+    odd = [torch.nn.functional.pad(x, (1, 2))[..., 1:-2] for x in (q_rope, k_rope)]
+    found = kernels.mla_prefill(q_nope, odd[0], k_nope, odd[1], v, scale=0.07, causal="top_left")
+    assert torch.equal(found, wanted)
 
 
 @NEEDS_GPU
