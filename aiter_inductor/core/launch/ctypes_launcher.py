@@ -14,7 +14,31 @@ _FORMATS = {"p": "Q", "i": "i", "l": "q", "f": "f", "d": "d", "m": f"{_TENSOR_MA
 _LAUNCH = ctypes.CFUNCTYPE(
     ctypes.c_int, ctypes.c_void_p, *[ctypes.c_uint] * 7, *[ctypes.c_void_p] * 3
 )
+_PROGRAMMATIC_STREAM_SERIALIZATION = 6
 _GET_DEVICE = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_int))
+
+
+class _Attribute(ctypes.Structure):
+    """CUlaunchAttribute of cuda.h."""
+
+    _fields_ = (("id", ctypes.c_int), ("pad", ctypes.c_int), ("value", ctypes.c_int * 16))
+
+
+class _LaunchConfig(ctypes.Structure):
+    """CUlaunchConfig of cuda.h."""
+
+    _fields_ = (
+        ("sizes", ctypes.c_uint * 6),
+        ("shared_bytes", ctypes.c_uint),
+        ("stream", ctypes.c_void_p),
+        ("attributes", ctypes.POINTER(_Attribute)),
+        ("num_attributes", ctypes.c_uint),
+    )
+
+
+_LAUNCH_EARLY = ctypes.CFUNCTYPE(
+    ctypes.c_int, ctypes.POINTER(_LaunchConfig), *[ctypes.c_void_p] * 3
+)
 
 # name, letter, dtype or None, alignment and offset in bytes
 Described = tuple[str, str, Any, int, int]
@@ -33,6 +57,7 @@ class CtypesLauncher:
         max_threads: int,
         max_shared_bytes: int,
         launch_address: int,
+        early_address: int,
         device_address: int,
         end_marker: int,
         load: Callable[[int], int],
@@ -48,6 +73,7 @@ class CtypesLauncher:
         self._max_threads = max_threads
         self._max_shared_bytes = max_shared_bytes
         self._launch = _LAUNCH(launch_address)
+        self._launch_early = _LAUNCH_EARLY(early_address) if early_address else None
         self._get_device = _GET_DEVICE(device_address) if device_address else None
         self._end_marker = end_marker
         self._load = load
@@ -205,9 +231,13 @@ class CtypesLauncher:
         if self._end_marker >= 0:
             size = ctypes.c_size_t(_end(self._parameters[-1]))
             extra = (ctypes.c_void_p * 5)(1, base, 2, ctypes.addressof(size), self._end_marker)
-        status = self._launch(
-            self._functions[device], *sizes, stream, None if extra else params, extra
-        )
+        function = self._functions[device]
+        if self._launch_early is None:
+            status = self._launch(function, *sizes, stream, None if extra else params, extra)
+        else:
+            early = _Attribute(_PROGRAMMATIC_STREAM_SERIALIZATION, 0, (1,))
+            config = _LaunchConfig(sizes[:6], sizes[6], stream, ctypes.pointer(early), 1)
+            status = self._launch_early(config, function, params, None)
         if status:
             self._fail(status)
             raise RuntimeError(f"{self._name}: launch status {status}")

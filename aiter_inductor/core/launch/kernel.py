@@ -66,6 +66,7 @@ class Kernel:
             max_threads=max_threads,
             max_shared_bytes=self._max_shared_bytes,
             launch_address=runtime.launch_address,
+            early_address=runtime.early_address if signature.waits else 0,
             device_address=runtime.device_address,
             end_marker=runtime.end_marker,
             load=self._load,

@@ -19,6 +19,20 @@ typedef int (*launch_fn)(void *function, unsigned grid_x, unsigned grid_y, unsig
                          unsigned shared_bytes, void *stream, void **params, void **extra);
 typedef int (*get_device_fn)(int *device);
 
+/* CUlaunchAttribute and CUlaunchConfig of cuda.h, for cuLaunchKernelEx. */
+typedef struct {
+  int id, pad, value[16];
+} Attribute;
+typedef struct {
+  unsigned grid[3], block[3], shared_bytes;
+  void *stream;
+  Attribute *attributes;
+  unsigned num_attributes;
+} LaunchConfig;
+typedef int (*launch_early_fn)(const LaunchConfig *config, void *function, void **params,
+                               void **extra);
+#define PROGRAMMATIC_STREAM_SERIALIZATION 6
+
 typedef struct {
   char kind; /* p i l f d m; see signature.py */
   char optional;
@@ -32,6 +46,7 @@ typedef struct {
   PyObject_HEAD
   vectorcallfunc vectorcall;
   launch_fn launch;
+  launch_early_fn launch_early; /* NULL for a kernel that does not wait for those before it */
   get_device_fn get_device; /* NULL for a kernel that runs on the CPU */
   PyObject *name;
   PyObject *load;       /* load(device) -> function handle */
@@ -201,6 +216,20 @@ static int ask(PyObject *callable, int device, intptr_t *answer) {
   return PyErr_Occurred() ? -1 : 0;
 }
 
+/* Blocks may start while the kernel before this one in the stream still runs. */
+static int launch_early(Launcher *self, void *function, unsigned long long grid[3],
+                        unsigned long long block[3], unsigned shared_bytes, void *stream,
+                        void **params) {
+  Attribute early = {.id = PROGRAMMATIC_STREAM_SERIALIZATION, .value = {1}};
+  LaunchConfig config = {.shared_bytes = shared_bytes, .stream = stream, .attributes = &early,
+                         .num_attributes = 1};
+  for (int i = 0; i < 3; i++) {
+    config.grid[i] = (unsigned)grid[i];
+    config.block[i] = (unsigned)block[i];
+  }
+  return self->launch_early(&config, function, params, NULL);
+}
+
 static int launch_on(Launcher *self, int device, unsigned long long grid[3],
                      unsigned long long block[3], unsigned shared_bytes, char *buffer) {
   intptr_t handle = 0, stream = 0;
@@ -216,10 +245,13 @@ static int launch_on(Launcher *self, int device, unsigned long long grid[3],
   size_t size = self->buffer_bytes;
   void *extra[] = {(void *)1, buffer, (void *)2, &size, (void *)(intptr_t)self->end_marker};
   int by_extra = self->end_marker >= 0;
-  int status = self->launch(self->functions[device + 1], (unsigned)grid[0], (unsigned)grid[1],
-                            (unsigned)grid[2], (unsigned)block[0], (unsigned)block[1],
-                            (unsigned)block[2], shared_bytes, (void *)stream,
-                            by_extra ? NULL : params, by_extra ? extra : NULL);
+  void *function = self->functions[device + 1];
+  int status = self->launch_early
+                   ? launch_early(self, function, grid, block, shared_bytes, (void *)stream, params)
+                   : self->launch(function, (unsigned)grid[0], (unsigned)grid[1], (unsigned)grid[2],
+                                  (unsigned)block[0], (unsigned)block[1], (unsigned)block[2],
+                                  shared_bytes, (void *)stream, by_extra ? NULL : params,
+                                  by_extra ? extra : NULL);
   if (!status) return 0;
   PyObject *nothing = PyObject_CallFunction(self->fail, "i", status);
   Py_XDECREF(nothing);
@@ -300,19 +332,20 @@ static int add_parameter(Launcher *self, PyObject *described) {
 
 static int init(Launcher *self, PyObject *arguments, PyObject *keywords) {
   static char *names[] = {"name",        "parameters", "max_grid",         "max_items_x",
-                          "max_threads", "max_shared_bytes", "launch_address", "device_address",
-                          "end_marker",  "load",       "stream_of",        "enter",
-                          "fail",        NULL};
+                          "max_threads", "max_shared_bytes", "launch_address", "early_address",
+                          "device_address", "end_marker", "load",          "stream_of",
+                          "enter",       "fail",       NULL};
   PyObject *name, *parameters, *load, *stream_of, *enter, *fail;
-  unsigned long long launch_address, device_address;
+  unsigned long long launch_address, early_address, device_address;
   if (self->name) return refuse_value("a launcher is initialised once");
   if (!PyArg_ParseTupleAndKeywords(
-          arguments, keywords, "UO!(KKK)KKKKKiOOOO", names, &name, &PyTuple_Type, &parameters,
+          arguments, keywords, "UO!(KKK)KKKKKKiOOOO", names, &name, &PyTuple_Type, &parameters,
           &self->max_grid[0], &self->max_grid[1], &self->max_grid[2], &self->max_items_x,
-          &self->max_threads, &self->max_shared_bytes, &launch_address, &device_address,
-          &self->end_marker, &load, &stream_of, &enter, &fail))
+          &self->max_threads, &self->max_shared_bytes, &launch_address, &early_address,
+          &device_address, &self->end_marker, &load, &stream_of, &enter, &fail))
     return -1;
   self->launch = (launch_fn)(uintptr_t)launch_address;
+  self->launch_early = (launch_early_fn)(uintptr_t)early_address;
   self->get_device = (get_device_fn)(uintptr_t)device_address;
   self->name = Py_NewRef(name);
   self->load = Py_NewRef(load);

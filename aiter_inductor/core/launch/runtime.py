@@ -25,11 +25,13 @@ class Runtime(Protocol):
 
     Attributes:
         launch_address: of the function with cuLaunchKernel's parameters.
+        early_address: of cuLaunchKernelEx, for kernels that wait for those before them; else 0.
         device_address: of the function that tells the current device; 0 on the host.
         end_marker: closes the `extra` list; -1 where arguments go through `params`.
     """
 
     launch_address: int
+    early_address: int
     device_address: int
     end_marker: int
 
@@ -50,6 +52,7 @@ class _DriverRuntime:
     """What HIP and CUDA share; names differ in their prefix."""
 
     end_marker = -1
+    early_address = 0
 
     def __init__(self, library: ctypes.CDLL, prefix: str, launch: str, current: str) -> None:
         self._library = library
@@ -132,6 +135,8 @@ class CudaRuntime(_DriverRuntime):
 
     def __init__(self, library: ctypes.CDLL) -> None:
         super().__init__(library, "cu", "cuLaunchKernel", "cuCtxGetDevice")
+        if hasattr(library, "cuLaunchKernelEx"):  # drivers of CUDA 11.8 and later
+            self.early_address = self._address("cuLaunchKernelEx")
 
     def enter(self, device: int) -> int:
         """Make `device` current, in a thread without a context too; the one that was before."""
@@ -180,6 +185,7 @@ class CudaRuntime(_DriverRuntime):
 class HostRuntime:
     """A kernel library built for the host, whose threads are fibers (kernels/hip/simt_host.h)."""
 
+    early_address = 0
     device_address = 0
     end_marker = -1
 

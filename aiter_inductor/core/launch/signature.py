@@ -60,10 +60,19 @@ class Parameter:
 
 @dataclass(frozen=True)
 class KernelSignature:
-    """A kernel's symbol and its parameters in order."""
+    """A kernel as it is launched.
+
+    Attributes:
+        name: its symbol.
+        parameters: in order.
+        waits: whether the kernel waits by itself for the one before it in its stream before it
+            touches memory, as simt.h's `begin` does. Where the chip can, its blocks are then placed
+            while that one drains.
+    """
 
     name: str
     parameters: tuple[Parameter, ...]
+    waits: bool = False
 
     @property
     def letters(self) -> str:

@@ -78,6 +78,8 @@ SIMT_KERNEL(THREADS)
 act_kernel(const X* gate, const X* up, OUT* out, float* scale, i32 num_rows, i32 num_inner, i32 N,
            float alpha, float limit, float amax_min, i64 gate_outer, i64 gate_inner, i64 up_outer,
            i64 up_inner, i64 out_outer, i64 out_inner, i64 scale_outer, i64 scale_inner) {
+  begin();
+  arrive_in_cluster<BLOCKS>();
   const Place place = Place::of_thread(num_rows, num_inner, N);
   Inputs inputs;
   load_inputs(place, row_of(place, gate, gate_outer, gate_inner),
@@ -94,6 +96,7 @@ act_kernel(const X* gate, const X* up, OUT* out, float* scale, i32 num_rows, i32
     act_and_mul(pair.up, alpha, limit, pair.gate);
     pack(pair.gate, row.vectors[v]);
   }
+  wait_for_cluster<BLOCKS>();
   store_row(place, row_of(place, out, out_outer, out_inner),
             row_of(place, scale, scale_outer, scale_inner), amax_min, row);
 }

@@ -31,6 +31,8 @@ from aiter_inductor.kernels.hip.rows import (
 
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "swiglu")
 SEPARATE, GATE_FIRST, UP_FIRST = range(3)
+_MOST_VECTORS = 6
+"""4096 x 18432 SiLU * up + fp8 takes an H100 147 us with 3 vectors of either input, 157 with 4."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,7 @@ class ActivationVariant:
                 f32("amax_min"),
                 *stride_parameters("gate", "up", "out", "scale"),
             ),
+            waits=True,
         )
 
 
@@ -215,6 +218,8 @@ def _plan(
             least_lanes=least_lanes,
             whole=whole,
             inputs=len(inputs),
+            most_vectors=_MOST_VECTORS,
+            clusters=arch == "sm_90",
         )
     variant = ActivationVariant(activation, gate.dtype, interleaved, quantisation, layout)
     return LaunchPlan(

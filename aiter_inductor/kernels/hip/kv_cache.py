@@ -91,6 +91,7 @@ class KvCacheVariant:
                 *rows,
                 *cache_strides(),
             ),
+            waits=True,
         )
 
 

@@ -122,6 +122,7 @@ SIMT_DEVICE bool holds(u32 index) {
 SIMT_KERNEL(THREADS)
 moe_route_kernel(const X* logits, const BIAS_T* bias, OUT* weights, i64* experts, i32 num_tokens,
                  i64 logits_token, float eps, float scale) {
+  begin();
   const i32 token = block_x() * (THREADS / LANES) + thread_index() / LANES;
   const bool live = token < num_tokens;
   float scores[PER_LANE];

@@ -82,6 +82,7 @@ class RouteVariant:
                 f32("eps"),
                 f32("scale"),
             ),
+            waits=True,
         )
 
 

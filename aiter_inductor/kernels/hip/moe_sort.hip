@@ -57,6 +57,7 @@ SIMT_DEVICE int owner_of(i32 place, const i32* ends) {
 
 SIMT_KERNEL(THREADS)
 moe_count_kernel(const ID* experts, i32* chunk_counts, i32 entries) {
+  begin();
   alignas(16) SIMT_SHARED u16 chunk[CHUNK];
   load_chunk(experts, block_x() * CHUNK, entries, chunk);
   barrier();
@@ -71,6 +72,7 @@ SIMT_KERNEL(THREADS)
 moe_place_kernel(const ID* experts, const W* weights, const i32* chunk_counts, i32* sorted_entries,
                  float* sorted_weights, i32* block_experts, i32* counts, i32* num_sorted,
                  i32 entries, i32 num_chunks, i32 num_blocks, i32 capacity) {
+  begin();
   alignas(16) SIMT_SHARED u16 chunk[CHUNK];
   SIMT_SHARED i32 places[CHUNK], slots[THREADS], ends[EXPERTS], used_ends[EXPERTS];
   const i32 first = SINGLE ? 0 : block_x() * CHUNK;

@@ -66,7 +66,7 @@ class SortVariant:
                 *(i32(n) for n in ("entries", "num_chunks", "num_blocks", "capacity")),
             ),
         }
-        return KernelSignature(self.kernel, parameters[self.kernel])
+        return KernelSignature(self.kernel, parameters[self.kernel], waits=True)
 
 
 def moe_sort(

@@ -46,6 +46,7 @@ class NormVariant:
         quantisation: how the rows are stored.
         layout: how they lie over threads.
         late: load weight and bias after the row's reductions.
+        has_offset: something is added to the weight.
     """
 
     layer: bool
@@ -60,6 +61,7 @@ class NormVariant:
     quantisation: Quantisation
     layout: RowLayout
     late: bool = False
+    has_offset: bool = False
 
     def module(self) -> Module:
         """norm.hip with these definitions."""
@@ -77,6 +79,7 @@ class NormVariant:
             ROUND_BEFORE_WEIGHT=self.round_before_weight,
             ROUND_NORM=self.round_norm,
             LATE=self.late,
+            HAS_OFFSET=self.has_offset,
             **self.quantisation.defines(),
             **self.layout.defines(),
         )
@@ -101,6 +104,7 @@ class NormVariant:
                 f32("amax_min"),
                 *stride_parameters("x", "residual", "sum", "out", "scale"),
             ),
+            waits=True,
         )
 
 
@@ -205,12 +209,13 @@ def norm_rows(
     if x.numel() == 0:
         return
     facts = facts_of(x, residual, total, out, scale, weight, bias)
-    key = (layer, round_before_weight, round_norm, quantisation, layout, facts)
+    has_offset = weight_offset != 0.0
+    key = (layer, round_before_weight, round_norm, has_offset, quantisation, layout, facts)
     plan = _PLANS.get(key)
     if plan is None:
         given = _Tensors(x, residual, total, out, scale, weight, bias)
-        rounding = round_before_weight, round_norm
-        plan = _PLANS[key] = _plan(given, layer, rounding, quantisation, layout)
+        style = layer, round_before_weight, round_norm, has_offset
+        plan = _PLANS[key] = _plan(given, style, quantisation, layout)
     plan.launch(
         plan.grid,
         plan.threads,
@@ -235,8 +240,7 @@ _PLANS: dict[object, LaunchPlan] = {}
 
 def _plan(
     given: _Tensors,
-    layer: bool,
-    rounding: tuple[bool, bool],
+    style: tuple[bool, bool, bool, bool],
     quantisation: Quantisation,
     layout: RowLayout | None,
 ) -> LaunchPlan:
@@ -254,7 +258,7 @@ def _plan(
         layout = RowLayout.choose(
             nest.num_rows, N, vec, wave, least_lanes=least_lanes, whole=True, inputs=inputs
         )
-    round_before_weight, round_norm = rounding
+    layer, round_before_weight, round_norm, has_offset = style
     variant = NormVariant(
         layer=layer,
         dtype=x.dtype,
@@ -268,6 +272,7 @@ def _plan(
         quantisation=quantisation,
         layout=layout,
         late=_loads_late(layer, nest.num_rows),
+        has_offset=has_offset and given.weight is not None,
     )
     present = (*(tensor is not None for tensor in given[:4]), writes_scales)
     return LaunchPlan(

@@ -6,8 +6,11 @@ SIMT_KERNEL(THREADS)
 quant_kernel(const X* x, OUT* out, float* scale, i32 num_rows, i32 num_inner, i32 N, float amax_min,
              i64 x_outer, i64 x_inner, i64 out_outer, i64 out_inner, i64 scale_outer,
              i64 scale_inner) {
+  begin();
+  arrive_in_cluster<BLOCKS>();
   const Place place = Place::of_thread(num_rows, num_inner, N);
   PackedRow<X> row = load_row(place, row_of(place, x, x_outer, x_inner));
+  wait_for_cluster<BLOCKS>();
   store_row(place, row_of(place, out, out_outer, out_inner),
             row_of(place, scale, scale_outer, scale_inner), amax_min, row);
 }
@@ -16,6 +19,7 @@ SIMT_ENTRY(quant_kernel)
 // amax, which starts at 0, becomes the bits of the largest magnitude; NaN counts as the largest.
 SIMT_KERNEL(THREADS)
 amax_kernel(const X* x, u32* amax, i32 num_rows, i32 num_inner, i32 N, i64 x_outer, i64 x_inner) {
+  begin();
   SIMT_SHARED u32 slots[SLOTS];
   const Place place = Place::of_thread(num_rows, num_inner, N);
   const PackedRow<X> row = load_row(place, row_of(place, x, x_outer, x_inner));
@@ -29,6 +33,7 @@ SIMT_KERNEL(THREADS)
 quant_by_amax_kernel(const X* x, OUT* out, float* scale, const u32* amax, i32 num_rows,
                      i32 num_inner, i32 N, float amax_min, i64 x_outer, i64 x_inner, i64 out_outer,
                      i64 out_inner) {
+  begin();
   const Place place = Place::of_thread(num_rows, num_inner, N);
   PackedRow<X> row = load_row(place, row_of(place, x, x_outer, x_inner));
   float given = scale_of<OUT>(*amax, amax_min);

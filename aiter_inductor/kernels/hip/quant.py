@@ -67,7 +67,7 @@ class QuantVariant:
                 *stride_parameters("x", "out"),
             ),
         }
-        return KernelSignature(self.kernel, parameters[self.kernel])
+        return KernelSignature(self.kernel, parameters[self.kernel], waits=True)
 
 
 def quant_static(

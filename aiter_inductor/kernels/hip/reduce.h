@@ -21,17 +21,21 @@ struct Lowest {
 
 SIMT_DEVICE u32 magnitude(float x) { return bits_of(x) & 0x7fffffff; }
 
-// Over the WIDTH threads of a row; `slots` holds BLOCK / WAVE words that no other reduction of
-// the kernel uses, which saves the barrier before the next one.
-template <int WIDTH, int BLOCK, class Op> SIMT_DEVICE u32 row_reduce(u32 x, u32* slots) {
-  if constexpr (WIDTH <= WAVE) return wave_reduce<WIDTH, Op>(x);
-  static_assert(WIDTH <= WAVE || (WIDTH == BLOCK && BLOCK % WAVE == 0), "whole waves");
-  if constexpr (WIDTH > WAVE) {
+// Over the WIDTH threads that a row has in each of COUNT blocks; `slots` holds a word for each wave
+// of all of them that no other reduction of the kernel uses, which saves the barrier before the next
+// one.
+template <int WIDTH, int BLOCK, class Op, int COUNT = 1>
+SIMT_DEVICE u32 row_reduce(u32 x, u32* slots, int rank = 0) {
+  if constexpr (WIDTH <= WAVE && COUNT == 1) return wave_reduce<WIDTH, Op>(x);
+  constexpr bool WHOLE = WIDTH == BLOCK && BLOCK % WAVE == 0;
+  static_assert((WIDTH <= WAVE && COUNT == 1) || WHOLE, "whole waves");
+  if constexpr (WHOLE && (WIDTH > WAVE || COUNT > 1)) {
+    constexpr int WAVES = BLOCK / WAVE;
     x = wave_reduce<WAVE, Op>(x);
-    if (thread_index() % WAVE == 0) slots[thread_index() / WAVE] = x;
-    barrier();
+    share<COUNT>(slots + rank * WAVES + thread_index() / WAVE, x);
+    barrier_of_row<COUNT>();
     x = slots[0];
-    UNROLL for (int i = 1; i < BLOCK / WAVE; i++) x = Op::of(x, slots[i]);
+    UNROLL for (int i = 1; i < COUNT * WAVES; i++) x = Op::of(x, slots[i]);
   }
   return x;
 }

@@ -1,8 +1,8 @@
 // (RMSNorm of each head +) rotary embedding of all heads of q and k in one launch.
 //
 // Defined by the build, see rope.py: X (type of q and k), C (of cos and sin), OUT, W (of the
-// weights), P (what x times weight promotes to), NORM, ROUND_BEFORE_WEIGHT, HALF (half of the
-// rotated elements), TAIL (elements behind them that pass through), IN_PAIRS and OUT_PAIRS (whether
+// weights), P (what x times weight promotes to), NORM, ROUND_BEFORE_WEIGHT, HAS_OFFSET (of the
+// weights), HALF (half of the rotated elements), TAIL (elements behind them that pass through), IN_PAIRS and OUT_PAIRS (whether
 // the two elements of a pair lie side by side), FULL_TABLE, TABLE_PAIRS, TRANSPOSED, THREADS,
 // LANES a head, UNITS a lane, VEC pairs a unit.
 #include "reduce.h"
@@ -32,26 +32,53 @@ struct Head {
   bool live;
 };
 
-SIMT_DEVICE void load_head(const Head& head, Unit (&x)[UNITS]) {
+template <class T> struct PackedPart {
+  PackedUnit<T, IN_PAIRS> unit;
+  Packed<T, VEC> tail;
+};
+
+// A lane's part of a head, and of what is combined with it, all loaded before any is used.
+struct PackedHead {
+  PackedPart<X> x[UNITS];
+  PackedPart<W> weight[UNITS];
+  PackedAngles cos[UNITS], sin[UNITS];
+};
+
+template <class T>
+SIMT_DEVICE void load_part(const T* from, bool live, int unit, PackedPart<T>& to) {
+  if (live && is_rotated(unit)) load_packed_pairs(from, unit, to.unit);
+  if constexpr (TAIL)
+    if (live && is_tail(unit)) load_packed(from + tail_offset(unit), to.tail);
+}
+
+SIMT_DEVICE void load_head(const Head& head, PackedHead& to) {
+  UNROLL for (int i = 0; i < UNITS; i++) load_part(head.x, head.live, unit_of(i), to.x[i]);
   UNROLL for (int i = 0; i < UNITS; i++) {
-    x[i] = {};
-    if (head.live && is_rotated(unit_of(i))) load_pairs<X, IN_PAIRS>(head.x, unit_of(i), x[i]);
-    if (head.live && is_tail(unit_of(i))) load(head.x + tail_offset(unit_of(i)), x[i].a);
+    if (head.live && is_rotated(unit_of(i))) {
+      load_packed_table(head.cos, unit_of(i), to.cos[i]);
+      load_packed_table(head.sin, unit_of(i), to.sin[i]);
+    }
+    if constexpr (NORM) load_part(head.weight, head.live, unit_of(i), to.weight[i]);
   }
 }
 
+template <class T> SIMT_DEVICE void unpack_part(const PackedPart<T>& from, int i, Unit& to) {
+  unpack_pairs(from.unit, to);
+  if constexpr (TAIL)
+    if (is_tail(unit_of(i))) unpack(from.tail, to.a);
+}
+
 // The weights lie as x does.
-SIMT_DEVICE void weigh(const W* weight, int unit, float offset, Unit& x) {
-  Unit w = {};
-  if (is_rotated(unit)) load_pairs<W, IN_PAIRS>(weight, unit, w);
-  if (is_tail(unit)) load(weight + tail_offset(unit), w.a);
-  multiply_by_weight<X, W, P, ROUND_BEFORE_WEIGHT>(w.a, offset, x.a);
-  multiply_by_weight<X, W, P, ROUND_BEFORE_WEIGHT>(w.b, offset, x.b);
+SIMT_DEVICE void weigh(const PackedPart<W>& weight, int i, float offset, Unit& x) {
+  Unit w;
+  unpack_part(weight, i, w);
+  multiply_by_weight<X, W, P, ROUND_BEFORE_WEIGHT, HAS_OFFSET>(w.a, offset, x.a);
+  multiply_by_weight<X, W, P, ROUND_BEFORE_WEIGHT, HAS_OFFSET>(w.b, offset, x.b);
   round_all<X>(x.a);
   round_all<X>(x.b);
 }
 
-SIMT_DEVICE void normalize(const Head& head, float eps, float offset, Unit (&x)[UNITS]) {
+SIMT_DEVICE void normalize(const PackedHead& head, float eps, float offset, Unit (&x)[UNITS]) {
   float sum = 0.0f;
   UNROLL for (int i = 0; i < UNITS; i++)
     UNROLL for (int j = 0; j < VEC; j++)
@@ -63,22 +90,21 @@ SIMT_DEVICE void normalize(const Head& head, float eps, float offset, Unit (&x)[
       x[i].a[j] *= factor;
       x[i].b[j] *= factor;
     }
-    weigh(head.weight, unit_of(i), offset, x[i]);
+    weigh(head.weight[i], i, offset, x[i]);
   }
 }
 
-SIMT_DEVICE void rotate_and_store(const Head& head, Unit (&x)[UNITS]) {
-  if (!head.live) return;
+SIMT_DEVICE void rotate_and_store(const PackedHead& head, OUT* out, Unit (&x)[UNITS]) {
   UNROLL for (int i = 0; i < UNITS; i++) {
     const int unit = unit_of(i);
     if (is_rotated(unit)) {
       Unit cosines, sines;
-      load_table(head.cos, unit, cosines);
-      load_table(head.sin, unit, sines);
+      unpack_table(head.cos[i], cosines);
+      unpack_table(head.sin[i], sines);
       rotate(cosines, sines, x[i]);
-      store_pairs(head.out, unit, x[i]);
+      store_pairs(out, unit, x[i]);
     }
-    if (is_tail(unit)) store(head.out + tail_offset(unit), x[i].a);
+    if (is_tail(unit)) store(out + tail_offset(unit), x[i].a);
   }
 }
 
@@ -89,26 +115,29 @@ rope_kernel(const X* q, const X* k, OUT* q_out, OUT* k_out, const W* q_weight, c
             i64 k_head, i64 k_token, i64 q_out_batch, i64 q_out_head, i64 q_out_token,
             i64 k_out_batch, i64 k_out_head, i64 k_out_token, i64 cos_batch, i64 cos_token,
             i64 sin_batch, i64 sin_token) {
+  begin();
   // Heads run fastest, so that those of one token read the same angles from the cache.
   const i64 row = (i64)block_x() * (THREADS / LANES) + thread_index() / LANES;
   const bool live = row < num_rows;
   const i32 some_row = live ? (i32)row : 0, all_heads = num_heads + num_kv_heads;
-  const i32 position = some_row / all_heads, head = some_row % all_heads;
-  const i64 batch = position / seq_len, token = position % seq_len, kv_head = head - num_heads;
-  const bool is_q = head < num_heads;
-  const Head here = {
-      is_q ? q + (batch * q_batch + head * q_head + token * q_token)
-           : k + (batch * k_batch + kv_head * k_head + token * k_token),
-      is_q ? q_out + (batch * q_out_batch + head * q_out_head + token * q_out_token)
-           : k_out + (batch * k_out_batch + kv_head * k_out_head + token * k_out_token),
+  const i32 position = some_row / all_heads, index = some_row % all_heads;
+  const i64 batch = position / seq_len, token = position % seq_len, kv_index = index - num_heads;
+  const bool is_q = index < num_heads;
+  const Head head = {
+      is_q ? q + (batch * q_batch + index * q_head + token * q_token)
+           : k + (batch * k_batch + kv_index * k_head + token * k_token),
+      is_q ? q_out + (batch * q_out_batch + index * q_out_head + token * q_out_token)
+           : k_out + (batch * k_out_batch + kv_index * k_out_head + token * k_out_token),
       is_q ? q_weight : k_weight,
       cos + (batch * cos_batch + token * cos_token),
       sin + (batch * sin_batch + token * sin_token),
       live,
   };
-  Unit x[UNITS];
-  load_head(here, x);
-  if constexpr (NORM) normalize(here, eps, weight_offset, x);
-  rotate_and_store(here, x);
+  PackedHead packed = {};
+  load_head(head, packed);
+  Unit x[UNITS] = {};
+  UNROLL for (int i = 0; i < UNITS; i++) unpack_part(packed.x[i], i, x[i]);
+  if constexpr (NORM) normalize(packed, eps, weight_offset, x);
+  if (live) rotate_and_store(packed, head.out, x);
 }
 SIMT_ENTRY(rope_kernel)

@@ -83,6 +83,7 @@ rope_kv_cache_write_kernel(
     i64 q_token, i64 q_head, i64 k_token, i64 k_head, i64 v_token, i64 v_head, i64 cos_token,
     i64 sin_token, i64 key_cache_page, i64 key_cache_slot, i64 key_cache_head,
     i64 value_cache_page, i64 value_cache_slot, i64 value_cache_head) {
+  begin();
   // Heads run fastest, so that those of one token read the same angles from the cache.
   const i64 row = (i64)block_x() * (THREADS / LANES) + thread_index() / LANES;
   if (row >= num_rows) return;

@@ -80,6 +80,7 @@ class RopeKvVariant:
                 *(i64(name) for name in ("cos_token", "sin_token")),
                 *cache_strides(),
             ),
+            waits=True,
         )
 
 

@@ -15,27 +15,69 @@ struct Unit {
   float a[VEC], b[VEC];
 };
 
-template <class T, bool PAIRS> SIMT_DEVICE void load_pairs(const T* from, int unit, Unit& to) {
+// A unit as it lies in memory: PAIRS side by side, or the two halves.
+template <class T, bool PAIRS> struct PackedUnit {
+  static constexpr int PARTS = PAIRS ? 1 : 2;
+  Packed<T, 2 * VEC / PARTS> parts[PARTS];
+};
+
+template <class T, bool PAIRS>
+SIMT_DEVICE void load_packed_pairs(const T* from, int unit, PackedUnit<T, PAIRS>& to) {
+  if constexpr (PAIRS) {
+    load_packed(from + unit * (2 * VEC), to.parts[0]);
+  } else {
+    load_packed(from + unit * VEC, to.parts[0]);
+    load_packed(from + HALF + unit * VEC, to.parts[1]);
+  }
+}
+
+template <class T, bool PAIRS>
+SIMT_DEVICE void unpack_pairs(const PackedUnit<T, PAIRS>& from, Unit& to) {
   if constexpr (PAIRS) {
     float both[2 * VEC];
-    load(from + unit * (2 * VEC), both);
+    unpack(from.parts[0], both);
     UNROLL for (int i = 0; i < VEC; i++) {
       to.a[i] = both[2 * i];
       to.b[i] = both[2 * i + 1];
     }
   } else {
-    load(from + unit * VEC, to.a);
-    load(from + HALF + unit * VEC, to.b);
+    unpack(from.parts[0], to.a);
+    unpack(from.parts[1], to.b);
+  }
+}
+
+template <class T, bool PAIRS> SIMT_DEVICE void load_pairs(const T* from, int unit, Unit& to) {
+  PackedUnit<T, PAIRS> packed;
+  load_packed_pairs(from, unit, packed);
+  unpack_pairs(packed, to);
+}
+
+// The angles of a unit; a table of half the width has one for both elements of a pair.
+struct PackedAngles {
+  PackedUnit<C, TABLE_PAIRS> full;
+  Packed<C, VEC> half;
+};
+
+SIMT_DEVICE void load_packed_table(const C* table, int unit, PackedAngles& to) {
+  if constexpr (FULL_TABLE)
+    load_packed_pairs(table, unit, to.full);
+  else
+    load_packed(table + unit * VEC, to.half);
+}
+
+SIMT_DEVICE void unpack_table(const PackedAngles& from, Unit& to) {
+  if constexpr (FULL_TABLE) {
+    unpack_pairs(from.full, to);
+  } else {
+    unpack(from.half, to.a);
+    UNROLL for (int i = 0; i < VEC; i++) to.b[i] = to.a[i];
   }
 }
 
 SIMT_DEVICE void load_table(const C* table, int unit, Unit& to) {
-  if constexpr (FULL_TABLE) {
-    load_pairs<C, TABLE_PAIRS>(table, unit, to);
-  } else {
-    load(table + unit * VEC, to.a);
-    UNROLL for (int i = 0; i < VEC; i++) to.b[i] = to.a[i];
-  }
+  PackedAngles packed;
+  load_packed_table(table, unit, packed);
+  unpack_table(packed, to);
 }
 
 SIMT_DEVICE void rotate(const Unit& cosines, const Unit& sines, Unit& x) {

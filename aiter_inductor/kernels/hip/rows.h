@@ -3,14 +3,17 @@
 // Defined by the build, see rows.py: OUT (element type of the output), QUANT (0 none, 1 one scale a
 // row, 2 one a group, 3 given), GROUP, THREADS a block, LANES a row, VECTORS a thread, VEC elements
 // a vector. A row without any reduction over all of it may be cut into chunks, one a block_y. EXACT
-// promises that a block holds one row or chunk and that no vector lies outside it.
+// promises that a block holds one row or chunk and that no vector lies outside it. BLOCKS share a
+// row that is reduced over, a cluster where the chip has such; 1 elsewhere.
 #pragma once
 
 #include "quantize.h"
 #include "reduce.h"
 
 constexpr bool PER_ROW = QUANT == 1, PER_GROUP = QUANT == 2, STATIC = QUANT == 3;
-constexpr int SLOTS = THREADS / WAVE + 1;
+constexpr int SLOTS = BLOCKS * (THREADS / WAVE) + 1;
+
+SIMT_DEVICE int rank_of_block() { return block_x() % BLOCKS; }
 
 // Where a thread stands. Rows are visited by two nested loops; each tensor has a stride for either.
 struct Place {
@@ -19,8 +22,9 @@ struct Place {
   int num_vectors;
 
   SIMT_DEVICE Place of_thread(i32 num_rows, i32 num_inner, i32 N) {
-    const i32 row = block_x() * (THREADS / LANES) + thread_index() / LANES;
-    const int first = block_y() * (VECTORS * LANES) + thread_index() % LANES;
+    const i32 row = block_x() / BLOCKS * (THREADS / LANES) + thread_index() / LANES;
+    const int chunk = BLOCKS > 1 ? rank_of_block() : block_y();
+    const int first = chunk * (VECTORS * LANES) + thread_index() % LANES;
     const int num_vectors = row < num_rows ? N / VEC : 0;
     // A division takes longer than a reduction, and no load starts before it.
     if (num_inner == 1) return {row, 0, first, num_vectors};
@@ -85,7 +89,7 @@ SIMT_DEVICE void store_row(const Place& place, OUT* out, float* scale, float ama
   SIMT_SHARED u32 slots[SLOTS];
   Divisor divisor;
   if constexpr (PER_ROW) {
-    const u32 amax = row_reduce<LANES, THREADS, Largest>(largest_of(row), slots);
+    const u32 amax = row_reduce<LANES, THREADS, Largest, BLOCKS>(largest_of(row), slots, rank_of_block());
     divisor = Divisor::by(scale_of<OUT>(amax, amax_min));
     if (place.first == 0 && place.num_vectors) *scale = divisor.scale;
     UNROLL for (int v = 0; v < VECTORS; v++) forget(row.vectors[v]);

@@ -15,11 +15,12 @@ from aiter_inductor.kernels.hip.loading import CPP_TYPES, arch_name
 
 VECTOR_BYTES = 16
 MAX_THREADS = 1024
-SMALL_BLOCK = 256  # threads of a block that holds several rows, or a chunk of one of few rows
-CHUNK_BLOCK = 64  # threads of a block that holds a chunk of one of many rows
+SMALL_BLOCK = 256  # threads of a block that holds several rows
+CHUNK_BLOCK = 64  # threads of a block that holds a chunk of a row
 BUSY_VECTORS = 1 << 20  # vectors in all that occupy every lane of a chip several times
 ROW_BLOCK = 128  # threads of a block that holds one row, until a thread would hold too much
 FEW_ROWS = 256  # fewer do not fill a chip: latency counts, not registers
+SPLIT_ROWS, SPLIT_VECTORS = 64, 2048  # at most so many rows of at least so many vectors are halved
 MAX_ROW = 65536  # 64 fp32 registers in each of 1024 threads
 
 QUANT_MODES = ("none", "token", "group", "static")
@@ -35,6 +36,7 @@ class RowLayout:
         vectors: that a thread holds.
         vec: elements of a vector; a power of two.
         exact: each block holds one row, or chunk of a row, with nothing to spare or to mask.
+        blocks: that share a row which is reduced over, a cluster; 1 where the chip has none.
     """
 
     threads: int
@@ -42,6 +44,7 @@ class RowLayout:
     vectors: int
     vec: int
     exact: bool = False
+    blocks: int = 1
 
     @classmethod
     def choose(
@@ -54,6 +57,8 @@ class RowLayout:
         least_lanes: int,
         whole: bool,
         inputs: int = 1,
+        most_vectors: int = 8,
+        clusters: bool = False,
     ) -> RowLayout:
         """The default layout.
 
@@ -61,7 +66,9 @@ class RowLayout:
         RMSNorm + fp8 takes 120 us with 128 threads of 8 vectors, 143 with 256 of 4 and 261 with
         1024 of 1; with a residual 4 vectors are best, 228 us against 233 and 287. A few rows do
         not fill a chip, and want half as many: 64 x 7168 RMSNorm + fp8 takes an H100 3.09 us with
-        224 threads of 4 and 3.21 with 448 of 2, with a residual 4.15 and 3.89.
+        224 threads of 4 and 3.21 with 448 of 2, with a residual 4.15 and 3.89. Half as many of long
+        rows do not even occupy every multiprocessor: 64 x 18432 SiLU * up + fp8 takes an H100 4.89
+        us in one block a row and 4.46 in two.
 
         Args:
             N: elements of a row, a multiple of `vec`.
@@ -69,6 +76,8 @@ class RowLayout:
             least_lanes: lanes that reduce together, a power of two up to `wave`.
             whole: a row stays within one block, because something is reduced over all of it.
             inputs: row tensors that are read.
+            most_vectors: that a thread holds of all inputs together.
+            clusters: whether blocks can share a row.
         """
         num_vectors = N // vec
         if num_vectors <= wave:
@@ -77,27 +86,34 @@ class RowLayout:
         if not whole:
             return cls._chunks(num_rows, num_vectors, vec, inputs)
         few = num_rows <= FEW_ROWS
-        vectors = min(-(-num_vectors // ROW_BLOCK), (4 if few else 8) // inputs)
-        vectors = max(vectors, -(-num_vectors // MAX_THREADS))
-        threads = -(-num_vectors // (vectors * wave)) * wave
-        exact = threads * vectors == num_vectors
-        return cls(threads, threads, vectors, vec, exact=exact)
+        halved = clusters and num_rows <= SPLIT_ROWS and num_vectors >= SPLIT_VECTORS
+        blocks = 2 if halved else 1
+        of_block = -(-num_vectors // blocks)
+        vectors = min(-(-of_block // ROW_BLOCK), (4 if few else most_vectors) // inputs)
+        vectors = max(vectors, -(-of_block // MAX_THREADS))
+        threads = -(-of_block // (vectors * wave)) * wave
+        exact = threads * vectors * blocks == num_vectors
+        return cls(threads, threads, vectors, vec, exact=exact, blocks=blocks)
 
     @classmethod
     def _chunks(cls, num_rows: int, num_vectors: int, vec: int, inputs: int) -> RowLayout:
         """Rows cut into chunks: small blocks, with several loads a thread once all are busy.
 
         Group quantisation of 4096 x 18432 on an H200: 67 us with 64 threads of 4 vectors, 82 with
-        128 of 1, 81 with 256 of 2; SiLU * up, which reads twice as much, 122 to 124 us with 64
-        threads of 2 or 4 vectors, 138 with 128 of 1. With 64 rows one vector each is best.
+        128 of 1, 81 with 256 of 2. SiLU * up of 4096 x 14336, which reads twice as much, takes an
+        H100 121.3 us with 128 threads of 2 vectors and 121.8 with 64; quantised in groups, 4096 x
+        18432 130.2 and 130.6. With 64 rows of 18432 it takes 3.76 with 64 threads of one vector
+        each, and 3.97 with 256.
         """
         busy = num_rows * num_vectors >= BUSY_VECTORS
-        threads, vectors = (CHUNK_BLOCK, 4 // inputs) if busy else (SMALL_BLOCK, 1)
+        threads, vectors = (CHUNK_BLOCK * inputs, 4 // inputs) if busy else (CHUNK_BLOCK, 1)
         return cls(threads, threads, vectors, vec, exact=num_vectors % (threads * vectors) == 0)
 
     def grid(self, num_rows: int, N: int) -> tuple[int, int]:
         """Blocks over the rows, and chunks of a row."""
         rows_a_block = self.threads // self.lanes
+        if self.blocks > 1:
+            return num_rows * self.blocks, 1
         chunks = -(-(N // self.vec) // (self.lanes * self.vectors))
         return -(-num_rows // rows_a_block), chunks
 
@@ -109,6 +125,7 @@ class RowLayout:
             "VECTORS": self.vectors,
             "VEC": self.vec,
             "EXACT": int(self.exact),
+            "BLOCKS": self.blocks,
         }
 
 

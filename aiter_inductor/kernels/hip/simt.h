@@ -2,7 +2,14 @@
 // g++ or clang++ on the host, where the threads of a block are fibers. Each backend header defines
 //
 //   SIMT_DEVICE, SIMT_KERNEL(threads), SIMT_ENTRY(kernel), SIMT_SHARED, UNROLL
+//     (where registers limit how many blocks a multiprocessor of an NVIDIA chip holds, the build
+//     may define how many are to fit, RESIDENT)
 //   WAVE, thread_index(), block_x(), block_y(), barrier()
+//   begin()                      before memory is touched: where a launch may come early, waits for
+//                                the kernel before it, and lets the one behind it come early too
+//   arrive_in_cluster<COUNT>(), wait_for_cluster<COUNT>()    before the first `share`, once a kernel
+//   share<COUNT>(slot, bits)     of a whole wave: into that slot of each of a row's COUNT blocks
+//   barrier_of_row<COUNT>()      for the threads of all COUNT blocks
 //   atomic_max(address, bits)    unsigned
 //   wave_reduce<WIDTH, Op>(bits)    over aligned groups of WIDTH lanes; every lane gets the result;
 //                                   Op::KIND names operations that a chip may have an instruction for

@@ -25,11 +25,21 @@ SIMT_DEVICE int thread_index() { return __builtin_amdgcn_workitem_id_x(); }
 SIMT_DEVICE int block_x() { return __builtin_amdgcn_workgroup_id_x(); }
 SIMT_DEVICE int block_y() { return __builtin_amdgcn_workgroup_id_y(); }
 
+SIMT_DEVICE void begin() {}
 SIMT_DEVICE void barrier() {
   __builtin_amdgcn_fence(__ATOMIC_RELEASE, "workgroup");
   __builtin_amdgcn_s_barrier();
   __builtin_amdgcn_fence(__ATOMIC_ACQUIRE, "workgroup");
 }
+
+// A row lies within one block here.
+template <int COUNT> SIMT_DEVICE void arrive_in_cluster() {}
+template <int COUNT> SIMT_DEVICE void wait_for_cluster() {}
+template <int COUNT> SIMT_DEVICE void share(u32* slot, u32 x) {
+  static_assert(COUNT == 1, "no clusters");
+  if (thread_index() % WAVE == 0) *slot = x;
+}
+template <int COUNT> SIMT_DEVICE void barrier_of_row() { barrier(); }
 
 SIMT_DEVICE void atomic_max(u32* address, u32 x) {
   __hip_atomic_fetch_max(address, x, __ATOMIC_RELAXED, __HIP_MEMORY_SCOPE_AGENT);

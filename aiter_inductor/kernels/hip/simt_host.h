@@ -125,7 +125,17 @@ SIMT_DEVICE float float_of(u32 bits) {
 SIMT_DEVICE int thread_index() { return simt::block->current; }
 SIMT_DEVICE int block_x() { return (int)simt::block->x; }
 SIMT_DEVICE int block_y() { return (int)simt::block->y; }
+SIMT_DEVICE void begin() {}
 SIMT_DEVICE void barrier() { simt::pause(); }
+// A row lies within one block here.
+template <int COUNT> SIMT_DEVICE void arrive_in_cluster() {}
+template <int COUNT> SIMT_DEVICE void wait_for_cluster() {}
+template <int COUNT> SIMT_DEVICE void share(u32* slot, u32 x) {
+  static_assert(COUNT == 1, "no clusters");
+  if (thread_index() % WAVE == 0) *slot = x;
+}
+template <int COUNT> SIMT_DEVICE void barrier_of_row() { barrier(); }
+
 SIMT_DEVICE void atomic_max(u32* address, u32 x) {  // the fibers share one thread
   if (*address < x) *address = x;
 }

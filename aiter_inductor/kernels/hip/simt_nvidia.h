@@ -1,8 +1,20 @@
 // simt.h for sm_90 through nvcc or NVRTC.
 #pragma once
 
+#ifndef RESIDENT
+#define RESIDENT 1
+#endif
+#ifndef BLOCKS
+#define BLOCKS 1
+#endif
+
 #define SIMT_DEVICE static __device__ __forceinline__
-#define SIMT_KERNEL(threads) extern "C" __global__ void __launch_bounds__(threads)
+#if BLOCKS > 1
+#define SIMT_KERNEL(threads) \
+  extern "C" __global__ void __cluster_dims__(BLOCKS, 1, 1) __launch_bounds__(threads, RESIDENT)
+#else
+#define SIMT_KERNEL(threads) extern "C" __global__ void __launch_bounds__(threads, RESIDENT)
+#endif
 #define SIMT_ENTRY(kernel)
 #define SIMT_SHARED __shared__
 #define UNROLL _Pragma("unroll")
@@ -14,7 +26,42 @@ SIMT_DEVICE float float_of(u32 x) { return __uint_as_float(x); }
 SIMT_DEVICE int thread_index() { return threadIdx.x; }
 SIMT_DEVICE int block_x() { return blockIdx.x; }
 SIMT_DEVICE int block_y() { return blockIdx.y; }
+// PTX ISA, "griddepcontrol": until all before it in the stream is complete and visible.
+SIMT_DEVICE void begin() {
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+}
 SIMT_DEVICE void barrier() { __syncthreads(); }
+
+// Shared memory of another block may be written once that block has begun.
+template <int COUNT> SIMT_DEVICE void arrive_in_cluster() {
+  if constexpr (COUNT > 1) asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
+}
+template <int COUNT> SIMT_DEVICE void wait_for_cluster() {
+  if constexpr (COUNT > 1) asm volatile("barrier.cluster.wait.aligned;" ::: "memory");
+}
+template <int COUNT> SIMT_DEVICE void share(u32* slot, u32 x) {
+  const u32 lane = threadIdx.x % WAVE;
+  if constexpr (COUNT == 1) {
+    if (lane == 0) *slot = x;
+  } else if (lane < COUNT) {
+    asm volatile(
+        "{\n.reg .b32 there;\n"
+        "mapa.shared::cluster.u32 there, %0, %1;\n"
+        "st.shared::cluster.u32 [there], %2;\n}\n" ::"r"((u32)__cvta_generic_to_shared(slot)),
+        "r"(lane), "r"(x)
+        : "memory");
+  }
+}
+template <int COUNT> SIMT_DEVICE void barrier_of_row() {
+  if constexpr (COUNT == 1) {
+    __syncthreads();
+  } else {
+    asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+    asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+  }
+}
+
 SIMT_DEVICE void atomic_max(u32* address, u32 x) { atomicMax(address, x); }
 
 template <int WIDTH, class Op> SIMT_DEVICE u32 wave_reduce(u32 x) {
@@ -27,8 +74,17 @@ template <int WIDTH, class Op> SIMT_DEVICE u32 wave_reduce(u32 x) {
 
 SIMT_DEVICE float multiply_add(float a, float b, float c) { return __fmaf_rn(a, b, c); }
 SIMT_DEVICE float inverse_sqrt(float x) { return rsqrtf(x); }
-SIMT_DEVICE float reciprocal(float x) { return __frcp_rn(x); }
-SIMT_DEVICE float power_of_two(float x) { return exp2f(x); }
+// One instruction each, within 2 units in the last place; what is not normal is 0.
+SIMT_DEVICE float reciprocal(float x) {
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+SIMT_DEVICE float power_of_two(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
 SIMT_DEVICE float median(float x, float low, float high) { return fminf(fmaxf(x, low), high); }
 
 SIMT_DEVICE u32 encode_bf16x2(float low, float high) {

@@ -6,10 +6,10 @@
 // x becomes x * (weight + offset). ROUND_FIRST (Llama) rounds x, the shifted weight and their
 // product to their types, as separate operations do; else nothing is rounded here. See rms_norm in
 // lowerings/norm.py.
-template <class Value, class Weight, class Product, bool ROUND_FIRST, int N>
+template <class Value, class Weight, class Product, bool ROUND_FIRST, bool OFFSET, int N>
 SIMT_DEVICE void multiply_by_weight(const float (&weight)[N], float offset, float (&x)[N]) {
   float w[N];
-  UNROLL for (int i = 0; i < N; i++) w[i] = weight[i] + offset;
+  UNROLL for (int i = 0; i < N; i++) w[i] = OFFSET ? weight[i] + offset : weight[i];
   if constexpr (ROUND_FIRST) {
     round_all<Weight>(w);
     round_all<Value>(x);

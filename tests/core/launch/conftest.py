@@ -18,7 +18,7 @@ FAKE_HIP = r"""
 #include <stddef.h>
 #include <string.h>
 struct { int launches, loads, status, device, mode, block_x, grid_x, grid_y, shared; size_t size;
-         void *stream, *function; unsigned char arguments[256]; } seen = {.device = 0};
+         void *stream, *function; unsigned char arguments[256]; int attribute[2]; } seen;
 int hipModuleLoadData(void **module, const void *image) {
   seen.loads++; *module = &seen; return seen.mode == 2 ? 0 : 900; }
 int hipModuleGetFunction(void **function, void *module, const char *name) {
@@ -31,6 +31,14 @@ int hipModuleLaunchKernel(void *function, unsigned gx, unsigned gy, unsigned gz,
   seen.grid_x = gx; seen.grid_y = gy; seen.block_x = bx; seen.size = *(size_t *)extra[3];
   memcpy(seen.arguments, extra[1], seen.size);
   return extra[0] != (void *)1 || extra[2] != (void *)2 || extra[4] != (void *)3 || params; }
+typedef struct { unsigned sizes[7]; void *stream; int *attributes; unsigned count; } Config;
+int launch_early(const Config *config, void *function, void **params, void **extra) {
+  if (seen.status) return seen.status;
+  seen.launches++; seen.function = function; seen.stream = config->stream;
+  seen.grid_x = config->sizes[0]; seen.grid_y = config->sizes[1]; seen.block_x = config->sizes[3];
+  seen.shared = config->sizes[6]; seen.size = sizeof(int); memcpy(seen.arguments, params[1], 4);
+  seen.attribute[0] = config->attributes[0]; seen.attribute[1] = config->attributes[2];
+  return config->count != 1 || extra; }
 int hipGetDevice(int *device) { *device = seen.device; return 0; }
 int hipThreadExchangeStreamCaptureMode(int *mode) {
   int old = seen.mode; seen.mode = *mode; *mode = old; return 0; }
@@ -47,6 +55,7 @@ class Seen(ctypes.Structure):
         ("stream", ctypes.c_void_p),
         ("function", ctypes.c_void_p),
         ("arguments", ctypes.c_ubyte * 256),
+        ("attribute", ctypes.c_int * 2),
     )  # fmt: skip
 
 

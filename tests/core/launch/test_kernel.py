@@ -119,6 +119,7 @@ def overhead_us(launcher, fake_hip, repeats: int = 20000) -> float:
         max_threads=1024,
         max_shared_bytes=65536,
         launch_address=address,
+        early_address=0,
         device_address=0,
         end_marker=3,
         load=lambda _: 0x1000,

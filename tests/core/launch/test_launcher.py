@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import struct
 from typing import Any
 
@@ -52,7 +53,9 @@ def launch(launcher, runtime) -> Any:
     return launcher_of(SIGNATURE, launcher, runtime)
 
 
-def launcher_of(signature: KernelSignature, launcher: Any, runtime: Any) -> Any:
+def launcher_of(
+    signature: KernelSignature, launcher: Any, runtime: Any, *, early_address: int = 0
+) -> Any:
     return launcher(
         name="scale",
         parameters=_described(signature),
@@ -61,6 +64,7 @@ def launcher_of(signature: KernelSignature, launcher: Any, runtime: Any) -> Any:
         max_threads=256,
         max_shared_bytes=65536,
         launch_address=runtime.launch_address,
+        early_address=early_address,
         device_address=runtime.device_address,
         end_marker=runtime.end_marker,
         load=lambda _: runtime.load(b"code", "scale", 0),
@@ -87,6 +91,19 @@ def test_packs_by_signature(launch, seen):
     assert struct.unpack("=Qi4xQf4xq", packed) == (0xABCDE0, -5, 0x77, 1.5, 1 << 40)
     assert (seen.grid_x, seen.grid_y, seen.block_x, seen.shared) == (7, 3, 64, 128)
     assert seen.stream == 0x5000
+
+
+def test_early_launch_asks_for_programmatic_serialization(launcher, runtime, fake_hip, seen):
+    address = ctypes.cast(fake_hip.launch_early, ctypes.c_void_p).value
+    launch = launcher_of(SIGNATURE, launcher, runtime, early_address=address)
+    launch((7, 3), 64, 128, X, -5, None, 1.5, 1 << 40)
+    assert (seen.grid_x, seen.grid_y, seen.block_x, seen.shared) == (7, 3, 64, 128)
+    assert struct.unpack("=i", bytes(seen.arguments[:4])) == (-5,)
+    assert (seen.stream, seen.function) == (0x5000, 0x1001)
+    assert list(seen.attribute) == [6, 1]  # CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+    seen.status = 1
+    with pytest.raises(RuntimeLibraryError, match="hipErrorInvalidValue"):
+        launch(1, 64, 0, X, 1, None, 0.0, 1)
 
 
 def test_optional_pointer_may_be_none(launch, seen):
