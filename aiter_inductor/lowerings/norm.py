@@ -16,11 +16,12 @@ from aiter_inductor.lowerings.measured import (
     decline_layer_norm_in_hip,
     decline_rms_norm,
 )
-from aiter_inductor.lowerings.providers import add_hip, add_triton
+from aiter_inductor.lowerings.providers import add_cuda, add_hip, add_triton
 from aiter_inductor.lowerings.rows import (
     RowProblem,
     backward_unsupported,
     hip_rows_unsupported,
+    hopper_backward_unsupported,
     rows_unsupported,
 )
 
@@ -271,6 +272,7 @@ for forward, decline, decline_hip in (
     add_triton(forward, "norm", refuse=rows_unsupported, decline=decline, cede=cede_norm)
     add_hip(forward, "norm", refuse=hip_rows_unsupported, decline=decline_hip)
 for backward in (rms_norm_backward, add_rms_norm_backward, layer_norm_backward):
+    add_cuda(backward, "norm_backward", refuse=hopper_backward_unsupported)
     add_triton(backward, "norm_backward", refuse=backward_unsupported)
 
 

@@ -15,6 +15,8 @@ from aiter_inductor.core.rows import MAX_LEVELS, num_loops, result_is_strided
 
 MAX_N = 65536
 MAX_BACKWARD_N = 16384
+HOPPER_ROW_BYTES = range(512, 16384 + 1, 512)
+"""A vector of 16 bytes for each lane of a warp, and for each of up to 1024 threads."""
 
 
 @dataclass(frozen=True)
@@ -243,6 +245,19 @@ def backward_unsupported(problem: RowProblem, use: Use) -> str | None:
         return reason
     if problem.N > MAX_BACKWARD_N:
         return f"N={problem.N} is above {MAX_BACKWARD_N}, the most whose gradients fit registers"
+    return None
+
+
+def hopper_backward_unsupported(problem: RowProblem, use: Use) -> str | None:
+    """What the backward kernel for sm_90 does not take."""
+    if reason := backward_unsupported(problem, use):
+        return reason
+    if problem.residual_dtype != problem.dtype:
+        grad, x = problem.residual_dtype, short_name(problem.dtype)
+        return f"the gradient is {grad and short_name(grad)} and x {x}; the kernel reads one dtype"
+    if (row_bytes := problem.N * problem.dtype.itemsize) not in HOPPER_ROW_BYTES:
+        step, most = HOPPER_ROW_BYTES.step, HOPPER_ROW_BYTES[-1]
+        return f"rows of {row_bytes} bytes are no multiple of {step} up to {most}: whole warps"
     return None
 
 

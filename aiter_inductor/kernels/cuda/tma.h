@@ -75,6 +75,14 @@ DEVICE void bulk_load(u32 shared, const void* from, u32 bytes, u32 bar) {
       : "memory");
 }
 
+DEVICE void bulk_load(u32 shared, const void* from, u32 bytes, u32 bar, u64 policy) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint"
+      " [%0], [%1], %2, [%3], %4;" ::"r"(shared),
+      "l"((u64)from), "r"(bytes), "r"(bar), "l"(policy)
+      : "memory");
+}
+
 // ---- shared to global; the source may be overwritten after `tma_store_wait_read`.
 
 // Ordinary stores to shared memory, made visible to TMA and wgmma; before the barrier between.
