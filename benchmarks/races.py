@@ -71,8 +71,8 @@ class Race:
             name: functools.partial(kernel, config=config)
             for name, config in self.candidates().items()
         }
-        if "hip" in self.op.providers:
-            found["hip"] = functools.partial(self.op.providers["hip"].run, **kwargs)
+        for language in filter(self.op.providers.__contains__, ("hip", "cuda")):
+            found[language] = functools.partial(self.op.providers[language].run, **kwargs)
         formula = self.formula or self.op.reference
         found[INDUCTOR] = torch.compile(lambda *args: formula(*args, **kwargs), dynamic=False)
         return found
@@ -133,7 +133,7 @@ def row_race(name: str, num_rows: int, N: int, group_size: int | None = None) ->
         out_dtype=FP8 if "dtype" in op.signature.parameters else BF16,
         group_size=group_size,
     )
-    if name == "rms_norm_backward":
+    if name.endswith("_backward"):
         default, configs = backward_config(N), backward_configs(N)
         default = replace(default, programs=2 * SMS)
     elif name == "quant_per_group" and group_size:
@@ -282,6 +282,8 @@ def large_races() -> Iterator[Race]:
         ("quant_per_group", 4096, 7168, 128),
         ("quant_per_token", 4096, 7168, None),
         ("rms_norm_backward", 4096, 4096, None),
+        ("add_rms_norm_backward", 4096, 4096, None),
+        ("layer_norm_backward", 4096, 4096, None),
     ):
         yield row_race(name, num_rows, N, group)
     yield rope_race("rope_qk", LLAMA, neox)
