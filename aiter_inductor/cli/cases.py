@@ -222,6 +222,17 @@ def _gemm(scaling: str, dtype: torch.dtype | None = None, tiled: bool = False) -
     return Family(GEMM_DIMS, example)
 
 
+def _residual(scaling: str) -> Family:
+    """Linear layers with a residual."""
+
+    def example(dims: Dims, fp8: torch.dtype) -> Arguments:
+        args, kwargs = _gemm(scaling).example(dims, fp8)
+        shape = dims["num_rows"], dims["N"]
+        return (*args, torch.empty(shape, dtype=torch.bfloat16, device="meta")), kwargs
+
+    return Family(GEMM_DIMS, example)
+
+
 def _straight_through(dims: Dims, fp8: torch.dtype) -> Arguments:
     """A block-scaled product, and the rows before they were quantised."""
     args, kwargs = _gemm("block").example(dims, fp8)
@@ -421,6 +432,8 @@ FAMILIES: Mapping[str, Family] = {
     "gemm_fp8_blockscale_preshuffled": _gemm("block", tiled=True),
     "gemm_fp8_rowwise_preshuffled": _gemm("row", tiled=True),
     "gemm_mxfp4": _mxfp4(),
+    "gemm_fp8_blockscale_add": _residual("block"),
+    "gemm_fp8_rowwise_add": _residual("row"),
     "bmm_fp8": Family(BMM_DIMS, _bmm),
     "gemm_fp8_blockscale_straight_through": Family(GEMM_DIMS, _straight_through),
     "attention": _attention(),

@@ -9,6 +9,7 @@ from aiter_inductor.patterns.fusion import (
     into_quant,
     preshuffle,
     quant_once,
+    residual_into_gemm,
     rope_pair,
 )
 from aiter_inductor.patterns.raising import (
@@ -65,6 +66,7 @@ FUSION: tuple[Fusion, ...] = (
     rope_pair.qk_norm_into_rope,
     attention_parts.parts_into_attention,
     preshuffle.preshuffle,
+    residual_into_gemm.residual_into_gemm,
 )
 
 PATTERNS = (*(rule.pattern for rule in RAISING), *(rule.name for rule in FUSION))

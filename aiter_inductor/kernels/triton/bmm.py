@@ -53,6 +53,7 @@ def bmm_fp8(
         of_x,
         of_weight,
         None,
+        None,
         target,
         M,
         N,

@@ -89,6 +89,7 @@ def scaled_gemm(
     sizes: tuple[int, int, int] = (128, 128, 128),
     config: GemmConfig | None = None,
     shuffled: bool = False,
+    residual: Tensor | None = None,
 ) -> Tensor:
     """The product, scaled and rounded once.
 
@@ -101,6 +102,7 @@ def scaled_gemm(
         sizes: elements of K a scale of x is for, and rows and columns one of the weight is for.
         config: None for the default.
         shuffled: whether the weight is in tiles of 16 x 16.
+        residual: [*, N], added before the result is rounded, or None.
 
     Returns:
         [*, N], `out_dtype`.
@@ -108,6 +110,7 @@ def scaled_gemm(
     N, K = (weight.shape[0] * 16 if shuffled else weight.shape[0]), x.shape[-1]
     x, weight, weight_scale = x.contiguous(), weight.contiguous(), weight_scale.contiguous()
     bias = None if bias is None else bias.contiguous()
+    residual = None if residual is None else residual.contiguous()
     x_rows = x.flatten(0, -2) if x.dim() > 1 else x.unsqueeze(0)
     M = x_rows.shape[0]
     if config is None:
@@ -129,6 +132,7 @@ def scaled_gemm(
         of_x,
         weight_scale,
         bias if split_k == 1 else None,
+        residual if split_k == 1 else None,
         target,
         M,
         N,
@@ -157,7 +161,7 @@ def scaled_gemm(
         **config.launch(),
     )
     if split_k > 1:
-        add_splits(target, bias, out)
+        add_splits(target, bias, out, residual)
     return out
 
 
@@ -168,10 +172,12 @@ def lacks_e4m3fn() -> bool:
     return bool(triton.runtime.driver.active.get_current_target().arch == "gfx942")
 
 
-def add_splits(partial: Tensor, bias: Tensor | None, out: Tensor) -> None:
-    """`out` = the sum of `partial` [split_k, M, N], plus the bias."""
+def add_splits(
+    partial: Tensor, bias: Tensor | None, out: Tensor, residual: Tensor | None = None
+) -> None:
+    """`out` = the sum of `partial` [split_k, M, N], plus bias and residual."""
     split_k, M, N = partial.shape
     size, block = M * N, 1024
     launchable(add_splits_kernel)[((size + block - 1) // block,)](
-        partial, bias, out, size, N, SPLIT_K=split_k, BLOCK=block, num_warps=4
+        partial, bias, residual, out, size, N, SPLIT_K=split_k, BLOCK=block, num_warps=4
     )

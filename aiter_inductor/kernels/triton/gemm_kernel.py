@@ -62,6 +62,7 @@ def gemm_kernel(
     x_scale_ptr,
     weight_scale_ptr,
     bias_ptr,
+    residual_ptr,
     out_ptr,
     M,
     N,
@@ -146,6 +147,9 @@ def gemm_kernel(
         out *= tl.load(x_scale_ptr) * tl.load(weight_scale_ptr)
     if bias_ptr is not None:
         out += tl.load(bias_ptr + column).to(tl.float32)[None, :]
+    if residual_ptr is not None:
+        at = row.to(tl.int64)[:, None] * N + column[None, :]
+        out += tl.load(residual_ptr + at).to(tl.float32)
     split = tl.program_id(1).to(tl.int64) * M
     if BATCHED:
         split = split * tl.num_programs(2) + batch * M
@@ -155,9 +159,16 @@ def gemm_kernel(
 
 @triton.jit
 def add_splits_kernel(
-    partial_ptr, bias_ptr, out_ptr, size, N, SPLIT_K: tl.constexpr, BLOCK: tl.constexpr
+    partial_ptr,
+    bias_ptr,
+    residual_ptr,
+    out_ptr,
+    size,
+    N,
+    SPLIT_K: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):
-    """The sum of partial products [SPLIT_K, M, N], plus the bias, rounded once."""
+    """The sum of partial products [SPLIT_K, M, N], plus bias and residual, rounded once."""
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     live = at < size
     total = tl.zeros([BLOCK], tl.float32)
@@ -165,4 +176,6 @@ def add_splits_kernel(
         total += tl.load(partial_ptr + split * size.to(tl.int64) + at, live, 0)
     if bias_ptr is not None:
         total += tl.load(bias_ptr + at % N, live, 0).to(tl.float32)
+    if residual_ptr is not None:
+        total += tl.load(residual_ptr + at, live, 0).to(tl.float32)
     tl.store(out_ptr + at, total.to(out_ptr.dtype.element_ty), live)

@@ -84,6 +84,10 @@ def adaptation(given: tuple[Dim, ...], wanted: tuple[Dim, ...]) -> Adapt | None:
     rest = wanted[kept:]
     if 0 < kept < len(wanted) and given[:-1] == wanted[:kept] and _fixed(rest):
         return ((torch.unflatten, (-1, rest)),)
+    kept = len(wanted) - 1
+    rest = given[kept:]
+    if 0 < kept < len(given) - 1 and given[:kept] == wanted[:-1] and _fixed((*rest, wanted[-1])):
+        return ((torch.flatten, (kept,)),)
     open_dims = [i for i, n in enumerate(wanted) if fixed(n) is None]
     if len(open_dims) > 1:
         return None

@@ -216,3 +216,18 @@ def test_bmm_fp8(by, split_k):
         rows = x[at].double() * of_x.expand(3, -1, -1)[at]
         columns = weight[at].double() * of_weight[at]
         assert_product(out[at], rows, columns, None, 1e-6)
+
+
+@pytest.mark.parametrize("split_k", [1, 2])
+def test_residual(split_k):
+    """gemm_fp8_blockscale_add and gemm_fp8_rowwise_add: the residual of the epilogue."""
+    x, weight, bias = codes(19, 200, FP8, 1), codes(70, 200, FP8, 2), torch.randn(70)
+    residual = torch.randn(70, 19).bfloat16().T
+    of_x, of_weight = scales(19, 2), scales(1, 2)
+    out = gemm.scaled_gemm(
+        x, weight, of_x, of_weight, bias, "block", torch.float32,
+        config=replace(SMALL, split_k=split_k), residual=residual,
+    )  # fmt: skip
+    rows, columns = spread(of_x, x, 1, 128), spread(of_weight, weight, 128, 128)
+    exact = rows @ columns.T + bias.double() + residual.double()
+    torch.testing.assert_close(out.double(), exact, rtol=1e-5, atol=1e-4)
