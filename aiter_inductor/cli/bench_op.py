@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 import aiter_inductor
-from aiter_inductor.cli.cases import Arguments, Case
+from aiter_inductor.cli.cases import Case
+from aiter_inductor.cli.family import Arguments
 from aiter_inductor.cli.rows import Row
 from aiter_inductor.cli.timing import Call, Ceilings, Timing, ceilings, measure, ratio, rotation
 from aiter_inductor.core.arch import arch_of

@@ -13,12 +13,12 @@ from torch import Tensor
 
 import aiter_inductor.lowerings
 from aiter_inductor.cli import subgraphs, subgraphs_gemm
+from aiter_inductor.cli.cases_gemm import GEMM_FAMILIES
+from aiter_inductor.cli.family import Arguments, Dims, Family
 from aiter_inductor.core.errors import OptionValueError, UnknownOptionError
 from aiter_inductor.core.op import OPS, Op
 from aiter_inductor.core.problem import Problem
 
-Dims = Mapping[str, int]
-Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 EPS = 1e-6
 
 NORM_DIMS: Dims = {"num_rows": 4096, "N": 7168}
@@ -31,8 +31,6 @@ ROPE_DIMS: Dims = {
     "num_kv_heads": 8,
     "head_dim": 128,
 }
-GEMM_DIMS: Dims = {"num_rows": 4096, "N": 7168, "K": 2048}
-BMM_DIMS: Dims = {"batch": 16, "num_rows": 512, "N": 2048, "K": 2048}
 ATTENTION_DIMS: Dims = {
     "batch": 1,
     "num_heads": 32,
@@ -91,19 +89,6 @@ PAGED_DIMS: Dims = {
     "max_pages": 512,
     "cache_bits": 16,
 }
-
-
-@dataclass(frozen=True)
-class Family:
-    """How the ops of one kind get their arguments from named sizes.
-
-    Attributes:
-        dims: every size and its default; `group_size` 0 means one scale a row.
-        example: arguments on the meta device, from sizes and the chip's fp8 dtype.
-    """
-
-    dims: Dims
-    example: Callable[[Dims, torch.dtype], Arguments]
 
 
 @dataclass(frozen=True)
@@ -193,81 +178,6 @@ def _rope(names: str) -> Family:
         return tuple(given[name] for name in names.split()), {}
 
     return Family(ROPE_DIMS, example)
-
-
-def _gemm(scaling: str, dtype: torch.dtype | None = None, tiled: bool = False) -> Family:
-    """Linear layers; one-byte operands are `dtype`, or the chip's fp8."""
-
-    def example(dims: Dims, fp8: torch.dtype) -> Arguments:
-        M, N, K, one_byte = dims["num_rows"], dims["N"], dims["K"], dtype or fp8
-        group, packed = GROUP_DIMS["group_size"], scaling == "weight_group"
-        blocks = {
-            "block": (-(-N // group), -(-K // group)),
-            "weight_block": (-(-N // group), -(-K // group)),
-            "weight_group": (N, -(-K // group)),
-            "row": (N,),
-            "tensor": (),
-        }
-        x_scales = {"block": (M, -(-K // group)), "row": (M, 1), "tensor": ()}
-        x_dtype = one_byte if scaling in x_scales else torch.bfloat16
-        columns = (N, K // 2) if packed else (N // 16, 16 * K) if tiled else (N, K)
-        args = (
-            torch.empty(M, K, dtype=x_dtype, device="meta"),
-            torch.empty(columns, dtype=torch.uint8 if packed else one_byte, device="meta"),
-            *(torch.empty(x_scales[s], device="meta") for s in x_scales if s == scaling),
-            torch.empty(blocks[scaling], device="meta"),
-        )
-        return args, {"group_size": group} if packed else {}
-
-    return Family(GEMM_DIMS, example)
-
-
-def _residual(scaling: str) -> Family:
-    """Linear layers with a residual."""
-
-    def example(dims: Dims, fp8: torch.dtype) -> Arguments:
-        args, kwargs = _gemm(scaling).example(dims, fp8)
-        shape = dims["num_rows"], dims["N"]
-        return (*args, torch.empty(shape, dtype=torch.bfloat16, device="meta")), kwargs
-
-    return Family(GEMM_DIMS, example)
-
-
-def _straight_through(dims: Dims, fp8: torch.dtype) -> Arguments:
-    """A block-scaled product, and the rows before they were quantised."""
-    args, kwargs = _gemm("block").example(dims, fp8)
-    return (torch.empty(args[0].shape, dtype=torch.bfloat16, device="meta"), *args), kwargs
-
-
-def _rows_of_32(dims: Dims, fp8: torch.dtype) -> Arguments:
-    """Rows to be quantised in groups of 32."""
-    shape = dims["num_rows"], dims["N"] // 32 * 32
-    return (torch.empty(shape, dtype=torch.bfloat16, device="meta"),), {}
-
-
-def _mxfp4() -> Family:
-    """Linear layers in MXFP4."""
-
-    def example(dims: Dims, fp8: torch.dtype) -> Arguments:
-        K = dims["K"] // 32 * 32
-        rows = [dims["num_rows"], dims["N"]]
-        shapes = [(n, K // by) for by in (2, 32) for n in rows]
-        empty = (torch.empty(shape, dtype=torch.uint8, device="meta") for shape in shapes)
-        return tuple(empty), {}
-
-    return Family(GEMM_DIMS, example)
-
-
-def _bmm(dims: Dims, fp8: torch.dtype) -> Arguments:
-    """A batch of products, scaled by groups of 128 and blocks of 128 x 128."""
-    B, M, N, K = (dims[name] for name in BMM_DIMS)
-    args = (
-        torch.empty(B, M, K, dtype=fp8, device="meta"),
-        torch.empty(B, N, K, dtype=fp8, device="meta"),
-        torch.empty(B, M, -(-K // 128), device="meta"),
-        torch.empty(B, -(-N // 128), -(-K // 128), device="meta"),
-    )
-    return args, {}
 
 
 def _attention(backward: bool = False) -> Family:
@@ -409,7 +319,6 @@ FAMILIES: Mapping[str, Family] = {
     "quant_per_token": Family(NORM_DIMS, _per_tensor_or_token),
     "quant_per_group": Family(GROUP_DIMS, _per_group),
     "quant_int4_per_group": Family(GROUP_DIMS, _int4),
-    "quant_mxfp4": Family(NORM_DIMS, _rows_of_32),
     "rms_norm_quant": _rows("x weight eps", quantised=True),
     "add_rms_norm_quant": _rows("x residual weight eps", quantised=True),
     "layer_norm_quant": _rows("x weight bias eps", quantised=True),
@@ -423,19 +332,6 @@ FAMILIES: Mapping[str, Family] = {
     "rope": _rope("q cos sin"),
     "rope_qk": _rope("q k cos sin"),
     "qk_norm_rope": _rope("q k q_weight k_weight cos sin eps"),
-    "gemm_fp8_blockscale": _gemm("block"),
-    "gemm_fp8_rowwise": _gemm("row"),
-    "gemm_fp8_per_tensor": _gemm("tensor"),
-    "gemm_int8": _gemm("row", torch.int8),
-    "gemm_w8a16": _gemm("weight_block"),
-    "gemm_w4a16": _gemm("weight_group"),
-    "gemm_fp8_blockscale_preshuffled": _gemm("block", tiled=True),
-    "gemm_fp8_rowwise_preshuffled": _gemm("row", tiled=True),
-    "gemm_mxfp4": _mxfp4(),
-    "gemm_fp8_blockscale_add": _residual("block"),
-    "gemm_fp8_rowwise_add": _residual("row"),
-    "bmm_fp8": Family(BMM_DIMS, _bmm),
-    "gemm_fp8_blockscale_straight_through": Family(GEMM_DIMS, _straight_through),
     "attention": _attention(),
     "attention_with_lse": _attention(),
     "attention_backward": _attention(backward=True),
@@ -448,6 +344,7 @@ FAMILIES: Mapping[str, Family] = {
     "moe_route": Family(ROUTE_DIMS, _moe_route),
     "moe_sort": Family(SORT_DIMS, _moe_sort),
     "paged_attention": Family(PAGED_DIMS, _paged_attention),
+    **GEMM_FAMILIES,
 }
 
 BASELINES: tuple[tuple[str, Dims], ...] = (

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aiter_inductor.cli.bench import version_of
-from aiter_inductor.cli.cases import FAMILIES, Dims, case_of, load_ops
+from aiter_inductor.cli.cases import FAMILIES, case_of, load_ops
+from aiter_inductor.cli.family import Dims
 from aiter_inductor.cli.prebuild import chips, host_functions
 from aiter_inductor.core import jit
 from aiter_inductor.core.arch import arch_named

@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-from aiter_inductor.cli.cases import Arguments, load_ops
+from aiter_inductor.cli.cases import load_ops
+from aiter_inductor.cli.family import Arguments
 from aiter_inductor.cli.timing import Call, Timing, measure, rotation
 from aiter_inductor.core.arch import Arch
 from aiter_inductor.core.op import Op, Use

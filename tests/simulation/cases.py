@@ -16,7 +16,6 @@ from torch import Tensor
 from aiter_inductor.cli.cases import (
     ATTENTION_DIMS,
     FAMILIES,
-    GEMM_DIMS,
     GROUP_DIMS,
     KV_DIMS,
     MLA_DIMS,
@@ -31,6 +30,7 @@ from aiter_inductor.cli.cases import (
     case_of,
     load_ops,
 )
+from aiter_inductor.cli.cases_gemm import GEMM_DIMS
 from aiter_inductor.core.problem import Problem
 
 Dims = Mapping[str, int]
