@@ -20,6 +20,7 @@ from aiter_inductor.cli.timing import ceilings
 from aiter_inductor.core.arch import arch_of
 from aiter_inductor.core.errors import UnknownOptionError
 
+DECODED_BEHIND = 1024
 VERSIONED = ("torch", "triton", "transformers")
 
 
@@ -56,7 +57,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     model.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float16", "float32"))
     model.add_argument("--mode", help="torch.compile's mode for both backends")
     model.add_argument(
-        "--cached", type=int, default=0, metavar="TOKENS", help="decode behind a static cache"
+        "--cached",
+        type=int,
+        metavar="TOKENS",
+        help="what a static cache holds; default: 1024 where LENGTH is 1, else no cache",
     )
     model.add_argument(
         "--without",
@@ -83,16 +87,23 @@ def run(arguments: argparse.Namespace) -> int:
     print(machine_line(machine), flush=True)
     rows: list[Row] = []
     for case in progress(op_cases(arguments, device)):
-        rows += bench_op.measure_case(
-            case, device, graph=not arguments.no_graph, rounds=arguments.rounds
+        rows += _shown(
+            bench_op.measure_case(
+                case, device, graph=not arguments.no_graph, rounds=arguments.rounds
+            )
         )
     for request in progress(model_requests(arguments)):
-        rows += bench_model.measure_model(request, device, rounds=arguments.rounds)
-    print(table(rows))
+        rows += _shown(bench_model.measure_model(request, device, rounds=arguments.rounds))
     if arguments.json:
         content = {"machine": machine, "rows": [row.as_dict() for row in rows]}
         arguments.json.write_text(json.dumps(content, indent=1) + "\n")
     return 0
+
+
+def _shown(rows: list[Row]) -> list[Row]:
+    """Print each case once it is measured: a run that is stopped has shown what it knows."""
+    print(table(rows), flush=True)
+    return rows
 
 
 def op_cases(arguments: argparse.Namespace, device: torch.device) -> list[Case]:
@@ -115,15 +126,18 @@ def model_requests(arguments: argparse.Namespace) -> list[ModelRequest]:
     requests = []
     for name in (n for n in arguments.names if n in models.MODELS):
         for text in arguments.tokens or models.MODELS[name].tokens:
+            shape = bench_model.parse_tokens(text)
+            decodes = shape[1] == 1 and not arguments.train
+            cached = DECODED_BEHIND if decodes else 0
             requests.append(
                 ModelRequest(
                     name=name,
-                    shape=bench_model.parse_tokens(text),
+                    shape=shape,
                     layers=arguments.layers,
                     dtype=getattr(torch, arguments.dtype),
                     mode=arguments.mode,
                     train=arguments.train,
-                    cached=arguments.cached,
+                    cached=cached if arguments.cached is None else arguments.cached,
                     without=tuple(arguments.without),
                 )
             )

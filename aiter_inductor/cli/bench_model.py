@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -18,9 +18,7 @@ from aiter_inductor.cli.model_programs import (
     INPUT_SETS,
     ModelRequest,
     Program,
-    Variant,
-    program_of,
-    variants_of,
+    programs_of,
 )
 from aiter_inductor.cli.progress import progress
 from aiter_inductor.cli.rows import Row
@@ -62,7 +60,7 @@ def measure_model(request: ModelRequest, device: torch.device, *, rounds: int) -
         for seed in range(INPUT_SETS)
     ]
     with inductor.many_compilations():
-        prepared = _prepare(variants_of(request), model, request, ids[0])
+        prepared = _prepare(model, request, ids[0])
         calls: dict[str, list[Call]] = {
             name: [partial(each.program.run, tokens) for tokens in ids]
             for name, each in prepared.items()
@@ -88,18 +86,17 @@ def measure_model(request: ModelRequest, device: torch.device, *, rounds: int) -
 
 
 def _prepare(
-    variants: Sequence[Variant], model: PreTrainedModel, request: ModelRequest, ids: torch.Tensor
+    model: PreTrainedModel, request: ModelRequest, ids: torch.Tensor
 ) -> Mapping[str, _Prepared]:
     """Compile every variant and compare what it gives for `ids` with the first one's results."""
     prepared = {}
     expected: tuple[torch.Tensor, ...] = ()
-    for variant in progress(variants, "first call, "):
-        program = program_of(model, variant, request)
-        found = program.results(ids)
+    programs = programs_of(model, request)
+    for variant in progress(list(programs), "first call, "):
+        found = programs[variant].results(ids)
         expected = expected or found
-        ours = variant.backend == "aiter"
-        note = summary(aiter_inductor.report(program.module)) if ours else ""
-        prepared[variant.name] = _Prepared(program, error(found, expected), note)
+        note = summary(aiter_inductor.report(model)) if variant.backend == "aiter" else ""
+        prepared[variant.name] = _Prepared(programs[variant], error(found, expected), note)
     return prepared
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -23,12 +22,10 @@ class Program:
     """One variant of a model, ready to be called with tokens, [batch, length].
 
     Attributes:
-        module: whose parameters it computes with.
         run: what is timed.
         results: tensors to compare, of a call that leaves the model as it was.
     """
 
-    module: torch.nn.Module
     run: Callable[[torch.Tensor], object]
     results: Callable[[torch.Tensor], tuple[torch.Tensor, ...]]
 
@@ -89,13 +86,18 @@ def variants_of(request: ModelRequest) -> tuple[Variant, ...]:
     return named + tuple(Variant(f"without {n}", "aiter", n) for n in request.without)
 
 
-def program_of(model: Any, variant: Variant, request: ModelRequest) -> Program:
-    """`model` as `variant` runs it under `request`."""
+def programs_of(model: torch.nn.Module, request: ModelRequest) -> dict[Variant, Program]:
+    """Every variant of `request`, not compiled before its first call.
+
+    All share the weights of `model`, and in training its gradients and the optimiser's moments:
+    steps of AdamW change the weights a little, and no time or size depends on that.
+    """
+    variants = variants_of(request)
     if request.train:
-        return _training(model, variant, request)
-    if request.cached:
-        return _decoding(model, variant, request)
-    return _forward(model, variant, request)
+        optimizer = torch.optim.AdamW(model.train().parameters(), lr=1e-6)
+        return {each: _training(model, each, request, optimizer) for each in variants}
+    make = _decoding if request.cached else _forward
+    return {each: make(model, each, request) for each in variants}
 
 
 def compiled(model: Any, variant: Variant, mode: str | None) -> Callable[..., Any]:
@@ -118,7 +120,7 @@ def _forward(model: Any, variant: Variant, request: ModelRequest) -> Program:
         logits: torch.Tensor = forward(input_ids=ids, use_cache=False).logits
         return logits
 
-    return Program(model, run, lambda ids: (run(ids).clone(),))
+    return Program(run, lambda ids: (run(ids).clone(),))
 
 
 def _decoding(model: Any, variant: Variant, request: ModelRequest) -> Program:
@@ -149,7 +151,7 @@ def _decoding(model: Any, variant: Variant, request: ModelRequest) -> Program:
         logits: torch.Tensor = forward(input_ids=ids, past_key_values=cache, use_cache=True).logits
         return logits
 
-    return Program(model, run, lambda ids: (run(ids).clone(),))
+    return Program(run, lambda ids: (run(ids).clone(),))
 
 
 def _wind_back(cache: Any, tokens: int) -> None:
@@ -160,11 +162,11 @@ def _wind_back(cache: Any, tokens: int) -> None:
             layer.cumulative_length_int = tokens
 
 
-def _training(model: Any, variant: Variant, request: ModelRequest) -> Program:
-    """A step on a copy of the model, because every step changes the weights."""
-    own = copy.deepcopy(model).train()
-    optimizer = torch.optim.AdamW(own.parameters(), lr=1e-5)
-    forward = compiled(own, variant, request.mode)
+def _training(
+    model: Any, variant: Variant, request: ModelRequest, optimizer: torch.optim.Optimizer
+) -> Program:
+    """A step of training; what is compared is the loss and every gradient."""
+    forward = compiled(model, variant, request.mode)
 
     def backward(ids: torch.Tensor) -> torch.Tensor:
         optimizer.zero_grad(set_to_none=True)
@@ -178,8 +180,8 @@ def _training(model: Any, variant: Variant, request: ModelRequest) -> Program:
 
     def results(ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
         loss = backward(ids).clone()
-        gradients = [p.grad.clone() for p in own.parameters() if p.grad is not None]
+        gradients = [p.grad for p in model.parameters() if p.grad is not None]
         optimizer.zero_grad(set_to_none=True)
         return (loss, *gradients)
 
-    return Program(own, run, results)
+    return Program(run, results)

@@ -141,7 +141,9 @@ MODELS: Mapping[str, Model] = {
         "deepseek_v3",
         2,
         _LARGE_TOKENS,
-        {"first_k_dense_replace": 1},  # transformers' defaults are the 671B model's
+        # transformers' defaults are the 671B model's; a quarter of its experts fits any card, and
+        # a token meets as many of them.
+        {"first_k_dense_replace": 1, "n_routed_experts": 64},
     ),
     "small-llama": Model("llama", 4, _SMALL_TOKENS, {**_SMALL, "num_key_value_heads": 2}),
     "small-gemma2": Model(
