@@ -51,6 +51,7 @@ RAISING: tuple[Recogniser, ...] = (
     gemm_scaled_mm.library_call,
     gemm_torchao.torchao_linear,
     mxfp4.called_operator,
+    mxfp4.dequantised_mxfp4,
     mla.latent_attention,
     attention.fused_attention,
     attention_eager.spelled_attention,

@@ -63,7 +63,7 @@ def dequantised_linear(node: fx.Node) -> Match | Miss | None:
         return None
     if isinstance(product, str):
         return Miss(PATTERN, node, product)
-    if not product.weight.scales:
+    if not product.weight.scales or product.weight.values.e2m1:
         return None
     N, K = product.weight.values.axes.sizes
     if fixed(N) is None or fixed(K) is None:
@@ -75,6 +75,8 @@ def dequantised_linear(node: fx.Node) -> Match | Miss | None:
         trained, x = None, None
     if isinstance(x, str):
         return Miss(PATTERN, node, x)
+    if x is not None and x.values.e2m1:
+        x = None
     weight = stored_weight(product.weight)
     if weight is None:
         shown = product.weight.values.node.name

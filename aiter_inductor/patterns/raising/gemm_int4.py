@@ -50,6 +50,17 @@ def read_nibbles(node: Any) -> Nibbles | str | None:
     return Nibbles(packed, frozenset(seen))
 
 
+def read_codes(node: Any) -> Nibbles | None:
+    """Elements from 0 to 15 behind `node`, for a table to give them values."""
+    seen: set[fx.Node] = set()
+    halves = _interleaved(_through_casts(node, seen), seen)
+    low, high = (_half(half, seen) for half in halves) if halves else (None, None)
+    if low is None or high is None or low[0] is not high[0]:
+        return None
+    unsigned = (low[1:], high[1:]) == (("low", "uint8"), ("high", "uint8"))
+    return Nibbles(low[0], frozenset(seen)) if unsigned else None
+
+
 def _through_casts(node: Any, seen: set[fx.Node]) -> Any:
     while isinstance(node, fx.Node) and kind(node) == "cast" and dtype(node) in _INTEGERS:
         if dtype(source(node)) not in _INTEGERS:

@@ -24,6 +24,7 @@ from aiter_inductor.patterns.raising.gemm_axes import (
     start,
     through,
 )
+from aiter_inductor.patterns.raising.gemm_e2m1 import read_e2m1
 from aiter_inductor.patterns.raising.gemm_int4 import read_nibbles
 from aiter_inductor.patterns.raising.quant_rows import adaptation
 
@@ -38,13 +39,15 @@ class Placed:
         node: the tensor.
         axes: where its elements go.
         divides: of a scale, whether the operand is divided by it.
-        packed: of int4 values, the bytes that hold two each.
+        packed: of int4 or e2m1 values, the bytes that hold two each.
+        e2m1: whether those are e2m1, the elements of MXFP4.
     """
 
     node: fx.Node
     axes: Axes
     divides: bool = False
     packed: fx.Node | None = None
+    e2m1: bool = False
 
     def through(self, change: Callable[[Axes], Axes | None]) -> Placed | None:
         """The same tensor behind one more view."""
@@ -102,6 +105,9 @@ def read_operand(node: Any) -> Operand | str | None:
     if nibbles is not None:
         values = Placed(node, start(sizes(node) or ()), packed=nibbles.packed)
         return Operand(values, nodes=nibbles.nodes)
+    if elements := read_e2m1(node):
+        values = Placed(node, start(sizes(node) or ()), packed=elements.packed, e2m1=True)
+        return Operand(values, nodes=elements.nodes)
     if found in QUANT_DTYPES:
         return Operand(Placed(node, start(sizes(node) or ())))
     if found in _UNREAD_FP8:
