@@ -17,6 +17,8 @@ _SHT_PROGBITS, _SHT_SYMTAB, _SHT_NOTE, _SHT_NOBITS = 1, 2, 7, 8
 # `.nv.info` is a list of (format, attribute, value); this format carries a sized payload, and this
 # attribute a symbol index and its register count.
 _NV_SIZED, _NV_REGISTERS = 0x04, 0x2F
+# What CUDA 13 counts to a kernel's shared memory beside what it declares: the driver's own part.
+_CUDA_13_SHARED_BYTES = 1024
 # e_flags: https://llvm.org/docs/AMDGPUUsage.html#amdgpu-ef-amdgpu-mach-table
 _AMD_MACHINES = {0x03F: "gfx90a", 0x04C: "gfx942", 0x04F: "gfx950"}
 
@@ -35,7 +37,7 @@ class KernelFacts:
         sgprs: scalar registers a wave; 0 on NVIDIA.
         agprs: accumulation registers a lane; 0 on NVIDIA.
         spills: vector and scalar registers spilled; 0 on NVIDIA, whose cubins do not say.
-        lds_bytes: shared memory that a workgroup declares; CUDA 13 adds 1024 of its own.
+        lds_bytes: shared memory that a workgroup declares.
         scratch_bytes: private memory a lane.
         kernarg_bytes: size of the argument buffer, hidden arguments included; 0 if not recorded.
         max_threads: largest workgroup it was compiled for; 0 if not recorded.
@@ -159,14 +161,16 @@ def _nvidia(elf: _Elf) -> tuple[str, dict[str, KernelFacts]]:
     if elf.machine != _EM_CUDA:
         raise CodeObjectError(f"ELF machine {elf.machine} is neither AMD's 224 nor NVIDIA's 190")
     # CUDA 13 moved the chip's number from the lowest byte of the flags to the next one.
-    chip = (elf.flags >> 8) & 0xFF or elf.flags & 0xFF
+    since_cuda_13 = (elf.flags >> 8) & 0xFF
+    chip = since_cuda_13 or elf.flags & 0xFF
+    kept = _CUDA_13_SHARED_BYTES if since_cuda_13 else 0
     sizes = {section.name: section.size for section in elf.sections}
     registers = _nvidia_registers(elf)
     kernels = {}
     for section in elf.sections:
         if section.kind == _SHT_PROGBITS and section.name.startswith(".text."):
             name = section.name.removeprefix(".text.")
-            lds_bytes = sizes.get(f".nv.shared.{name}", 0)
+            lds_bytes = max(sizes.get(f".nv.shared.{name}", 0) - kept, 0)
             kernels[name] = KernelFacts(name, vgprs=registers.get(name, 0), lds_bytes=lds_bytes)
     return f"sm_{chip}", kernels
 

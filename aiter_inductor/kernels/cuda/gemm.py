@@ -17,7 +17,7 @@ from aiter_inductor.core.launch import (
     tensor_map,
     tensor_map_of,
 )
-from aiter_inductor.kernels.cuda.gemm_config import BLOCK_K, GemmConfig
+from aiter_inductor.kernels.cuda.gemm_config import BLOCK_K, BOX_M, GemmConfig
 from aiter_inductor.kernels.cuda.loading import arch_name, cuda_module, load_kernel
 
 _NUMBERS = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", None: "none"}
@@ -208,8 +208,7 @@ def _launch(
     clusters = min(tiles, _num_sms(rows.device) // config.cluster)
     out_map = _NO_MAP
     if variant.store_by_tma:
-        box_n = next(n for n in (64, 32, 16) if config.width % n == 0)
-        out_map = tensor_map(out, (config.block_m // 2, box_n), swizzle=2 * box_n)
+        out_map = tensor_map(out, (BOX_M, config.box_n), swizzle=2 * config.box_n)
     grid = clusters * config.cluster
     return kernel.launch(grid, THREADS, shared_bytes, *maps, out_map, *numbers)
 

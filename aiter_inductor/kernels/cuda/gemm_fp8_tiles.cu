@@ -23,10 +23,12 @@ constexpr u32 SCALE_N = 128, LANES = 4;
 
 constexpr u32 X_BYTES = BLOCK_M * BLOCK_K, WEIGHT_BYTES = BLOCK_N * BLOCK_K;
 constexpr u32 STAGE_BYTES = X_BYTES + WEIGHT_BYTES;
-// Results leave through shared memory a column of boxes at a time: rows of at most 128 bytes.
-constexpr u32 GRAIN = WIDTH % 64 == 0 ? 64 : WIDTH % 32 == 0 ? 32 : 16, BOX_N = GRAIN;
-constexpr u32 OUT_BYTES = STORE_BY_TMA ? GROUP_M * WIDTH * 2 : 0;
-constexpr u32 OUT_AT = STAGES * STAGE_BYTES, BARRIERS_AT = OUT_AT + CONSUMERS * OUT_BYTES;
+// Results leave through shared memory, each warp's 16 rows by themselves: boxes of rows of at most
+// 128 bytes, in OUT_SLOTS places by turns.
+constexpr u32 BOX_N = WIDTH % 64 == 0 ? 64 : WIDTH % 32 == 0 ? 32 : 16;
+constexpr u32 BOX_BYTES = 16 * BOX_N * 2, OUT_SLOTS = 2, WARP_OUT_BYTES = OUT_SLOTS * BOX_BYTES;
+constexpr u32 OUT_AT = STAGES * STAGE_BYTES;
+constexpr u32 BARRIERS_AT = OUT_AT + (STORE_BY_TMA ? CONSUMERS * 4 * WARP_OUT_BYTES : 0);
 
 static_assert(BLOCK_M % (64 * CONSUMERS) == 0 && BLOCK_N % WIDTH == 0, "whole instructions");
 static_assert(WIDTH % 16 == 0 && BLOCK_N % (8 * CLUSTER) == 0 && BLOCK_N <= 256, "tiles of wgmma");
@@ -150,7 +152,7 @@ DEVICE void promote(float (&sum)[REGISTERS], const float (&part)[REGISTERS],
                     const float (&by)[SIDES][2], u32 first) {
   const u32 border = SCALE_N - first % SCALE_N;
   UNROLL for (u32 j = 0; j < WIDTH / 8; j++) {
-    const bool next = !ONE_SCALE && j * 8 / GRAIN * GRAIN >= border;
+    const bool next = !ONE_SCALE && j * 8 / BOX_N * BOX_N >= border;
     const float low = next ? by[SIDES - 1][0] : by[0][0], high = next ? by[SIDES - 1][1] : by[0][1];
     sum[4 * j] = __fmaf_rn(part[4 * j], low, sum[4 * j]);
     sum[4 * j + 1] = __fmaf_rn(part[4 * j + 1], low, sum[4 * j + 1]);
@@ -186,15 +188,13 @@ DEVICE void store_plain(const float (&sum)[REGISTERS], const Problem& problem, v
   }
 }
 
-// Sums of one instruction into this warp's rows of the staging buffer, boxes of BOX_N columns.
-DEVICE void stage_out(const float (&sum)[REGISTERS], u32 at, u32 first_row, u32 lane) {
+// One box of the sums of an instruction, its columns from `first` on, into a warp's 16 rows at `at`.
+DEVICE void stage_out(const float (&sum)[REGISTERS], u32 first, u32 at, u32 lane) {
   constexpr u32 ROW_BYTES = BOX_N * 2, MASK = ROW_BYTES / 16 - 1;
-  UNROLL for (u32 j = 0; j < WIDTH / 16; j++) {
-    const u32 box = j * 16 / BOX_N, chunk = j * 16 % BOX_N / 8 + lane / 16;
-    const u32 plain = (first_row + lane % 16) * ROW_BYTES + chunk * 16;
-    const u32 swizzled = plain ^ (plain >> 7 & MASK) << 4;
-    const float* from = sum + 8 * j;
-    stmatrix_x4(at + box * GROUP_M * ROW_BYTES + swizzled, pack_pair<OUT>(from[0], from[1]),
+  UNROLL for (u32 j = 0; j < BOX_N / 16; j++) {
+    const u32 plain = lane % 16 * ROW_BYTES + (2 * j + lane / 16) * 16;
+    const float* from = sum + first / 2 + 8 * j;
+    stmatrix_x4(at + (plain ^ (plain >> 7 & MASK) << 4), pack_pair<OUT>(from[0], from[1]),
                 pack_pair<OUT>(from[2], from[3]), pack_pair<OUT>(from[4], from[5]),
                 pack_pair<OUT>(from[6], from[7]));
   }
@@ -230,36 +230,44 @@ DEVICE void multiply(float (&sum)[STEPS_M][STEPS_N][REGISTERS], u32 base, u32 gr
   }
 }
 
-// Sums to results, WIDTH columns at a time, while the producer is at the next tile already.
-DEVICE void store_tile(float (&sum)[STEPS_M][STEPS_N][REGISTERS], const Problem& problem, u32 base,
-                       u32 group, Tile tile, const Scales& scales, const void* bias, void* out,
-                       const TensorMap& out_map) {
-  const u32 lane = threadIdx.x % WARP, warp = threadIdx.x / WARP % 4;
-  const u32 staging = base + OUT_AT + group * OUT_BYTES;
-  const u32 first_row = tile.m * BLOCK_M + group * GROUP_M, row = first_row + warp * 16 + lane / 4;
-  const bool stores = threadIdx.x % WARPGROUP == 0;
-  UNROLL for (u32 n = 0; n < STEPS_N; n++) {
-    const u32 first = tile.n * BLOCK_N + n * WIDTH, column = first + lane % 4 * 2;
-    if constexpr (SCALING != Scaling::block || BIAS != Number::none)
-      UNROLL for (u32 m = 0; m < STEPS_M; m++)
-        finish(sum[m][n], problem, scales, bias, row + m * 64, column);
-    if constexpr (!STORE_BY_TMA) {
-      UNROLL for (u32 m = 0; m < STEPS_M; m++)
-        store_plain(sum[m][n], problem, out, row + m * 64, column);
-      continue;
-    }
-    // The thread that stores waits until its last copy has read the staging buffer.
-    if (stores) tma_store_wait_read<0>();
-    named_sync(1 + group, WARPGROUP);
-    UNROLL for (u32 m = 0; m < STEPS_M; m++)
-      stage_out(sum[m][n], staging, m * 64 + warp * 16, lane);
+// The sums of one instruction to a warp's 16 rows of the result, a box at a time; `slot` is the place
+// in shared memory that the next one takes.
+DEVICE void store_boxes(const float (&sum)[REGISTERS], const TensorMap& out_map, u32 staging,
+                        u32& slot, u32 row, u32 column) {
+  const u32 lane = threadIdx.x % WARP;
+  UNROLL for (u32 box = 0; box < WIDTH; box += BOX_N) {
+    const u32 at = staging + slot * BOX_BYTES;
+    // The lane that stores waits until the copy before the last has read its place.
+    if (lane == 0) tma_store_wait_read<OUT_SLOTS - 1>();
+    __syncwarp();
+    stage_out(sum, box, at, lane);
     fence_shared();
-    named_sync(1 + group, WARPGROUP);
-    if (stores) {
-      UNROLL for (u32 box = 0; box < WIDTH / BOX_N; box++)
-        tma_store(out_map, staging + box * GROUP_M * BOX_N * 2, first + box * BOX_N, first_row);
+    __syncwarp();
+    if (lane == 0) {
+      tma_store(out_map, at, column + box, row);
       tma_store_commit();
     }
+    slot ^= 1;
+  }
+}
+
+// Sums to results, while the producer is at the next tile already. Each warp stores its own rows,
+// so that none waits for another.
+DEVICE void store_tile(float (&sum)[STEPS_M][STEPS_N][REGISTERS], const Problem& problem, u32 base,
+                       u32 group, Tile tile, const Scales& scales, const void* bias, void* out,
+                       const TensorMap& out_map, u32& slot) {
+  const u32 lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
+  const u32 staging = base + OUT_AT + warp * WARP_OUT_BYTES;
+  const u32 first_row = tile.m * BLOCK_M + group * GROUP_M + warp % 4 * 16;
+  UNROLL for (u32 n = 0; n < STEPS_N; n++) UNROLL for (u32 m = 0; m < STEPS_M; m++) {
+    const u32 row = first_row + m * 64, own_row = row + lane / 4;
+    const u32 first = tile.n * BLOCK_N + n * WIDTH, own_column = first + lane % 4 * 2;
+    if constexpr (SCALING != Scaling::block || BIAS != Number::none)
+      finish(sum[m][n], problem, scales, bias, own_row, own_column);
+    if constexpr (STORE_BY_TMA)
+      store_boxes(sum[m][n], out_map, staging, slot, row, first);
+    else
+      store_plain(sum[m][n], problem, out, own_row, own_column);
   }
 }
 
@@ -268,6 +276,7 @@ DEVICE void consume(const Problem& problem, u32 base, u32 group, const Scales& s
   const u32 row = group * GROUP_M + threadIdx.x / WARP % 4 * 16 + threadIdx.x % WARP / 4;
   u32 index = blockIdx.x / CLUSTER;
   if (index >= problem.tiles) return;
+  u32 slot = 0;
   Ring ring;
   ScaleCursor cursor;
   LaneScales later;
@@ -295,9 +304,9 @@ DEVICE void consume(const Problem& problem, u32 base, u32 group, const Scales& s
       });
       ring.advance<STAGES>();
     }
-    store_tile(sum, problem, base, group, tile, scales, bias, out, out_map);
+    store_tile(sum, problem, base, group, tile, scales, bias, out, out_map, slot);
   }
-  if (STORE_BY_TMA && threadIdx.x % WARPGROUP == 0) tma_store_wait<0>();
+  if (STORE_BY_TMA && threadIdx.x % WARP == 0) tma_store_wait<0>();
 }
 
 #if GEMM_CLUSTER > 1

@@ -77,12 +77,21 @@ def test_defaults_and_candidates_fit_the_chip(shape):
 
 
 @pytest.mark.parametrize(
+    ("N", "K", "block_n", "split"),
+    [(512, 4096, 64, 8), (2176, 7168, 128, 6), (4096, 1536, 128, 3), (18432, 7168, 128, 1)],
+)
+def test_few_rows_take_up_to_a_block_a_multiprocessor(N, K, block_n, split):
+    found = GemmConfig.default(problem_of(64, N, K), 132)
+    assert (found.swap, found.block_n, found.cluster) == (1, block_n, split)
+
+
+@pytest.mark.parametrize(
     ("config", "sentence"),
     [
         (GemmConfig(block_m=64), "tiles of 64x256 by 128 are no whole products"),
         (GemmConfig(block_n=320, width=160), "tiles of 128x320 for 1 blocks are no copies of TMA"),
         (GemmConfig(width=256), "256 accumulators a thread exceed 208"),
-        (GemmConfig(stages=5), "278608 bytes of shared memory exceed 231424"),
+        (GemmConfig(stages=5), "278608 bytes of shared memory exceed 232448"),
         (tokens(136, 128, 4, 4, 1), "tiles of 136x128 are no whole swapped products"),
         (tokens(64, 128, 4, 9, 1), "K is cut into 9 > 8 parts"),
         (tokens(64, 128, 5, 4, 2), "126656 bytes of shared memory exceed 115712"),
@@ -136,7 +145,7 @@ def test_meta_tensors_name_the_module_that_prebuild_needs(M, source):
         GemmConfig(),
         GemmConfig(cluster=2, band=3),
         GemmConfig(0, 128, 128, 128, 6),
-        GemmConfig(0, 256, 128, 128, 3),
+        GemmConfig(0, 256, 128, 128, 4),
         GemmConfig(0, 128, 192, 96, 4, 2),
         GemmConfig(0, 128, 160, 160, 5),
         GemmConfig(0, 128, 112, 112, 6),
@@ -147,7 +156,9 @@ def test_meta_tensors_name_the_module_that_prebuild_needs(M, source):
     ids=str,
 )
 @pytest.mark.parametrize(
-    "shape", [(300, 1160, 1552), (1, 136, 128), (129, 391, 400), (64, 2176, 7168)], ids=str
+    "shape",
+    [(300, 1160, 1552), (1, 136, 128), (129, 391, 400), (64, 2176, 7168), (2200, 2256, 400)],
+    ids=str,
 )
 def test_every_tile_of_every_shape(config, shape):
     x, weight, x_scale, weight_scale = operands(*shape)
