@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.torch_version import TorchVersion
 from transformers import DynamicCache, StaticCache
 
 import aiter_inductor
@@ -60,6 +61,8 @@ def test_decoding_matches_eager(
 
 @pytest.mark.parametrize("cache", CACHES)
 def test_generated_code_matches_eager(cache: str) -> None:
+    if cache == "dynamic" and TorchVersion(torch.__version__) < "2.12":
+        pytest.skip("torch 2.11 generates C++ for this step that is none, with any backend")
     model = zoo.build("deepseek_v3", dtype=torch.float32, layers=1)
     with torch.no_grad():
         wanted = decode(model, model, cache, True)

@@ -105,7 +105,7 @@ def mla_split_kernel(
     found = tl.where(total == 0.0, -float("inf"), peak + tl.log2(divisor))
     if kv_scale is not None:
         acc *= tl.load(kv_scale)
-    at = split * num_rows.to(tl.int64) + row
+    at = split * tl.cast(num_rows, tl.int64) + row
     tl.store(partial + at[:, None] * R + r[None, :], acc / divisor[:, None], mask=of_r)
     tl.store(lse + at, found, mask=heads)
 

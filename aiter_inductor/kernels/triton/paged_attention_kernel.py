@@ -207,7 +207,7 @@ def paged_reduce_kernel(
         total += tl.exp2(sink - base)
     acc = tl.zeros((BLOCK_V,), tl.float32)
     for split in range(parts):
-        at = split * num_rows.to(tl.int64) + row
+        at = split * tl.cast(num_rows, tl.int64) + row
         weight = tl.exp2(tl.load(lse + at) - base)
         acc += weight * tl.load(partial + at * V + v, mask=v < V, other=0.0)
     value = acc / tl.where(total == 0.0, 1.0, total)
