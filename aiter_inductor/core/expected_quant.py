@@ -27,7 +27,9 @@ OPERATORS = frozenset(
 )
 _BOUNDS = frozenset({"round", "clamp", "clamp_min", "clamp_max", "minimum", "maximum"})
 _BETWEEN = _BOUNDS | VIEWS | TRANSPARENT | {"cast", "add", "sub"}
-_SCALE = _BETWEEN | {"abs", "mul", "div", "reciprocal", "pow", "where", "getitem", "select"}
+_SCALE = _BETWEEN | {
+    "abs", "mul", "div", "reciprocal", "pow", "where", "getitem", "select", "exp2",
+}  # fmt: skip
 _LARGEST = frozenset({"amax", "max", "aminmax"})
 _FAR = 16
 
@@ -105,7 +107,8 @@ def multiplies_quantised(node: fx.Node) -> bool:
             continue
         if found.op in ("placeholder", "get_attr") and dtype(found) in QUANT_DTYPES:
             return True
-        if kind(found) in _DEQUANTISING or found.target is getattr:
+        unary = kind(found) is None and len(found.all_input_nodes) == 1
+        if unary or kind(found) in _DEQUANTISING:
             ahead.extend(found.all_input_nodes)
     return False
 

@@ -52,8 +52,8 @@ class Factors:
     features: list[Any] = field(default_factory=list)
     all: list[Any] = field(default_factory=list)
 
-    def __bool__(self) -> bool:
-        return bool(self.tokens or self.features or self.all)
+    def __len__(self) -> int:
+        return len(self.tokens) + len(self.features) + len(self.all)
 
     def add(self, factor: Any, shape: tuple[Any, ...], divides: bool, split: bool) -> bool:
         """Whether `factor` is a scale of a result of this shape; then it is kept, in fp32.
@@ -100,7 +100,11 @@ def scaled_product(node: fx.Node) -> Match | Miss | None:
         return None
     x = read_operand(product.x)
     both = isinstance(x, Operand) and not x.scales and not x.values.packed
-    factors = _factors(product, split=both)
+    factors = _factors(product, split=False)
+    if both and len(factors) != 2:
+        product = product_at(node)
+        assert isinstance(product, Product)
+        factors = _factors(product, split=True)
     if not factors:
         return None
     if product.bias is not None:
@@ -151,8 +155,7 @@ def _alone(product: Product, weight: Any, factors: Factors) -> Made | str:
     if dtype(x) == torch.float32 and dtype(strip_widening(x)) == dtype(product.end):
         x = strip_widening(x)
     if factors.tokens or len(found) != 1:
-        number = len(factors.tokens) + len(found)
-        return f"the product has {number} scales, of which one is the weight's"
+        return f"the product has {len(factors)} scales, of which one is the weight's"
     if dtype(x) != dtype(product.end):
         held, result = (short_name(dtype(n) or torch.int8) for n in (x, product.end))
         return f"x is {held} and the result {result}; kernels keep x's dtype"
@@ -170,9 +173,8 @@ def _both(product: Product, x: Any, weight: Any, factors: Factors) -> Made | str
         shown = " and ".join(short_name(d) for d in dtypes if d)
         return f"x and weight are {shown}; kernels multiply equal kinds"
     tokens, features, left = factors.tokens, factors.features, list(factors.all)
-    if len(tokens) > 1 or len(features) > 1 or len(tokens) + len(features) + len(left) != 2:
-        number = len(tokens) + len(features) + len(left)
-        return f"the product has {number} scales, not one of x and one of the weight"
+    if len(tokens) > 1 or len(features) > 1 or len(factors) != 2:
+        return f"the product has {len(factors)} scales, not one of x and one of the weight"
     kwargs = {"out_dtype": dtype(product.end)}
     if dtypes[0] in FP8_DTYPES and len(left) == 2:
         return gemm_fp8_per_tensor, (q, weight, *left), kwargs

@@ -90,6 +90,14 @@ def test_of_both_in_fp8(op, s, t):
     check_rewrite(outer, codes(M, FN), codes(N, FN), s, t, expect={op: 1})
 
 
+def test_a_scale_that_is_a_product_itself_is_one():
+    def program(q, w, s, t, u):
+        return F.linear(q.float(), w.float()) * s * (t * u)
+
+    args = codes(M), codes(N), scale(M, 1), scale(N), scale()
+    check_rewrite(program, *args, expect={"gemm_int8": 1})
+
+
 def test_any_number_of_tokens():
     args = [codes(M), codes(N), scale(M, 1), scale(N)]
     for tensor in (args[0], args[2]):
