@@ -5,7 +5,9 @@
     model = AutoModelForCausalLM.from_pretrained(name, attn_implementation="aiter")
 
 Models with a softcap (Gemma 2) or sinks (GPT-OSS) then compute attention by one op, compiled or
-not; others call `scaled_dot_product_attention`, which the backend recognises with its mask.
+not; others call `scaled_dot_product_attention`, which the backend recognises with its mask. Packed
+sequences whose starts are handed over, as `DataCollatorWithFlattening` does, are attended to one by
+one, and the mask is not read.
 """
 
 from __future__ import annotations
@@ -42,6 +44,10 @@ def attention_forward(
     softcap: float | None = None,
     s_aux: Tensor | None = None,
     is_causal: bool | None = None,
+    cu_seq_lens_q: Tensor | None = None,
+    cu_seq_lens_k: Tensor | None = None,
+    max_length_q: int | None = None,
+    sliding_window: int | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """What transformers calls in place of an attention's own code.
@@ -57,6 +63,10 @@ def attention_forward(
         softcap: c in `c * tanh(scores / c)`, or None.
         s_aux: [num_heads], the sinks, or None.
         is_causal: overrides the module's.
+        cu_seq_lens_q, cu_seq_lens_k: [num_sequences + 1], int32, or None: where the sequences
+            start that the tokens of all rows together are made of.
+        max_length_q: no sequence has more queries; None for all of them.
+        sliding_window: keys that a query of packed sequences sees, its own included, or None.
         kwargs: what other attentions take.
 
     Returns:
@@ -66,8 +76,13 @@ def attention_forward(
         ValueError: for dropout beside a softcap or sinks.
     """
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
-    causal = causal and attention_mask is None and query.shape[2] > 1
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if cu_seq_lens_q is not None and cu_seq_lens_k is not None and not dropout:
+        how = {"scale": scale, "softcap": softcap, "window": sliding_window}
+        how["causal"] = "bottom_right" if causal else "none"
+        starts = cu_seq_lens_q, cu_seq_lens_k
+        return _packed(query, key, value, starts, s_aux, max_length_q, how), None
+    causal = causal and attention_mask is None and query.shape[2] > 1
     if softcap is None and s_aux is None:
         out = F.scaled_dot_product_attention(
             query,
@@ -109,3 +124,23 @@ def _capped_or_sunk(
         layout="bshd",
     )
     return out.transpose(1, 2)
+
+
+def _packed(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    starts: tuple[Tensor, Tensor],
+    sinks: Tensor | None,
+    longest: int | None,
+    how: dict[str, Any],
+) -> Tensor:
+    """Attention of packed sequences, [batch, q_len, num_heads, head_dim]."""
+    from aiter_inductor.lowerings.attention_varlen_backward import attention_varlen_with_lse
+
+    tokens = (x.transpose(1, 2).flatten(0, 1) for x in (query, key, value))
+    of = tuple(start.to(torch.int32) for start in starts)
+    most = query.shape[0] * query.shape[2] if longest is None else longest
+    out, _ = attention_varlen_with_lse(*tokens, *of, sinks, max_seqlen_q=most, **how)
+    found: Tensor = out.unflatten(0, (query.shape[0], query.shape[2]))
+    return found

@@ -79,6 +79,14 @@ BACKWARD = (
     Shape(2, 32, 8, 4096, 128, 128),
     Shape(2, 16, 16, 4096, 128, 128),
     Shape(2, 16, 16, 4096, 128, 128, causal=False),
+    Shape(1, 32, 8, 16384, 128, 128),
+    Shape(2, 64, 8, 4096, 64, 64),
+    Shape(2, 32, 32, 4096, 64, 64, causal=False),
+    Shape(1, 128, 128, 4096, 192, 128),
+    Shape(2, 16, 16, 4096, 256, 256),
+    Shape(4, 32, 8, 1024, 128, 128),
+    Shape(1, 32, 8, 512, 128, 128),
+    Shape(16, 12, 12, 512, 64, 64, causal=False),
 )
 
 
@@ -143,7 +151,7 @@ def race(shape: Shape, backward: bool, rounds: int, matmul_tflops: float) -> Non
         try:
             for given in sets:
                 run(*given)
-        except RuntimeError as error:
+        except (RuntimeError, ValueError) as error:
             print(f"  {name}: {str(error).splitlines()[0]}")
             continue
         variants[name] = [lambda run=run, given=given: run(*given) for given in sets]

@@ -2,6 +2,7 @@
 
     python benchmarks/race_attention.py             # every shape
     python benchmarks/race_attention.py gqa window  # some
+    python benchmarks/race_attention.py --defaults  # of the launch parameters, the default ones
 
 A line each: microseconds (median of 3 rounds of 10 calls) and TFLOP/s over the pairs that are seen.
 Results are compared with the op's reference before they are timed, at 512 tokens.
@@ -83,6 +84,10 @@ RACES = {
     "narrow": Race(1, 32, 8, 64, 64),
     "window": Race(1, 64, 8, 64, 64, {"window": WINDOW}, sinks=True),
     "softcap": Race(1, 16, 8, 256, 256, {"softcap": SOFTCAP}),
+    "softcap_window": Race(1, 16, 8, 256, 256, {"softcap": SOFTCAP, "window": 4096}, False, 8192),
+    "wide_window": Race(1, 8, 4, 256, 256, {"window": 1024}),
+    "long_window": Race(1, 32, 8, 128, 128, {"window": 4096}, False, 8192),
+    "sinks": Race(1, 64, 8, 64, 64, {"window": 4096}, sinks=True),
 }
 
 
@@ -114,13 +119,16 @@ def torchs_own(race: Race) -> Callable[..., Tensor]:
     return run
 
 
-def lines(race: Race) -> Iterator[tuple[float, str]]:
-    """Microseconds and name of torch's own and of each config."""
+def lines(race: Race, only_defaults: bool) -> Iterator[tuple[float, str]]:
+    """Microseconds and name of torch's own, the CUDA kernel and each Triton config."""
     inputs, few, how = race.inputs(race.num_tokens), race.inputs(512), race.keywords()
     own = torchs_own(race)
     yield time_us(lambda: own(*inputs)), "torch"
+    if torch.cuda.get_device_capability() == (9, 0) and not torch.version.hip:
+        run = op.providers["cuda"].run
+        yield time_us(lambda: run(*inputs, **how)), "cuda"
     expected = op.reference(*few, **how).float()
-    for config in (None, *CONFIGS):
+    for config in (None, *(() if only_defaults else CONFIGS)):
         error = (attention(*few, **how, config=config).float() - expected).abs().max().item()
         assert error < 0.02, f"{config} is wrong by {error:g}"
         us = time_us(lambda config=config: attention(*inputs, **how, config=config))
@@ -145,10 +153,11 @@ def time_us(call: Callable[[], Any]) -> float:
 def main() -> None:
     """Run the races named on the command line, or all."""
     print(torch.cuda.get_device_name(), torch.__version__)
-    for name in sys.argv[1:] or RACES:
+    named = [name for name in sys.argv[1:] if name != "--defaults"]
+    for name in named or RACES:
         race = RACES[name]
         print(f"{name}: {race}")
-        for us, label in sorted(lines(race)):
+        for us, label in sorted(lines(race, "--defaults" in sys.argv)):
             print(f"  {us:9.1f} us {race.flops() / us / 1e6:6.0f} TFLOP/s  {label}")
 
 

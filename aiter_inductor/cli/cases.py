@@ -195,15 +195,22 @@ def _attention(backward: bool = False) -> Family:
     return Family(ATTENTION_DIMS, example)
 
 
-def _varlen(dims: Dims, fp8: torch.dtype) -> Arguments:
+def _varlen(backward: bool = False) -> Family:
     """Causal prefill of `batch` sequences that together have `num_tokens` tokens."""
-    tokens, heads, kv_heads = dims["num_tokens"], dims["num_heads"], dims["num_kv_heads"]
-    qk_dim, v_dim = dims["head_dim"], dims["v_dim"]
-    starts = torch.empty(dims["batch"] + 1, dtype=torch.int32, device="meta")
-    q, k = _bf16(tokens, heads, qk_dim), _bf16(tokens, kv_heads, qk_dim)
-    args = (q, k, _bf16(tokens, kv_heads, v_dim), starts, starts)
-    longest = -(-tokens // dims["batch"])
-    return args, {"max_seqlen_q": longest, "scale": qk_dim**-0.5, "causal": "top_left"}
+
+    def example(dims: Dims, fp8: torch.dtype) -> Arguments:
+        tokens, heads, kv_heads = dims["num_tokens"], dims["num_heads"], dims["num_kv_heads"]
+        qk_dim, v_dim = dims["head_dim"], dims["v_dim"]
+        starts = torch.empty(dims["batch"] + 1, dtype=torch.int32, device="meta")
+        q, k = _bf16(tokens, heads, qk_dim), _bf16(tokens, kv_heads, qk_dim)
+        heads_of = (q, k, _bf16(tokens, kv_heads, v_dim))
+        out, lse = _bf16(tokens, heads, v_dim), torch.empty(heads, tokens, device="meta")
+        args = (out, *heads_of, out, lse) if backward else heads_of
+        longest = -(-tokens // dims["batch"])
+        how = {"max_seqlen_q": longest, "scale": qk_dim**-0.5, "causal": "top_left"}
+        return (*args, starts, starts), how
+
+    return Family(ATTENTION_DIMS, example)
 
 
 def _mla_prefill(dims: Dims, fp8: torch.dtype) -> Arguments:
@@ -335,7 +342,9 @@ FAMILIES: Mapping[str, Family] = {
     "attention": _attention(),
     "attention_with_lse": _attention(),
     "attention_backward": _attention(backward=True),
-    "attention_varlen": Family(ATTENTION_DIMS, _varlen),
+    "attention_varlen": _varlen(),
+    "attention_varlen_with_lse": _varlen(),
+    "attention_varlen_backward": _varlen(backward=True),
     "mla_prefill": Family(MLA_PREFILL_DIMS, _mla_prefill),
     "mla_decode": Family(MLA_DIMS, _mla),
     "mla_paged_decode": Family(MLA_PAGED_DIMS, _mla_paged),

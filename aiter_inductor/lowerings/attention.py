@@ -12,7 +12,7 @@ from aiter_inductor.lowerings.attention_decode import (
     one_query_unsupported,
     sdpa_decodes_faster,
 )
-from aiter_inductor.lowerings.attention_hopper import sdpa_attends_faster, wgmma_unsupported
+from aiter_inductor.lowerings.attention_hopper import others_attend_faster, wgmma_unsupported
 from aiter_inductor.lowerings.attention_problem import (
     AttentionProblem,
     flash_unsupported,
@@ -92,7 +92,7 @@ def in_layout(out: Tensor, layout: str) -> Tensor:
 
 
 add_hip(attention, "attention", refuse=one_query_unsupported, decline=sdpa_decodes_faster)
-add_cuda(attention, "attention", refuse=wgmma_unsupported, decline=sdpa_attends_faster)
+add_cuda(attention, "attention", refuse=wgmma_unsupported, decline=others_attend_faster)
 add_triton(attention, "attention", refuse=flash_unsupported, decline=sdpa_is_faster)
 
 

@@ -15,10 +15,12 @@ from aiter_inductor.lowerings.attention_problem import (
 FEW_QUERIES = 16
 """Queries below which a block's rows, 64 for each warpgroup, are mostly empty."""
 MANY_QUERIES = 4096
-NARROW = 64
-MOST_TRAINED = 8192
-BACKWARD_WIDTHS = range(72, 129, 8)
-"""Elements of a head that the backward kernel, whose tiles are 128 wide, takes."""
+NARROW, WIDE = 64, 256
+SHORT_WINDOW = 256
+WIDEST_TRAINED_QK, WIDEST_TRAINED_V = 192, 128
+"""Elements of a head whose gradients the backward kernel adds up in registers."""
+MAX_SUMS = 256
+"""Elements of both beyond which it takes two passes."""
 
 
 def wgmma_unsupported(problem: AttentionProblem, use: Use) -> str | None:
@@ -29,8 +31,6 @@ def wgmma_unsupported(problem: AttentionProblem, use: Use) -> str | None:
         return f"q, k and v are {short_name(problem.dtype)}; wgmma multiplies bf16 and fp16 here"
     if problem.mask != "none":
         return f"the kernel reads no mask, and there is a {problem.mask} one"
-    if problem.softcap is not None:
-        return f"the kernel has no softcap, and softcap={problem.softcap:g} is asked for"
     for name in ("qk_dim", "v_dim"):
         if (width := fixed(getattr(problem, name))) is None or width % 8:
             return f"{name}={width} is not a multiple of 8 up to {MAX_HEAD_DIM}: 16-byte rows"
@@ -41,21 +41,25 @@ def wgmma_backward_unsupported(problem: AttentionProblem, use: Use) -> str | Non
     """What the backward kernel does not take."""
     if reason := wgmma_unsupported(problem, use):
         return reason
-    for name in ("qk_dim", "v_dim"):
-        if (width := getattr(problem, name)) not in BACKWARD_WIDTHS:
-            first, last = BACKWARD_WIDTHS[0], BACKWARD_WIDTHS[-1]
-            return f"{name}={width} is outside {first} to {last}, what tiles of {last} are for"
+    if problem.softcap is not None:
+        return f"the kernel has no softcap, and softcap={problem.softcap:g} is asked for"
+    for name, widest in (("qk_dim", WIDEST_TRAINED_QK), ("v_dim", WIDEST_TRAINED_V)):
+        if (width := fixed(getattr(problem, name))) is None or width > widest:
+            return f"{name}={width} is wider than {widest}, whose sums the registers hold"
     return None
 
 
-def sdpa_attends_faster(problem: AttentionProblem, use: Use) -> str | None:
-    """Where torch's cuDNN is faster on an H200.
+def others_attend_faster(problem: AttentionProblem, use: Use) -> str | None:
+    """Where torch's cuDNN or, for short windows, the Triton kernel is faster on an H200.
 
     One query of 4096 keys, 8 sequences of 32 and 8 heads, takes 97 us against 37. Without a causal
     mask 4x1024 tokens of 16 heads of 128 take 63 against 60, and 2x8192 1655 against 1726. 64 and
-    8 heads of 64 take 18.5 against 16.1 at 1x512 tokens and 602 against 639 at 2x4096.
+    8 heads of 64 take 18.5 against 16.1 at 1x512 tokens and 602 against 639 at 2x4096; with a
+    window of 256 98 against Triton's 95, with one of 512 128 against 135.
     """
     S = fixed(problem.num_queries)
+    if problem.window is not None and problem.window <= SHORT_WINDOW and problem.v_dim == NARROW:
+        return f"window={problem.window} of {NARROW}: 128 take 82 us on sm_90 and with Triton 74"
     if S is None or sdpa_unsupported(problem, use):
         return None
     if S < FEW_QUERIES:
@@ -64,22 +68,25 @@ def sdpa_attends_faster(problem: AttentionProblem, use: Use) -> str | None:
         return f"S={S} queries of all keys: 4x1024 take 63 us on sm_90 and torch's cuDNN 60"
     if problem.qk_dim == NARROW and S < MANY_QUERIES:
         return f"S={S} queries of {NARROW}: 1x512 take 18.5 us on sm_90 and torch's cuDNN 16.1"
+    if problem.v_dim == WIDE:
+        return f"2x4096 queries of {WIDE} take 464 us on sm_90 and torch's cuDNN 455"
     return None
 
 
 def sdpa_trains_faster(problem: AttentionProblem, use: Use) -> str | None:
-    """Where torch's cuDNN is faster backward, which takes most of the time, on an H200.
+    """Where torch's cuDNN is faster backward, which takes most of the time, on an H100.
 
-    2x4096 tokens of 16 heads of 128, causal, take 752 us against 767, of all keys 1365 against
-    1252; 1x16384 of 32 and 8 heads take 11009 against 10041.
+    2x4096 tokens of 16 heads of 128, causal, take 774 us against 864, of all keys 1379 against
+    1377; 1x16384 of 32 and 8 heads take 10295 against 10579. 64 and 8 heads of 64 take 1740 against
+    1973; 128 heads of 192 and 128 take 4758 against 4438.
     """
     if sdpa_unsupported(problem, use):
         return None
     if reason := wgmma_backward_unsupported(problem, use):
         return f"{reason}; others take 2953 us on sm_90 where torch's cuDNN takes 1653"
     if problem.causal == "none":
-        return "2x4096 queries of all keys take 1365 us backward on sm_90 and torch's cuDNN 1252"
-    S = fixed(problem.num_queries)
-    if S is not None and S > MOST_TRAINED:
-        return f"S={S}: 16384 queries take 11009 us backward on sm_90 and torch's cuDNN 10041"
+        return "2x4096 queries of all keys take 1379 us backward on sm_90 and torch's cuDNN 1377"
+    if problem.qk_dim + problem.v_dim > MAX_SUMS:
+        widths = f"{problem.qk_dim} and {problem.v_dim}"
+        return f"heads of {widths}: 192 and 128 take 4758 us on sm_90 and torch's cuDNN 4438"
     return None

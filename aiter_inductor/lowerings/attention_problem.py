@@ -83,7 +83,7 @@ class AttentionProblem:
             mask_shape=() if mask is None else tuple(map(dim, mask.shape)),
             sinks=sinks is not None,
             layout=layout,
-            mismatch=_mismatch(q, k, v),
+            mismatch=mismatch_of(q, k, v),
         )
 
     @classmethod
@@ -238,7 +238,8 @@ def _open_heads(problem: AttentionProblem) -> str | None:
     return None
 
 
-def _mismatch(q: Tensor, k: Tensor, v: Tensor) -> str:
+def mismatch_of(q: Tensor, k: Tensor, v: Tensor) -> str:
+    """Why they do not fit together, or nothing; heads are the second dimension of each."""
     if not q.dtype == k.dtype == v.dtype:
         names = ", ".join(short_name(t.dtype) for t in (q, k, v))
         return f"q, k and v are {names}, not of one dtype"

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from aiter_inductor.core.op import Use, op
+from aiter_inductor.core.op import OPS, Use, op
 from aiter_inductor.core.problem import Dim, dim
 from aiter_inductor.lowerings.attention import attention
-from aiter_inductor.lowerings.attention_problem import AttentionProblem, flash_unsupported
-from aiter_inductor.lowerings.providers import add_triton
+from aiter_inductor.lowerings.attention_hopper import wgmma_backward_unsupported, wgmma_unsupported
+from aiter_inductor.lowerings.attention_problem import (
+    AttentionProblem,
+    flash_unsupported,
+    mismatch_of,
+)
+from aiter_inductor.lowerings.providers import add_cuda, add_triton
 
 
 @dataclass(frozen=True)
@@ -42,14 +47,61 @@ class VarlenProblem:
         sinks: Tensor | None = None,
         *,
         max_seqlen_q: int,
-        **how: Any,
+        scale: float,
+        causal: str = "none",
+        window: int | None = None,
+        softcap: float | None = None,
     ) -> VarlenProblem:
         """The problem behind the arguments of `attention_varlen`."""
-        q, k, v = (x.transpose(0, 1).unsqueeze(0) for x in (q, k, v))
-        heads = AttentionProblem.of(q, k, v, None, sinks, **how)
+        num_queries, num_heads, qk_dim = map(dim, q.shape)
+        num_keys, num_kv_heads, v_dim = map(dim, v.shape)
+        heads = AttentionProblem(
+            batch=1,
+            num_heads=num_heads,
+            num_kv_heads=num_kv_heads,
+            num_queries=num_queries,
+            num_keys=num_keys,
+            qk_dim=qk_dim,
+            v_dim=v_dim,
+            dtype=q.dtype,
+            causal=causal,
+            window=window,
+            softcap=softcap,
+            scale=scale,
+            mask="none",
+            mask_shape=(),
+            sinks=sinks is not None,
+            layout="bshd",
+            mismatch=mismatch_of(q, k, v),
+        )
         count, others = dim(cu_seqlens_q.shape[0]) - 1, dim(cu_seqlens_k.shape[0]) - 1
         mismatch = "" if count == others else f"{count} sequences of queries, {others} of keys"
         return cls(heads, count, dim(max_seqlen_q), mismatch)
+
+    @classmethod
+    def of_training(cls, *tensors: Tensor | None, **how: Any) -> VarlenProblem:
+        """The problem behind the arguments of `attention_varlen_with_lse`."""
+        made = cls.of(*tensors, **how)  # type: ignore[arg-type]
+        return replace(made, heads=replace(made.heads, asked="out and lse"))
+
+    @classmethod
+    def of_backward(
+        cls,
+        grad: Tensor,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        out: Tensor,
+        lse: Tensor,
+        cu_seqlens_q: Tensor,
+        cu_seqlens_k: Tensor,
+        sinks: Tensor | None = None,
+        grad_lse: Tensor | None = None,
+        **how: Any,
+    ) -> VarlenProblem:
+        """The problem behind the arguments of `attention_varlen_backward`."""
+        made = cls.of(q, k, v, cu_seqlens_q, cu_seqlens_k, sinks, **how)
+        return replace(made, heads=replace(made.heads, asked="gradients"))
 
     def bytes_moved(self) -> Dim:
         """Query, keys and values read once, the result written once."""
@@ -61,17 +113,22 @@ class VarlenProblem:
 
     def sample(self, *, seed: int, device: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Random heads; sequences as long as the longest, the last one shorter or empty."""
-        (q, k, v, _, sinks), kwargs = self.heads.sample(seed=seed, device=device)
+        whole = replace(self.heads, asked="out")
+        (q, k, v, _, sinks), kwargs = whole.sample(seed=seed, device=device)
         q, k, v = (x.squeeze(0).transpose(0, 1).contiguous() for x in (q, k, v))
         starts = torch.arange(self.num_sequences + 1, dtype=torch.int32, device=device)
         of_queries = (starts * self.max_seqlen_q).clamp(max=q.shape[0])
         of_keys = starts * (k.shape[0] // self.num_sequences)
         of_queries[-1], of_keys[-1] = q.shape[0], k.shape[0]
         del kwargs["layout"]
-        return (q, k, v, of_queries, of_keys, sinks), {
-            "max_seqlen_q": self.max_seqlen_q,
-            **kwargs,
-        }
+        kwargs["max_seqlen_q"] = self.max_seqlen_q
+        if self.heads.asked != "gradients":
+            return (q, k, v, of_queries, of_keys, sinks), kwargs
+        forward = OPS["attention_varlen_with_lse"]
+        out, lse = forward.reference(q, k, v, of_queries, of_keys, sinks, **kwargs)
+        generator = torch.Generator(device).manual_seed(seed + 1)
+        grad = torch.randn(out.shape, generator=generator, device=device).to(out.dtype)
+        return (grad, q, k, v, out, lse, of_queries, of_keys, sinks, None), kwargs
 
 
 @op(problem=VarlenProblem.of)
@@ -104,6 +161,22 @@ def attention_varlen(
     Returns:
         [total_q, H, Dv], contiguous, dtype of q.
     """
+    seen = pairs_seen(q, k, cu_seqlens_q, cu_seqlens_k, causal, window)
+    out: Tensor = attention.reference(
+        *map(heads_first, (q, k, v)), seen, sinks, scale=scale, softcap=softcap, layout="bshd"
+    )
+    return tokens_first(out)
+
+
+def pairs_seen(
+    q: Tensor,
+    k: Tensor,
+    cu_seqlens_q: Tensor,
+    cu_seqlens_k: Tensor,
+    causal: str,
+    window: int | None,
+) -> Tensor:
+    """[1, 1, total_q, total_k], bool: the keys that each query of packed sequences sees."""
     query, key = (torch.arange(len(x), device=x.device) for x in (q, k))
     of_query = torch.searchsorted(cu_seqlens_q[1:].contiguous(), query, right=True)
     of_key = torch.searchsorted(cu_seqlens_k[1:].contiguous(), key, right=True)
@@ -115,11 +188,17 @@ def attention_varlen(
         seen = seen & (at_key <= at[:, None])
     if window is not None:
         seen = seen & (at_key > at[:, None] - window)
-    heads_first = (x.transpose(0, 1).unsqueeze(0) for x in (q, k, v))
-    out: Tensor = attention.reference(
-        *heads_first, seen[None, None], sinks, scale=scale, softcap=softcap, layout="bshd"
-    )
-    return out.squeeze(0).transpose(0, 1).contiguous()
+    return seen[None, None]
+
+
+def heads_first(packed: Tensor) -> Tensor:
+    """[total, H, D] as the heads [1, H, total, D] of one sequence."""
+    return packed.transpose(0, 1).unsqueeze(0)
+
+
+def tokens_first(heads: Tensor) -> Tensor:
+    """[1, H, total, D] as [total, H, D], contiguous."""
+    return heads.squeeze(0).transpose(0, 1).contiguous()
 
 
 def varlen_unsupported(problem: VarlenProblem, use: Use) -> str | None:
@@ -127,4 +206,15 @@ def varlen_unsupported(problem: VarlenProblem, use: Use) -> str | None:
     return problem.mismatch or flash_unsupported(problem.heads, use)
 
 
+def wgmma_varlen_unsupported(problem: VarlenProblem, use: Use) -> str | None:
+    """What the wgmma kernel does not take."""
+    return problem.mismatch or wgmma_unsupported(problem.heads, use)
+
+
+def wgmma_varlen_backward_unsupported(problem: VarlenProblem, use: Use) -> str | None:
+    """What the wgmma backward kernel does not take."""
+    return problem.mismatch or wgmma_backward_unsupported(problem.heads, use)
+
+
+add_cuda(attention_varlen, "attention", refuse=wgmma_varlen_unsupported)
 add_triton(attention_varlen, "attention", refuse=varlen_unsupported)

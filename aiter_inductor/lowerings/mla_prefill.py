@@ -11,7 +11,7 @@ from torch import Tensor
 from aiter_inductor.core.op import Use, op
 from aiter_inductor.core.problem import Dim, dim, fixed
 from aiter_inductor.lowerings.attention import attention
-from aiter_inductor.lowerings.attention_hopper import sdpa_attends_faster, wgmma_unsupported
+from aiter_inductor.lowerings.attention_hopper import others_attend_faster, wgmma_unsupported
 from aiter_inductor.lowerings.attention_problem import AttentionProblem
 from aiter_inductor.lowerings.providers import add_cuda
 
@@ -76,7 +76,7 @@ def _mismatch(q_nope: Tensor, q_rope: Tensor, k_nope: Tensor, k_rope: Tensor) ->
 
 def parts_unsupported(problem: MlaPrefillProblem, use: Use) -> str | None:
     """What the CUDA kernel does not take, or takes longer for than torch for whole heads."""
-    if reason := wgmma_unsupported(problem, use) or sdpa_attends_faster(problem, use):
+    if reason := wgmma_unsupported(problem, use) or others_attend_faster(problem, use):
         return reason
     nope, rope_dim = fixed(problem.qk_dim - problem.rope_dim), fixed(problem.rope_dim)
     if nope is None or rope_dim is None or nope % COLUMN or rope_dim % 8:

@@ -126,10 +126,14 @@ def opcheck(op: Op, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
     torch.library.opcheck(op.overload, args, dict(kwargs), test_utils=tests)
 
 
+def _is_float(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point()
+
+
 def gradcheck(op: Op, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
     """The registered gradient against differences of the reference, in float64."""
     inputs = [
-        value.detach().clone().requires_grad_() if isinstance(value, Tensor) else value
+        value.detach().clone().requires_grad_() if _is_float(value) else value
         for value in map(in_float64, args)
     ]
     assert torch.autograd.gradcheck(lambda *given: op(*given, **kwargs), inputs)

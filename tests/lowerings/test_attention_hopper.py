@@ -11,7 +11,7 @@ from aiter_inductor.core.arch import arch_named
 from aiter_inductor.core.op import Use
 from aiter_inductor.lowerings.attention import attention
 from aiter_inductor.lowerings.attention_hopper import (
-    sdpa_attends_faster,
+    others_attend_faster,
     sdpa_trains_faster,
     wgmma_backward_unsupported,
     wgmma_unsupported,
@@ -46,6 +46,7 @@ LLAMA = AttentionProblem(
         {"causal": "bottom_right", "window": 128, "sinks": True},
         {"qk_dim": 192, "num_kv_heads": 32},
         {"qk_dim": 64, "v_dim": 64, "dtype": torch.float16, "layout": "bshd"},
+        {"qk_dim": 256, "v_dim": 256, "softcap": 50.0},
     ],
     ids=str,
 )
@@ -58,7 +59,6 @@ def test_taken(change):
     [
         ({"dtype": torch.float32}, "q, k and v are float32; wgmma multiplies bf16 and fp16 here"),
         ({"mask": "bool", "mask_shape": (1, 1, 9, 9)}, "reads no mask, and there is a bool one"),
-        ({"softcap": 50.0}, "the kernel has no softcap, and softcap=50 is asked for"),
         ({"v_dim": 100}, "v_dim=100 is not a multiple of 8 up to 256: 16-byte rows"),
         ({"qk_dim": 320}, "qk_dim=320 is not a number from 1 to 256"),
         ({"mismatch": "q, k and v are not of one dtype"}, "q, k and v are not of one dtype"),
@@ -69,27 +69,51 @@ def test_refused(change, reason):
     assert reason in str(wgmma_backward_unsupported(replace(LLAMA, **change), HOPPER))
 
 
-def test_backward_tiles_are_for_heads_of_128():
-    assert wgmma_backward_unsupported(LLAMA, HOPPER) is None
-    reason = wgmma_backward_unsupported(replace(LLAMA, qk_dim=192), HOPPER)
-    assert reason == "qk_dim=192 is outside 72 to 128, what tiles of 128 are for"
+@pytest.mark.parametrize("widths", [(128, 128), (64, 64), (192, 128), (40, 72)])
+def test_taken_backward(widths):
+    problem = replace(LLAMA, qk_dim=widths[0], v_dim=widths[1])
+    assert wgmma_backward_unsupported(problem, HOPPER) is None
 
 
-def test_torch_is_left_what_it_does_faster():
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"softcap": 50.0}, "the kernel has no softcap, and softcap=50 is asked for"),
+        ({"qk_dim": 256}, "qk_dim=256 is wider than 192, whose sums the registers hold"),
+        ({"v_dim": 192}, "v_dim=192 is wider than 128, whose sums the registers hold"),
+    ],
+)
+def test_refused_backward(change, reason):
+    assert wgmma_backward_unsupported(replace(LLAMA, **change), HOPPER) == reason
+
+
+def test_others_are_left_what_they_do_faster():
     one = replace(LLAMA, num_queries=1, causal="none")
-    assert "S=1 queries: one of 4096 keys" in str(sdpa_attends_faster(one, HOPPER))
+    assert "S=1 queries: one of 4096 keys" in str(others_attend_faster(one, HOPPER))
     short = replace(LLAMA, num_queries=1024, num_keys=1024)
-    assert "of all keys" in str(sdpa_attends_faster(replace(short, causal="none"), HOPPER))
-    assert "queries of 64" in str(sdpa_attends_faster(replace(short, qk_dim=64), HOPPER))
-    for problem in (LLAMA, short, replace(one, window=128)):
-        assert sdpa_attends_faster(problem, HOPPER) is None
+    assert "of all keys" in str(others_attend_faster(replace(short, causal="none"), HOPPER))
+    assert "queries of 64" in str(others_attend_faster(replace(short, qk_dim=64), HOPPER))
+    wide = replace(LLAMA, qk_dim=256, v_dim=256)
+    assert "2x4096 queries of 256 take 464 us" in str(others_attend_faster(wide, HOPPER))
+    for problem in (LLAMA, short, replace(one, window=128), replace(wide, softcap=50.0)):
+        assert others_attend_faster(problem, HOPPER) is None
+
+
+def test_short_windows_of_narrow_heads_are_left_to_triton():
+    narrow = replace(LLAMA, qk_dim=64, v_dim=64, window=128, sinks=True)
+    reason = others_attend_faster(narrow, HOPPER)
+    assert reason == "window=128 of 64: 128 take 82 us on sm_90 and with Triton 74"
+    assert attention.select(narrow, HOPPER).provider.name == "triton"
+    assert others_attend_faster(replace(narrow, window=512), HOPPER) is None
 
 
 def test_torch_trains_what_it_does_faster():
-    assert sdpa_trains_faster(LLAMA, HOPPER) is None
+    for change in ({}, {"num_queries": 16384}, {"qk_dim": 64, "v_dim": 64}):
+        assert sdpa_trains_faster(replace(LLAMA, **change), HOPPER) is None
     assert "all keys" in str(sdpa_trains_faster(replace(LLAMA, causal="none"), HOPPER))
-    assert "S=16384" in str(sdpa_trains_faster(replace(LLAMA, num_queries=16384), HOPPER))
-    assert "outside 72 to 128" in str(sdpa_trains_faster(replace(LLAMA, qk_dim=192), HOPPER))
+    latent = sdpa_trains_faster(replace(LLAMA, qk_dim=192), HOPPER)
+    assert "heads of 192 and 128: 192 and 128 take 4758 us" in str(latent)
+    assert "wider than 192" in str(sdpa_trains_faster(replace(LLAMA, qk_dim=256), HOPPER))
     assert sdpa_trains_faster(replace(LLAMA, causal="none", window=9), HOPPER) is None
 
 

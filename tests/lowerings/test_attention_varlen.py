@@ -11,7 +11,11 @@ from aiter_inductor.core.arch import arch_named
 from aiter_inductor.core.op import Use
 from aiter_inductor.lowerings.attention import attention
 from aiter_inductor.lowerings.attention_varlen import attention_varlen
-from tests.lowerings.checks import assert_close, opcheck
+from aiter_inductor.lowerings.attention_varlen_backward import (
+    attention_varlen_backward,
+    attention_varlen_with_lse,
+)
+from tests.lowerings.checks import assert_close, gradcheck, opcheck
 
 LENGTHS = [(3, 3), (0, 4), (5, 2), (1, 6), (4, 0)]
 H, KVH, D, DV = 4, 2, 16, 8
@@ -61,4 +65,17 @@ def test_refusals():
 
 
 def test_opcheck():
-    opcheck(attention_varlen, packed(LENGTHS), {"max_seqlen_q": 5, "scale": 0.3})
+    how = {"max_seqlen_q": 5, "scale": 0.3}
+    opcheck(attention_varlen, packed(LENGTHS), how)
+    q, k, v, *starts = packed(LENGTHS)
+    opcheck(attention_varlen_with_lse, (*(x.requires_grad_() for x in (q, k, v)), *starts), how)
+    problem = attention_varlen_backward.problem(q, q, k, v, v, q, *starts, **how, causal="top_left")
+    opcheck(attention_varlen_backward, *problem.sample(seed=0, device="cpu"))
+
+
+@pytest.mark.parametrize("op", [attention_varlen, attention_varlen_with_lse], ids=str)
+@pytest.mark.parametrize("how", HOW, ids=str)
+def test_gradient_is_the_formulas(op, how):
+    args = packed([(2, 2), (0, 1), (1, 3)], torch.float64)
+    sinks = torch.tensor([0.5, -1.0, 2.0, 0.0], dtype=torch.float64)
+    gradcheck(op, (*args, sinks), {"max_seqlen_q": 2, "scale": 0.3, **how})

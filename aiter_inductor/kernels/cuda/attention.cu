@@ -22,9 +22,8 @@ struct Copier {
     UNROLL for (int column = 0; column < COLUMNS; column++)
       tma_load_4d(to + column * COLUMN_BYTES, map, full, 64 * column, row, head, batch);
   }
-  __device__ void keys(int number, int head, int batch) {
+  __device__ void keys(int row, int head, int batch) {
     const u32 to = shared.k(k_ring.place), full = k_ring.full();
-    const int row = number * BLOCK_N;
     k_ring.wait_empty();
     barrier_expect(full, K_BYTES);
     columns<OWN_COLUMNS, KV_COLUMN_BYTES>(to, k_map, full, row, head, batch);
@@ -32,11 +31,11 @@ struct Copier {
                                              row, 0, batch);
     k_ring.next();
   }
-  __device__ void values(int number, int head, int batch) {
+  __device__ void values(int row, int head, int batch) {
     const u32 to = shared.v(v_ring.place), full = v_ring.full();
     v_ring.wait_empty();
     barrier_expect(full, V_BYTES);
-    columns<V_COLUMNS, KV_COLUMN_BYTES>(to, v_map, full, number * BLOCK_N, head, batch);
+    columns<V_COLUMNS, KV_COLUMN_BYTES>(to, v_map, full, row, head, batch);
     v_ring.next();
   }
   __device__ void queries(QRing ring, u32 to, int row, int head, int batch) {
@@ -55,6 +54,8 @@ struct Copier {
     while (true) {
       const int next = counter ? gridDim.x + atomicAdd(counter, 1) : index + gridDim.x;
       const Item item = item_at(problem, index);
+      index = next;
+      if (PACKED && item.head >= 0 && item.rows >= item.num_queries) continue;
       items.wait_empty();
       write_item(shared.item(items.place), item);
       barrier_arrive(items.full());
@@ -65,17 +66,18 @@ struct Copier {
       for (int w = 0; w < WARPGROUPS; w++) {
         QRing ring = shared.q_ring(w);
         ring.parity = parity;
-        queries(ring, shared.q(w), item.rows + 64 * w, head, batch);
+        queries(ring, shared.q(w), item.first_query + item.rows + 64 * w, head, batch);
       }
       parity ^= 1;
-      keys(item.end - 1, kv_head, batch);
+      int row = item.first_key + (item.end - 1) * BLOCK_N;
+      keys(row, kv_head, batch);
 #pragma unroll 1
       for (int number = item.end - 2; number >= item.begin; number--) {
-        keys(number, kv_head, batch);
-        values(number + 1, kv_head, batch);
+        keys(row - BLOCK_N, kv_head, batch);
+        values(row, kv_head, batch);
+        row -= BLOCK_N;
       }
-      values(item.begin, kv_head, batch);
-      index = next;
+      values(row, kv_head, batch);
     }
   }
 };
@@ -83,19 +85,22 @@ struct Copier {
 // ---- the warpgroups that multiply
 
 // Where results go: strides in elements; `lse` [all_heads, num_queries] and `sinks` may be null.
+// `scale` is the factor by which the softmax takes the scores, or tanh of them where they are
+// capped.
 struct Results {
   u16* out;
   float* lse;
   const float* sinks;
   i64 batch_stride, head_stride, row_stride;
   int v_dim;
-  float scale;  // on the scores
+  float scale;
 };
 
 struct Multiplier {
   Shared shared;
   int warpgroup;
-  float scale;  // on the scores, times log2(e)
+  float scale;      // that of Results, times log2(e)
+  float cap_scale;  // of `cap`
   QRing q_ring;
   KvRing k_ring, v_ring;
   ItemRing items;
@@ -104,13 +109,14 @@ struct Multiplier {
   u32 p[BLOCK_N / 4];    // exponentials in 16 bits
   float o[V_DIM / 2];
 
-  __device__ Multiplier(Shared shared, int warpgroup, float scale)
-      : shared(shared), warpgroup(warpgroup), scale(scale), q_ring(shared.q_ring(warpgroup)),
-        k_ring(shared.k_ring()), v_ring(shared.v_ring()), items(shared.item_ring()) {}
+  __device__ Multiplier(Shared shared, int warpgroup, float scale, float cap_scale)
+      : shared(shared), warpgroup(warpgroup), scale(scale), cap_scale(cap_scale),
+        q_ring(shared.q_ring(warpgroup)), k_ring(shared.k_ring()), v_ring(shared.v_ring()),
+        items(shared.item_ring()) {}
 
-  __device__ Item next_item() {
+  __device__ Item next_item(const Problem& problem) {
     items.wait_full();
-    const Item item = read_item(shared.item(items.place));
+    const Item item = read_item(shared.item(items.place), problem);
     release(items.empty());
     items.next();
     return item;
@@ -150,6 +156,17 @@ struct Multiplier {
     release(v_ring.empty());
     v_ring.next();
   }
+  // Waits for the values of a tile; PACKED, those of the next sequence become zeros, since a weight
+  // of 0 times NaN would be seen. Each warpgroup writes them for itself.
+  __device__ void wait_values(const Item& item, int tile) {
+    v_ring.wait_full();
+    const int kept = item.num_keys - tile * BLOCK_N;
+    if (PACKED && kept < BLOCK_N) {
+      clear_rows<BLOCK_N, V_COLUMNS>(shared.v(v_ring.place), kept, BLOCK_N);
+      fence_shared();
+      named_sync(1 + warpgroup, WARPGROUP);
+    }
+  }
   __device__ void rescale_output() {
     if (!softmax.rescale) return;
     UNROLL for (int i = 0; i < V_DIM / 2; i++) o[i] *= softmax.factor[i % 4 / 2];
@@ -170,7 +187,8 @@ struct Multiplier {
     }
     const int first_row = item.rows + 64 * warpgroup;
     const int row = first_row + threadIdx.x % WARPGROUP / WARP * 16 + threadIdx.x % WARP / 4;
-    hide(s, problem, first_row, row, number);
+    if (SOFTCAP) cap(s, cap_scale);
+    hide(s, problem, item, first_row, row, number);
     softmax.template see<FIRST>(s, scale);
   }
 
@@ -179,7 +197,7 @@ struct Multiplier {
 };
 
 __device__ __forceinline__ void Multiplier::run(const Problem& problem, const Results& results) {
-  Item item = next_item();
+  Item item = next_item(problem);
   if (item.head < 0) return;
   q_ring.wait_full();
   k_ring.wait_full();
@@ -194,7 +212,7 @@ __device__ __forceinline__ void Multiplier::run(const Problem& problem, const Re
       k_ring.wait_full();
       start_scores();
       rescale_output();
-      v_ring.wait_full();
+      wait_values(item, number + 1);
       start_output(accumulate);
       wgmma_wait<1>();
       see<false>(problem, item, number);
@@ -204,9 +222,9 @@ __device__ __forceinline__ void Multiplier::run(const Problem& problem, const Re
       exponentiate();
       accumulate = true;
     }
-    const Item next = next_item();
+    const Item next = next_item(problem);
     rescale_output();
-    v_ring.wait_full();
+    wait_values(item, item.begin);
     start_output(accumulate);
     finish_output();
     if (next.head < 0) break;
@@ -224,19 +242,21 @@ __device__ __forceinline__ void Multiplier::write(const Problem& problem, const 
   const int lane = threadIdx.x % WARP, warp = threadIdx.x % WARPGROUP / WARP;
   const int batch = item.head / problem.num_heads, head = item.head % problem.num_heads;
   const int row = item.rows + 64 * warpgroup + 16 * warp + lane / 4;
+  const int left = item.num_queries - row;
+  const i64 in_batch = item.first_query + row;
   float inverse[2];
   UNROLL for (int h = 0; h < 2; h++) {
     float sum = row_sum(softmax.sum[h]);
     if (results.sinks)
       sum += exp2_approx(results.sinks[head] * LOG2_E - softmax.base(h) * scale);
     inverse[h] = sum == 0.f ? 0.f : 1.f / sum;
-    if (results.lse && lane % 4 == 0 && row + 8 * h < problem.num_queries)
-      results.lse[(i64)item.head * problem.num_queries + row + 8 * h] =
+    if (results.lse && lane % 4 == 0 && 8 * h < left)
+      results.lse[(i64)item.head * problem.num_queries + in_batch + 8 * h] =
           softmax.base(h) * results.scale + __logf(sum);
   }
   u16* to = results.out + batch * results.batch_stride + head * results.head_stride +
-            row * results.row_stride;
-  write_rows(o, inverse, to, results.row_stride, problem.num_queries - row, results.v_dim);
+            in_batch * results.row_stride;
+  write_rows(o, inverse, to, results.row_stride, left, results.v_dim);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
@@ -245,14 +265,16 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
                      const __grid_constant__ TensorMap v_map,
                      const __grid_constant__ TensorMap q_rest_map,
                      const __grid_constant__ TensorMap k_rest_map, u16* out, float* lse,
-                     const float* sinks, int* counter, int num_heads, int heads_per_kv,
-                     int all_heads, int num_queries, int num_keys, int shift, int window,
-                     int row_blocks, int heads_together, int v_dim, float scale, float scale_log2,
+                     const float* sinks, int* counter, const int* q_starts, const int* k_starts,
+                     int num_heads, int heads_per_kv, int all_heads, int num_queries, int num_keys,
+                     int shift, int window, int row_blocks, int heads_together, int num_sequences,
+                     int from_end, int v_dim, float scale, float scale_log2, float cap_scale,
                      i64 batch_stride, i64 head_stride, i64 row_stride) {
   extern __shared__ u8 storage[];
   const Shared shared{(shared_address(storage) + 1023) & ~1023u};
-  const Problem problem{num_heads, heads_per_kv, all_heads,  num_queries,   num_keys,
-                        shift,     window,       row_blocks, heads_together};
+  const Problem problem{num_heads,  heads_per_kv,   all_heads, num_queries, num_keys,
+                        shift,      window,         row_blocks, heads_together, q_starts,
+                        k_starts,   num_sequences,  from_end};
   if (threadIdx.x == 0) {
     for (int w = 0; w < WARPGROUPS; w++) shared.q_ring(w).init();
     shared.k_ring().init();
@@ -272,7 +294,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     raise_registers<WARPGROUPS == 2 ? 232 : 160>();
     // The same in all lanes, and known to be to the compiler.
     const int warpgroup = __shfl_sync(~0u, (int)threadIdx.x / (int)WARPGROUP - 1, 0);
-    Multiplier multiplier(shared, warpgroup, scale_log2);
+    Multiplier multiplier(shared, warpgroup, scale_log2, cap_scale);
     multiplier.run(problem,
                    {out, lse, sinks, batch_stride, head_stride, row_stride, v_dim, scale});
   }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
@@ -22,6 +23,29 @@ L2_BYTES = 20 << 20  # of keys and values that heads advancing together may hold
 NO_MAP = bytes(128)
 
 
+@dataclass(frozen=True)
+class Packed:
+    """Where the sequences of a batch start, and the end of the last: [num_sequences + 1], int32."""
+
+    q_starts: Tensor
+    k_starts: Tensor
+
+    @property
+    def num_sequences(self) -> int:
+        """How many there are."""
+        return self.q_starts.shape[0] - 1
+
+
+def blocks_of(rows: int, size: int, packed: Packed | None) -> int:
+    """Blocks of `size` rows of a batch: the slots of attention_packed.h where it is packed."""
+    return rows // size + packed.num_sequences if packed else -(-rows // size)
+
+
+def starts_of(packed: Packed | None) -> tuple[Tensor | None, Tensor | None]:
+    """As kernels take them."""
+    return (packed.q_starts, packed.k_starts) if packed else (None, None)
+
+
 def attention(
     q: Tensor,
     k: Tensor,
@@ -37,9 +61,9 @@ def attention(
     config: AttentionConfig | None = None,
 ) -> Tensor:
     """Attention without its log-sum-exp; see the op of this name."""
-    refuse_extras(mask, softcap)
+    refuse_mask(mask)
     out = _heads_like(q, v, layout)
-    _attend(q, k, v, sinks, out, None, scale, causal, window, config)
+    _attend(q, k, v, sinks, out, None, scale, causal, window, softcap, config)
     return out
 
 
@@ -58,10 +82,59 @@ def attention_with_lse(
     config: AttentionConfig | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Attention and its log-sum-exp; see the op of this name."""
-    refuse_extras(mask, softcap)
+    refuse_mask(mask)
     out = _heads_like(q, v, layout)
     lse = q.new_empty(q.shape[:-1], dtype=torch.float32)
-    _attend(q, k, v, sinks, out, lse, scale, causal, window, config)
+    _attend(q, k, v, sinks, out, lse, scale, causal, window, softcap, config)
+    return out, lse
+
+
+def attention_varlen(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens_q: Tensor,
+    cu_seqlens_k: Tensor,
+    sinks: Tensor | None = None,
+    *,
+    max_seqlen_q: int,
+    scale: float,
+    causal: str = "none",
+    window: int | None = None,
+    softcap: float | None = None,
+    config: AttentionConfig | None = None,
+) -> Tensor:
+    """Attention within packed sequences; see the op of this name."""
+    out = q.new_empty(*q.shape[:2], v.shape[-1])
+    packed = Packed(cu_seqlens_q.contiguous(), cu_seqlens_k.contiguous())
+    heads = (x.transpose(0, 1).unsqueeze(0) for x in (q, k, v))
+    of_heads = out.transpose(0, 1).unsqueeze(0)
+    _attend(*heads, sinks, of_heads, None, scale, causal, window, softcap, config, packed)
+    return out
+
+
+def attention_varlen_with_lse(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens_q: Tensor,
+    cu_seqlens_k: Tensor,
+    sinks: Tensor | None = None,
+    *,
+    max_seqlen_q: int,
+    scale: float,
+    causal: str = "none",
+    window: int | None = None,
+    softcap: float | None = None,
+    config: AttentionConfig | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The same and its log-sum-exp; see the op of this name."""
+    out = q.new_empty(*q.shape[:2], v.shape[-1])
+    lse = q.new_empty(q.shape[1], q.shape[0], dtype=torch.float32)
+    packed = Packed(cu_seqlens_q.contiguous(), cu_seqlens_k.contiguous())
+    heads = (x.transpose(0, 1).unsqueeze(0) for x in (q, k, v))
+    of_heads, of_lse = out.transpose(0, 1).unsqueeze(0), lse.unsqueeze(0)
+    _attend(*heads, sinks, of_heads, of_lse, scale, causal, window, softcap, config, packed)
     return out, lse
 
 
@@ -79,17 +152,15 @@ def mla_prefill(
 ) -> Tensor:
     """Attention of heads in two parts; see the op of this name."""
     out = _heads_like(q_nope, v, layout)
-    rest = q_rope, k_rope
-    _attend(q_nope, k_nope, v, None, out, None, scale, causal, None, config, rest)
+    parts, rest = (q_nope, k_nope, v), (q_rope, k_rope)
+    _attend(*parts, None, out, None, scale, causal, None, None, config, rest=rest)
     return out
 
 
-def refuse_extras(mask: Tensor | None, softcap: float | None) -> None:
-    """Raise ValueError for what these kernels do not compute."""
+def refuse_mask(mask: Tensor | None) -> None:
+    """Raise ValueError for what these kernels do not read."""
     if mask is not None:
         raise ValueError(f"the kernel reads no mask, and one of {tuple(mask.shape)} is given")
-    if softcap is not None:
-        raise ValueError(f"the kernel has no softcap, and softcap={softcap:g} is asked for")
 
 
 def _heads_like(q: Tensor, v: Tensor, layout: str) -> Tensor:
@@ -110,7 +181,9 @@ def _attend(
     scale: float,
     causal: str,
     window: int | None,
+    softcap: float | None,
     config: AttentionConfig | None,
+    packed: Packed | None = None,
     rest: tuple[Tensor, Tensor] | None = None,
 ) -> None:
     """Fill `out`, and `lse` if there is one; `rest` are the last columns of queries and keys."""
@@ -122,37 +195,35 @@ def _attend(
     q, k, v = map(readable, (q, k, v))
     rest = None if rest is None else (readable(rest[0]), readable(rest[1]))
     (batch, num_heads, num_queries, qk_dim), (kv_heads, num_keys) = q.shape, k.shape[1:3]
-    v_dim, rest_dim = v.shape[-1], 0 if rest is None else rest[0].shape[-1]
-    padded_qk = padded(qk_dim) + padded(rest_dim)
-    config = config or AttentionConfig.default(padded_qk, padded(v_dim), num_queries)
-    variant = AttentionVariant(
-        config,
-        padded_qk,
-        padded(v_dim),
-        causal != "none",
-        window is not None,
-        q.dtype == torch.float16,
-        padded(rest_dim) // COLUMN,
-    )
+    rest_dim = 0 if rest is None else rest[0].shape[-1]
+    widths = padded(qk_dim) + padded(rest_dim), padded(v.shape[-1])
+    many = packed is not None
+    config = config or AttentionConfig.default(*widths, num_queries, packed=many)
+    kinds = causal != "none", window is not None, softcap is not None, many
+    fp16 = q.dtype == torch.float16
+    variant = AttentionVariant(config, *widths, *kinds, fp16, padded(rest_dim) // COLUMN)
     kernel = load_kernel(variant, arch_name(q.device), q.device.type)
-    row_blocks, per_kv = -(-num_queries // config.rows), num_heads // kv_heads
+    row_blocks, per_kv = blocks_of(num_queries, config.rows, packed), num_heads // kv_heads
     items, num_sms = batch * num_heads * row_blocks, _num_sms(q.device)
-    uneven = (variant.causal or variant.window) and items > num_sms
-    together = max(L2_BYTES // max(num_keys * (qk_dim + rest_dim + v_dim) * 2, 1), 1) * per_kv
+    uneven = (variant.causal or variant.window or many) and items > num_sms
+    key_bytes = num_keys * (qk_dim + rest_dim + v.shape[-1]) * 2
+    together = max(L2_BYTES // max(key_bytes, 1), 1) * per_kv
     sizes = (num_heads, per_kv, batch * num_heads, num_queries, num_keys)
-    shift = num_keys - num_queries if causal == "bottom_right" else 0
-    order = (shift, window or 0, row_blocks, min(together, batch * num_heads), v_dim)
+    from_end = causal == "bottom_right"
+    order = (window or 0, row_blocks, min(together, batch * num_heads))
     kernel.launch(
         min(items, num_sms),
         config.threads,
-        config.shared_bytes(variant.qk_dim, variant.v_dim),
+        variant.shared_bytes,
         heads_map(q, WARPGROUP_ROWS),
         heads_map(k, config.block_n),
         heads_map(v, config.block_n),
         *_rest_maps(rest, config),
         *(out, lse, None if sinks is None else sinks.float()),
         torch.zeros(1, dtype=torch.int32, device=q.device) if uneven else None,
-        *(*sizes, *order, scale, scale * math.log2(math.e), *out.stride()[:3]),
+        *(*starts_of(packed), *sizes, num_keys - num_queries if from_end else 0, *order),
+        *(packed.num_sequences if packed else 0, int(from_end), v.shape[-1]),
+        *(*_scales(scale, softcap), *out.stride()[:3]),
     )
 
 
@@ -161,6 +232,14 @@ def _rest_maps(rest: tuple[Tensor, Tensor] | None, config: AttentionConfig) -> t
     if rest is None:
         return NO_MAP, NO_MAP
     return heads_map(rest[0], WARPGROUP_ROWS), heads_map(rest[1], config.block_n)
+
+
+def _scales(scale: float, softcap: float | None) -> tuple[float, float, float]:
+    """By which the softmax takes scores or their tanh, times log2(e), and what is in the tanh."""
+    log2_e = math.log2(math.e)
+    if softcap is None:
+        return scale, scale * log2_e, 0.0
+    return softcap, softcap * log2_e, 2 * scale / softcap * log2_e
 
 
 def _see_nothing(out: Tensor, lse: Tensor | None, sinks: Tensor | None) -> None:

@@ -25,7 +25,7 @@ WIDTHS = (64, 128, 192, 256)  # of heads, after rounding up to whole columns
 BLOCKS_N = (128, 112, 96, 80, 64)
 # Scores, their 16-bit copies and the output of a thread: beyond this, ptxas spills or serialises.
 MAX_TILE_REGISTERS = 196
-MANY_QUERIES = 2048
+FULL_BLOCKS = 2048  # queries from which a third warpgroup has enough of them
 
 
 def padded(width: int) -> int:
@@ -48,7 +48,9 @@ class AttentionConfig:
     stages: int = 2
 
     @classmethod
-    def default(cls, qk_dim: int, v_dim: int, num_queries: int) -> AttentionConfig:
+    def default(
+        cls, qk_dim: int, v_dim: int, num_queries: int, *, packed: bool = False
+    ) -> AttentionConfig:
         """The widest tile that shared memory and registers hold.
 
         Narrow heads leave registers for a third warpgroup, which pays where queries fill it: 2x4096
@@ -58,13 +60,14 @@ class AttentionConfig:
         Args:
             qk_dim, v_dim: elements a head, one of `WIDTHS`.
             num_queries: of a sequence.
+            packed: whether those are of several sequences; registers of a third warpgroup spill.
         """
-        if qk_dim == v_dim == COLUMN and num_queries >= MANY_QUERIES:
+        if qk_dim == v_dim == COLUMN and num_queries >= FULL_BLOCKS and not packed:
             return cls(128, warpgroups=3)
         for block_n in BLOCKS_N:
             config = cls(block_n)
             registers = block_n // 2 + block_n // 4 + v_dim // 2
-            fits = config.shared_bytes(qk_dim, v_dim) <= SHARED_BYTES
+            fits = config.shared_bytes(qk_dim, v_dim, packed=True) <= SHARED_BYTES
             if fits and registers <= MAX_TILE_REGISTERS:
                 return config
         raise ValueError(f"no tile of heads of {qk_dim} and {v_dim} fits {SHARED_BYTES} bytes")
@@ -79,11 +82,12 @@ class AttentionConfig:
         """Of a block: the warpgroups that multiply, and the one that copies."""
         return 128 * (self.warpgroups + 1)
 
-    def shared_bytes(self, qk_dim: int, v_dim: int) -> int:
+    def shared_bytes(self, qk_dim: int, v_dim: int, *, packed: bool = False) -> int:
         """As attention_work.h lays it out; `qk_dim` and `v_dim` are padded."""
+        items = 2 * (32 if packed else 16)
         tiles = self.stages * self.block_n * (qk_dim + v_dim) * 2
         barriers = 16 * self.warpgroups + 2 * 16 * self.stages + 32
-        return ALIGNMENT_BYTES + self.rows * qk_dim * 2 + tiles + barriers + 32
+        return ALIGNMENT_BYTES + self.rows * qk_dim * 2 + tiles + barriers + items
 
 
 @dataclass(frozen=True)
@@ -93,6 +97,8 @@ class AttentionVariant:
     Attributes:
         qk_dim, v_dim: elements a head, padded.
         causal, window: whether queries see no later keys, and only so many.
+        softcap: whether scores are capped.
+        packed: whether sequences lie one after the other in one batch.
         fp16: whether inputs and output are fp16 rather than bf16.
         shared_columns: last columns of queries and keys that come from tensors of their own, the
             keys from one head for all.
@@ -103,8 +109,15 @@ class AttentionVariant:
     v_dim: int
     causal: bool
     window: bool
+    softcap: bool
+    packed: bool
     fp16: bool
     shared_columns: int = 0
+
+    @property
+    def shared_bytes(self) -> int:
+        """What a block asks for."""
+        return self.config.shared_bytes(self.qk_dim, self.v_dim, packed=self.packed)
 
     def module(self) -> Module:
         """attention.cu with these definitions."""
@@ -118,15 +131,17 @@ class AttentionVariant:
             STAGES=self.config.stages,
             CAUSAL=self.causal,
             WINDOW=self.window,
+            SOFTCAP=self.softcap,
+            PACKED=self.packed,
             FP16=self.fp16,
             SHARED_COLUMNS=self.shared_columns,
-            SHARED_BYTES=self.config.shared_bytes(self.qk_dim, self.v_dim),
+            SHARED_BYTES=self.shared_bytes,
         )
 
     def signature(self) -> KernelSignature:
         """attention_kernel's parameters."""
         sizes = ("num_heads", "heads_per_kv", "all_heads", "num_queries", "num_keys")
-        order = ("shift", "window", "row_blocks", "heads_together", "v_dim")
+        order = ("shift", "window", "row_blocks", "heads_together", "num_sequences", "from_end")
         return KernelSignature(
             "attention_kernel",
             (
@@ -135,9 +150,10 @@ class AttentionVariant:
                 pointer("lse", torch.float32, optional=True),
                 pointer("sinks", torch.float32, optional=True),
                 pointer("counter", torch.int32, optional=True),
-                *map(i32, (*sizes, *order)),
-                f32("scale"),
-                f32("scale_log2"),
+                pointer("q_starts", torch.int32, optional=True),
+                pointer("k_starts", torch.int32, optional=True),
+                *map(i32, (*sizes, *order, "v_dim")),
+                *map(f32, ("scale", "scale_log2", "cap_scale")),
                 *map(i64, ("batch_stride", "head_stride", "row_stride")),
             ),
         )

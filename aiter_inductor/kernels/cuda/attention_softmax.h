@@ -6,17 +6,17 @@
 
 // Hides what row `row` (and the one 8 below) of the queries must not see of tile `tile`.
 // `first_row`: of the warpgroup, by which all its threads agree whether there is anything to hide.
-DEVICE void hide(float (&s)[BLOCK_N / 2], const Problem& problem, int first_row, int row,
-                 int tile) {
-  const int first = first_row + problem.shift, key = tile * BLOCK_N;
-  bool hides = key + BLOCK_N > problem.num_keys;
+DEVICE void hide(float (&s)[BLOCK_N / 2], const Problem& problem, const Item& item, int first_row,
+                 int row, int tile) {
+  const int shift = problem.shift_of(item), first = first_row + shift, key = tile * BLOCK_N;
+  bool hides = key + BLOCK_N > item.num_keys;
   if (CAUSAL) hides |= key + BLOCK_N - 1 > first;
   if (WINDOW) hides |= key <= first + 63 - problem.window;
   if (!hides) return;
-  const int origin = key + 2 * (threadIdx.x % 4), own = row + problem.shift;
+  const int origin = key + 2 * (threadIdx.x % 4), own = row + shift;
   int last[2], before[2];
   UNROLL for (int h = 0; h < 2; h++) {
-    last[h] = problem.num_keys - 1;
+    last[h] = item.num_keys - 1;
     if (CAUSAL) last[h] = min(last[h], own + 8 * h);
     last[h] -= origin;
     before[h] = own + 8 * h - problem.window - origin;
@@ -24,6 +24,16 @@ DEVICE void hide(float (&s)[BLOCK_N / 2], const Problem& problem, int first_row,
   UNROLL for (int i = 0; i < BLOCK_N / 2; i++) {
     const int column = 8 * (i / 4) + i % 2, h = i % 4 / 2;
     if (column > last[h] || (WINDOW && column <= before[h])) s[i] = -INF;
+  }
+}
+
+// tanh of the scores times `scale` / 2 log2(e): by two approximations that are right to 1e-7, since
+// tanh.approx is to 5e-4, which a cap of 50 would make an error of 0.02 in a logit.
+DEVICE void cap(float (&s)[BLOCK_N / 2], float scale) {
+  UNROLL for (int i = 0; i < BLOCK_N / 2; i++) {
+    float share;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(share) : "f"(1.f + exp2_approx(s[i] * scale)));
+    s[i] = fmaf(-2.f, share, 1.f);
   }
 }
 

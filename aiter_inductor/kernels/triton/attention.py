@@ -135,11 +135,40 @@ def attention_varlen(
 ) -> Tensor:
     """Attention within packed sequences; see the op of this name."""
     out = q.new_empty(*q.shape[:2], v.shape[-1])
-    heads_first = (x.transpose(0, 1).unsqueeze(0) for x in (q, k, v, out))
     starts = (cu_seqlens_q, cu_seqlens_k, max_seqlen_q)
-    q, k, v, of_heads = heads_first
+    q, k, v, of_heads = map(heads_first, (q, k, v, out))
     _attend(q, k, v, None, sinks, of_heads, None, scale, causal, window, softcap, config, starts)
     return out
+
+
+def attention_varlen_with_lse(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens_q: Tensor,
+    cu_seqlens_k: Tensor,
+    sinks: Tensor | None = None,
+    *,
+    max_seqlen_q: int,
+    scale: float,
+    causal: str = "none",
+    window: int | None = None,
+    softcap: float | None = None,
+    config: AttentionConfig | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The same and its log-sum-exp; see the op of this name."""
+    out = q.new_empty(*q.shape[:2], v.shape[-1])
+    lse = q.new_empty(q.shape[1], q.shape[0], dtype=torch.float32)
+    starts = (cu_seqlens_q, cu_seqlens_k, max_seqlen_q)
+    q, k, v, of_heads = map(heads_first, (q, k, v, out))
+    of_lse = lse.unsqueeze(0)
+    _attend(q, k, v, None, sinks, of_heads, of_lse, scale, causal, window, softcap, config, starts)
+    return out, lse
+
+
+def heads_first(packed: Tensor) -> Tensor:
+    """[total, H, D] as the heads [1, H, total, D] of one sequence."""
+    return packed.transpose(0, 1).unsqueeze(0)
 
 
 def heads_like(q: Tensor, v: Tensor, layout: str) -> Tensor:
@@ -238,7 +267,7 @@ def _attend(
         *_strides(k, packed is not None),
         *_strides(v, packed is not None),
         *_strides(out, packed is not None),
-        *((0, 0) if lse is None else lse.stride()[:2]),
+        *((0, 0) if lse is None else _strides(lse, packed is not None)[:2]),
         *mask_strides,
         CAUSAL=causal != "none",
         FROM_END=causal == "bottom_right",
@@ -252,5 +281,5 @@ def _attend(
 
 def _strides(x: Tensor, packed: bool) -> tuple[Any, ...]:
     """Of batch, head and row; packed sequences are told apart by their rows alone."""
-    batch, head, row, _ = x.stride()
+    batch, head, row = x.stride()[:3]
     return 0 if packed else batch, head, row

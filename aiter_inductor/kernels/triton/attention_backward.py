@@ -8,7 +8,7 @@ import torch
 import triton
 from torch import Tensor
 
-from aiter_inductor.kernels.triton.attention import head_sizes, innermost, spread
+from aiter_inductor.kernels.triton.attention import head_sizes, heads_first, innermost, spread
 from aiter_inductor.kernels.triton.attention_backward_kernel import (
     attention_backward_keys_kernel,
     attention_backward_queries_kernel,
@@ -76,33 +76,97 @@ def attention_backward(
     config: AttentionBackwardConfig | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of q, k, v and the sinks; see the op of this name."""
-    grad, q, k, v = innermost(grad), innermost(q), innermost(k), innermost(v)
-    lse = lse.contiguous()
+    gradients = tuple(torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
+    delta = _delta(grad, out, grad_lse)
+    inputs = (grad, q, k, v, mask, lse.contiguous(), delta)
+    _fill(gradients, inputs, scale, causal, window, softcap, config)
+    return *gradients, _of_sinks(sinks, q, lse, delta)
+
+
+def attention_varlen_backward(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    cu_seqlens_q: Tensor,
+    cu_seqlens_k: Tensor,
+    sinks: Tensor | None = None,
+    grad_lse: Tensor | None = None,
+    *,
+    max_seqlen_q: int,
+    scale: float,
+    causal: str = "none",
+    window: int | None = None,
+    softcap: float | None = None,
+    config: AttentionBackwardConfig | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients within packed sequences; see the op of this name."""
+    gradients = tuple(torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
+    grad, of_q, k, v, out = map(heads_first, (grad, q, k, v, out))
+    lse = lse.contiguous().unsqueeze(0)
+    delta = _delta(grad, out, None if grad_lse is None else grad_lse.unsqueeze(0))
+    inputs = (grad, of_q, k, v, None, lse, delta)
+    starts = (cu_seqlens_q, cu_seqlens_k)
+    of_heads = tuple(map(heads_first, gradients))
+    _fill(of_heads, inputs, scale, causal, window, softcap, config, starts)
+    return *gradients, _of_sinks(sinks, q, lse, delta)
+
+
+def _delta(grad: Tensor, out: Tensor, grad_lse: Tensor | None) -> Tensor:
+    """[B, H, S], contiguous: what the normalisation takes from every probability's gradient."""
+    delta = (grad.float() * out.float()).sum(-1)
+    return (delta if grad_lse is None else delta - grad_lse).contiguous()
+
+
+def _of_sinks(sinks: Tensor | None, q: Tensor, lse: Tensor, delta: Tensor) -> Tensor:
+    """[H]: what the sinks took from every query."""
+    if sinks is None:
+        return q.new_empty(0)
+    share = torch.exp(sinks.float()[:, None] - lse).masked_fill(lse == -torch.inf, 0.0)
+    return -(share * delta).sum((0, 2)).to(sinks.dtype)
+
+
+def _fill(
+    gradients: tuple[Tensor, ...],
+    inputs: tuple[Tensor | None, ...],
+    scale: float,
+    causal: str,
+    window: int | None,
+    softcap: float | None,
+    config: AttentionBackwardConfig | None,
+    packed: tuple[Tensor, Tensor] | None = None,
+) -> None:
+    """Fill those of q, k and v.
+
+    Args:
+        gradients: those of q, k and v, heads first.
+        inputs: the gradient of the result, q, k, v, a mask or None, log-sum-exp and `_delta`.
+        packed: where each sequence starts among queries and keys, with the end of the last; None if
+            sequences are the batch.
+    """
+    dq, dk, dv = gradients
+    grad, q, k, v = (innermost(x) for x in inputs[:4] if x is not None)
     batch, num_heads, S, qk_dim = q.shape
     num_kv_heads, T, v_dim = k.shape[1], k.shape[2], v.shape[-1]
-    delta = (grad.float() * out.float()).sum(-1)
-    delta = (delta if grad_lse is None else delta - grad_lse).contiguous()
-    if sinks is None:
-        dsinks = q.new_empty(0)
-    else:
-        share = torch.exp(sinks.float()[:, None] - lse).masked_fill(lse == -torch.inf, 0.0)
-        dsinks = -(share * delta).sum((0, 2)).to(sinks.dtype)
     if config is None:
         amd = torch.version.hip is not None
         config = AttentionBackwardConfig.default(qk_dim, q.element_size(), amd=amd)
-    mask, mask_strides = spread(mask, batch, num_heads, S, T)
+    mask, mask_strides = spread(inputs[4], batch, num_heads, S, T)
     shared = {
         "CAUSAL": causal != "none",
         "FROM_END": causal == "bottom_right",
         **head_sizes(qk_dim, v_dim),
         **config.launch(),
     }
-    given = (grad, q, k, v, mask, lse, delta)
+    num_sequences = 0 if packed is None else packed[0].shape[0] - 1
+    starts = (*(packed or (None, None)), num_sequences)
+    given = (grad, q, k, v, mask, *inputs[5:], *starts)
     numbers = (scale, softcap, window, num_heads, num_heads // num_kv_heads, S, T)
     strides = tuple(stride for x in (grad, q, k, v) for stride in x.stride()[:3])
-    dq, dk, dv = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
-    programs = (triton.cdiv(T, config.keys_n) * batch * num_kv_heads,)
-    launchable(attention_backward_keys_kernel)[programs](
+    blocks = T // config.keys_n + num_sequences if packed else triton.cdiv(T, config.keys_n)
+    launchable(attention_backward_keys_kernel)[(blocks * batch * num_kv_heads,)](
         *given,
         dk,
         dv,
@@ -115,8 +179,8 @@ def attention_backward(
         BLOCK_N=config.keys_n,
         **shared,
     )
-    programs = (triton.cdiv(S, config.queries_m) * batch * num_heads,)
-    launchable(attention_backward_queries_kernel)[programs](
+    blocks = S // config.queries_m + num_sequences if packed else triton.cdiv(S, config.queries_m)
+    launchable(attention_backward_queries_kernel)[(blocks * batch * num_heads,)](
         *given,
         dq,
         *numbers,
@@ -127,4 +191,3 @@ def attention_backward(
         BLOCK_N=config.queries_n,
         **shared,
     )
-    return dq, dk, dv, dsinks

@@ -10,7 +10,9 @@ import triton.language as tl
 
 from aiter_inductor.kernels.triton.attention_tiles import (
     LOG2E,
+    blocks_of,
     capped,
+    in_sequence,
     keys_of,
     load_head,
     masked,
@@ -134,6 +136,9 @@ def attention_backward_keys_kernel(
     mask,  # [batch, num_heads, S, T]: uint8, float or None
     lse,  # [batch, num_heads, S], contiguous, fp32
     delta,  # the same: the sum of each row of out * grad
+    cu_seqlens_q,  # [num_sequences + 1], where sequences are packed in one batch, or None
+    cu_seqlens_k,
+    num_sequences,
     dk,  # [batch, num_kv_heads, T, D]
     dv,  # [batch, num_kv_heads, T, DV]
     scale,
@@ -176,11 +181,22 @@ def attention_backward_keys_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """A block of keys of one head, over all queries of the heads that share it."""
-    num_blocks, num_kv_heads = tl.cdiv(T, BLOCK_N), num_heads // groups
-    first_key, at = tl.program_id(0) % num_blocks * BLOCK_N, tl.program_id(0) // num_blocks
+    """A block of keys of one head, over all queries of the heads that share it.
+
+    All rows of the middle part see all keys; the others are for what hides some.
+    """
+    num_kv_heads, all_rows = num_heads // groups, S
+    num_blocks = blocks_of(T, cu_seqlens_k, num_sequences, BLOCK_N)
+    block, at = tl.program_id(0) % num_blocks, tl.program_id(0) // num_blocks
     batch, kv_head = (at // num_kv_heads).to(tl.int64), (at % num_kv_heads).to(tl.int64)
-    n, offset = tl.arange(0, BLOCK_N), tl.cast(first_key, tl.int64)
+    first_key, q_first, S, k_first, T = in_sequence(
+        block, S, T, cu_seqlens_q, cu_seqlens_k, num_sequences, True, BLOCK_N
+    )
+    if first_key >= T:
+        return
+    q, grad = q + q_first * q_row, grad + q_first * grad_row
+    lse, delta = lse + q_first, delta + q_first
+    n, offset = tl.arange(0, BLOCK_N), tl.cast(first_key, tl.int64) + k_first
     inside, scale = n < T - first_key, single(scale)
     shift = T - S if FROM_END else 0
     last_key = tl.minimum(first_key + BLOCK_N, T) - 1
@@ -195,12 +211,10 @@ def attention_backward_keys_kernel(
     dvs_rest = tl.zeros((BLOCK_N, REST_DV if REST_DV > 0 else 1), tl.float32)
     for member in range(groups):
         head = kv_head * groups + member
-        of_head = (batch * num_heads + head) * S
-        mask_at = mask
-        if mask is not None:
-            mask_at = mask + batch * mask_batch + head * mask_head + offset * mask_key
+        of_head = (batch * num_heads + head) * all_rows
+        of_mask = batch * mask_batch + head * mask_head + offset * mask_key
+        mask_at = mask if mask is None else mask + of_mask
         for part in tl.static_range(3):
-            # All rows of the middle part see all keys; the others are for what hides some.
             if part == 1 or (part == 0 and CAUSAL) or (part == 2 and window is not None):
                 dks, dks_rest, dvs, dvs_rest = gather_from_queries(
                     dks,
@@ -309,6 +323,9 @@ def attention_backward_queries_kernel(
     mask,  # [batch, num_heads, S, T]: uint8, float or None
     lse,  # [batch, num_heads, S], contiguous, fp32
     delta,  # the same: the sum of each row of out * grad
+    cu_seqlens_q,  # [num_sequences + 1], where sequences are packed in one batch, or None
+    cu_seqlens_k,
+    num_sequences,
     dq,  # [batch, num_heads, S, D]
     scale,
     softcap,
@@ -348,17 +365,24 @@ def attention_backward_queries_kernel(
     BLOCK_N: tl.constexpr,
 ):
     """A block of queries of one head."""
-    num_blocks = tl.cdiv(S, BLOCK_M)
-    first_row = (num_blocks - 1 - tl.program_id(0) % num_blocks) * BLOCK_M
+    num_blocks, all_rows = blocks_of(S, cu_seqlens_q, num_sequences, BLOCK_M), S
+    block = num_blocks - 1 - tl.program_id(0) % num_blocks
     at = tl.program_id(0) // num_blocks
     batch, head = (at // num_heads).to(tl.int64), (at % num_heads).to(tl.int64)
-    m, offset = tl.arange(0, BLOCK_M), tl.cast(first_row, tl.int64)
+    first_row, q_first, S, k_first, T = in_sequence(
+        block, S, T, cu_seqlens_q, cu_seqlens_k, num_sequences, False, BLOCK_M
+    )
+    if first_row >= S:
+        return
+    k, v = k + k_first * k_row, v + k_first * v_row
+    lse, delta = lse + q_first, delta + q_first
+    m, offset = tl.arange(0, BLOCK_M), tl.cast(first_row, tl.int64) + q_first
     live, scale = m < S - first_row, single(scale)
     q += batch * q_batch + head * q_head + offset * q_row
     grad += batch * grad_batch + head * grad_head + offset * grad_row
     queries, queries_rest = load_head(q, m, q_row, live, D, BLOCK_D, REST_D)
     grads, grads_rest = load_head(grad, m, grad_row, live, DV, BLOCK_DV, REST_DV)
-    of_rows = (batch * num_heads + head) * S + first_row
+    of_rows = (batch * num_heads + head) * all_rows + first_row
     peak = exponent(tl.load(lse + of_rows + m, mask=live, other=-float("inf")))
     shared = tl.load(delta + of_rows + m, mask=live, other=0.0)
     k += batch * k_batch + head // groups * k_head

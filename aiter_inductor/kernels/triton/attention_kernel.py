@@ -12,6 +12,7 @@ from aiter_inductor.kernels.triton.attention_tiles import (
     load_columns,
     load_head,
     masked,
+    sequence,
     store_head,
     visible,
 )
@@ -30,13 +31,6 @@ def place(num_blocks, num_heads, HEADS_TOGETHER: tl.constexpr):
     heads = tl.minimum(num_heads - first, HEADS_TOGETHER)
     within = program % together
     return num_blocks - 1 - within // heads, first + within % heads
-
-
-@triton.jit
-def sequence(starts, at):
-    """The first row of a packed sequence, int64, and how many it has."""
-    first = tl.load(starts + at)
-    return first.to(tl.int64), tl.load(starts + at + 1) - first
 
 
 @triton.jit
@@ -172,17 +166,18 @@ def attention_kernel(
             return
         q, out = q + q_first * q_row, out + q_first * out_row
         k, v = k + k_first * k_row, v + k_first * v_row
+        lse = lse + q_first if lse is not None else lse
     m = tl.arange(0, BLOCK_M)
     live, scale = m < S - first_row, single(scale)
     shift = T - S if FROM_END else 0
     last = tl.minimum(first_row + BLOCK_M, S) - 1 + shift
     begin, end, all_begin, all_end = keys_of(first_row + shift, last, T, window, CAUSAL, BLOCK_N)
-    q += tl.cast(first_row, tl.int64) * q_row
+    offset = tl.cast(first_row, tl.int64)
+    q, out = q + offset * q_row, out + offset * out_row
     queries, queries_rest = load_head(q, m, q_row, live, D, BLOCK_D, REST_D)
     if mask is not None:
-        mask += batch * mask_batch + head * mask_head + tl.cast(first_row, tl.int64) * mask_query
-    peak = tl.full((BLOCK_M,), -float("inf"), tl.float32)
-    total = tl.zeros((BLOCK_M,), tl.float32)
+        mask += batch * mask_batch + head * mask_head + offset * mask_query
+    peak, total = tl.full((BLOCK_M,), -float("inf"), tl.float32), tl.zeros((BLOCK_M,), tl.float32)
     if sinks is not None:
         peak = tl.zeros((BLOCK_M,), tl.float32) + tl.load(sinks + head).to(tl.float32) * LOG2E
         total = tl.where(peak == -float("inf"), 0.0, 1.0)
@@ -225,6 +220,5 @@ def attention_kernel(
         at_lse = lse + batch * lse_batch + head * lse_head + first_row + m
         tl.store(at_lse, tl.where(total == 0.0, peak, (peak + tl.log2(total)) * LN2), mask=live)
     divisor = tl.where(total == 0.0, 1.0, total)[:, None]
-    out += tl.cast(first_row, tl.int64) * out_row
     acc, acc_rest = acc / divisor, acc_rest / divisor
     store_head(out, m, out_row, live, acc, acc_rest, DV, BLOCK_DV, REST_DV)

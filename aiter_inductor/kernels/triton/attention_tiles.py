@@ -179,3 +179,48 @@ def queries_of(
     all_end = tl.maximum(all_end, begin)
     all_begin = tl.minimum(tl.maximum(all_begin, begin), all_end)
     return begin, end, all_begin, all_end
+
+
+@triton.jit
+def sequence(starts, at):
+    """The first row of a packed sequence, int64, and how many it has."""
+    first = tl.load(starts + at)
+    return first.to(tl.int64), tl.load(starts + at + 1) - first
+
+
+@triton.jit
+def blocks_of(rows, starts, num_sequences, BLOCK: tl.constexpr):
+    """Blocks of `rows` rows, or those of `in_sequence` if they are of packed sequences."""
+    num_blocks = tl.cdiv(rows, BLOCK)
+    if starts is not None:
+        num_blocks = rows // BLOCK + num_sequences
+    return num_blocks
+
+
+@triton.jit
+def in_sequence(
+    block, S, T, q_starts, k_starts, num_sequences, OF_KEYS: tl.constexpr, BLOCK: tl.constexpr
+):
+    """Where a block of queries or keys lies in its sequence, and the sequence in its batch.
+
+    Of packed sequences, number i has the blocks from `starts[i] // BLOCK + i` on, at least as many
+    as it needs: no count of blocks is made before.
+
+    Returns:
+        row: the block's first row in the sequence; beyond its end where the block is empty.
+        q_first, S, k_first, T: as `sequence` gives them of queries and of keys.
+    """
+    row, q_first, k_first = block * BLOCK, 0, 0
+    if q_starts is not None:
+        starts = k_starts if OF_KEYS else q_starts
+        found, few = 0, tl.arange(0, 64)
+        for first in range(0, num_sequences, 64):
+            number = first + few
+            live = number < num_sequences
+            begins = tl.load(starts + number, mask=live, other=0) // BLOCK + number
+            found += tl.sum((live & (begins <= block)).to(tl.int32))
+        number = found - 1
+        row = (block - tl.load(starts + number) // BLOCK - number) * BLOCK
+        q_first, S = sequence(q_starts, number)
+        k_first, T = sequence(k_starts, number)
+    return row, q_first, S, k_first, T

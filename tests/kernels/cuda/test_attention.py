@@ -6,6 +6,8 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from aiter_inductor.core import jit
 from aiter_inductor.kernels.cuda import attention as kernels
@@ -27,22 +29,23 @@ NEEDS_GPU = pytest.mark.skipif(
 @pytest.mark.parametrize("v_dim", WIDTHS)
 def test_every_width_has_a_tile_that_fits(qk_dim, v_dim):
     config = AttentionConfig.default(qk_dim, v_dim, 4096)
-    assert config.shared_bytes(qk_dim, v_dim) <= SHARED_BYTES
+    assert config.shared_bytes(qk_dim, v_dim, packed=True) <= SHARED_BYTES
     assert config.block_n >= 64
 
 
 @pytest.mark.parametrize(
-    ("qk_dim", "v_dim", "causal", "window", "fp16", "shared"),
+    ("widths", "window", "softcap", "packed", "fp16", "shared"),
     [
-        (128, 128, True, False, False, 0),
-        (192, 128, True, False, True, 1),
-        (256, 256, True, True, False, 0),
+        ((128, 128), False, False, False, False, 0),
+        ((192, 128), False, False, False, True, 1),
+        ((256, 256), True, True, False, False, 0),
+        ((64, 64), False, False, True, False, 0),
     ],
 )
-def test_variants_compile_without_spills(qk_dim, v_dim, causal, window, fp16, shared, tmp_path):
+def test_variants_compile_without_spills(widths, window, softcap, packed, fp16, shared, tmp_path):
     settings = jit.JitSettings(tmp_path / "cache")
-    config = AttentionConfig.default(qk_dim, v_dim, 4096)
-    variant = AttentionVariant(config, qk_dim, v_dim, causal, window, fp16, shared)
+    config = AttentionConfig.default(*widths, 4096, packed=packed)
+    variant = AttentionVariant(config, *widths, True, window, softcap, packed, fp16, shared)
     try:
         jit.find_compiler("sm_90", settings)
     except jit.NoCompilerError as error:
@@ -74,12 +77,14 @@ def heads(batch: int, num: int, tokens: int, width: int, dtype: torch.dtype) -> 
     return torch.randn(batch, num, tokens, width, device="cuda").to(dtype)
 
 
-def expected(q, k, v, sinks=None, *, scale, causal="none", window=None):
+def expected(q, k, v, sinks=None, *, scale, causal="none", window=None, softcap=None):
     """Output and log-sum-exp in float64."""
     q, k, v = q.double(), k.double(), v.double()
     k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k, v))
     S, T = q.shape[2], k.shape[2]
     scores = q @ k.transpose(-1, -2) * scale
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
     at = torch.arange(S, device=q.device)[:, None] + (T - S if causal == "bottom_right" else 0)
     key = torch.arange(T, device=q.device)
     if causal != "none":
@@ -227,6 +232,38 @@ def test_large_scores_neither_overflow_nor_lose_the_largest():
 
 
 @NEEDS_GPU
+@pytest.mark.parametrize("width", [64, 128, 256])
+def test_the_error_is_no_larger_than_that_of_torchs_flash(width):
+    q, k, v = (heads(2, 4, 1000, width, BF16) for _ in range(3))
+    how = {"scale": width**-0.5, "causal": "top_left"}
+    exact, _ = expected(q, k, v, **how)
+    with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+        theirs = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    ours = kernels.attention(q, k, v, **how)
+    off, theirs_off = (torch.linalg.norm(x.double() - exact).item() for x in (ours, theirs))
+    assert off <= 1.02 * theirs_off
+
+
+@NEEDS_GPU
+def test_nan_reaches_only_what_sees_it():
+    q, k, v = (heads(1, num, 300, 128, BF16) for num in (4, 2, 2))
+    q[0, 1, 4], k[0, 1, 200] = math.nan, math.nan
+    out, lse = kernels.attention_with_lse(q, k, v, scale=0.1, causal="top_left")
+    hit = out.isnan().any(-1)
+    assert torch.equal(hit, lse.isnan())
+    assert hit[0, 1, 4]
+    assert hit[0, 2:, 200:].all()
+    assert hit.sum() == 1 + 2 * 100
+
+
+@NEEDS_GPU
+def test_no_batch():
+    q = torch.empty(0, 4, 30, 128, dtype=BF16, device="cuda")
+    out, lse = kernels.attention_with_lse(q, q, q, scale=0.1)
+    assert (out.shape, lse.shape) == (q.shape, q.shape[:3])
+
+
+@NEEDS_GPU
 def test_a_captured_graph_counts_its_items_anew_at_each_replay():
     q, k, v = (heads(1, 40, 700, 128, BF16) for _ in range(3))
     out = kernels.attention(q, k, v, scale=0.1, causal="top_left")
@@ -239,9 +276,54 @@ def test_a_captured_graph_counts_its_items_anew_at_each_replay():
         assert torch.equal(captured, out)
 
 
-def test_masks_and_softcaps_are_refused_with_their_values():
+@NEEDS_GPU
+@pytest.mark.parametrize("width", [64, 128, 256])
+@pytest.mark.parametrize("how", [{}, {"causal": "top_left", "window": 90}], ids=str)
+def test_scores_are_capped(width, how):
+    """Scores up to about 40, which a cap of 15 bends much."""
+    q, k, v = (heads(1, num, 400, width, BF16) for num in (4, 2, 2))
+    q, scale = q * 10, width**-0.5
+    out, lse = kernels.attention_with_lse(q, k, v, scale=scale, softcap=15.0, **how)
+    exact, exact_lse = expected(q, k, v, scale=scale, softcap=15.0, **how)
+    assert torch.linalg.norm(out.double() - exact) <= error(BF16) * torch.linalg.norm(exact)
+    assert torch.allclose(lse.double(), exact_lse, rtol=1e-4, atol=1e-4)
+
+
+@NEEDS_GPU
+@pytest.mark.parametrize("widths", [(64, 64), (128, 128), (192, 128), (256, 256)], ids=str)
+@pytest.mark.parametrize(
+    "how",
+    [{}, {"causal": "top_left"}, {"causal": "bottom_right", "window": 90}],
+    ids=str,
+)
+def test_packed_sequences_are_each_by_itself(widths, how):
+    """Sequences of NaN lie between: not even 0 times one of them is taken in."""
+    lengths = ((70, 70), (1, 1), (64, 200), (3, 3), (0, 5), (500, 430), (65, 128), (9, 0))
+    scale = widths[0] ** -0.5
+    parts = []
+    for S, T in lengths:
+        q, k, v = (
+            heads(1, num, tokens, width, BF16)
+            for num, tokens, width in ((4, S, widths[0]), (2, T, widths[0]), (2, T, widths[1]))
+        )
+        if (S, T) in ((1, 1), (3, 3)):
+            q, k, v = (torch.full_like(x, math.nan) for x in (q, k, v))
+        parts.append((q, k, v, *kernels.attention_with_lse(q, k, v, scale=scale, **how)))
+    q, k, v, out = (
+        torch.cat([part[i].squeeze(0).transpose(0, 1) for part in parts]) for i in range(4)
+    )
+    lse = torch.cat([part[4].squeeze(0) for part in parts], 1)
+    starts = torch.tensor([(0, 0), *lengths], device="cuda").cumsum(0).int()
+    how = {"max_seqlen_q": 500, "scale": scale, **how}
+    found, found_lse = kernels.attention_varlen_with_lse(q, k, v, *starts.unbind(1), **how)
+    assert torch.equal(found.isnan(), out.isnan())
+    assert torch.allclose(found.float(), out.float(), rtol=0.02, atol=0.01, equal_nan=True)
+    assert torch.allclose(found_lse, lse, rtol=1e-4, atol=1e-4, equal_nan=True)
+    alone = kernels.attention_varlen(q, k, v, *starts.unbind(1), **how)
+    assert torch.equal(alone.nan_to_num(), found.nan_to_num())
+
+
+def test_masks_are_refused_with_their_sizes():
     q = torch.empty(1, 1, 4, 64, dtype=BF16)
     with pytest.raises(ValueError, match=r"reads no mask, and one of \(4, 4\) is given"):
         kernels.attention(q, q, q, torch.ones(4, 4, dtype=torch.bool), scale=1.0)
-    with pytest.raises(ValueError, match="softcap=50 is asked for"):
-        kernels.attention(q, q, q, scale=1.0, softcap=50.0)

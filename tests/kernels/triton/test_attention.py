@@ -13,6 +13,10 @@ from aiter_inductor.lowerings.attention import attention
 from aiter_inductor.lowerings.attention_backward import attention_backward, attention_with_lse
 from aiter_inductor.lowerings.attention_problem import AttentionProblem
 from aiter_inductor.lowerings.attention_varlen import attention_varlen
+from aiter_inductor.lowerings.attention_varlen_backward import (
+    attention_varlen_backward,
+    attention_varlen_with_lse,
+)
 from tests.lowerings.checks import assert_close, assert_same_layout, in_float64
 
 FP32 = torch.float32
@@ -151,4 +155,9 @@ def test_packed_sequences(how):
     shapes = (98, 4, 48), (86, 2, 48), (86, 2, 16)
     heads = [torch.randn(s, generator=generator) for s in shapes]
     args = (*heads, starts.contiguous(), key_starts.contiguous())
-    check(attention_varlen, args, {"max_seqlen_q": 40, "scale": 0.25, **how}, CONFIG)
+    how = {"max_seqlen_q": 40, "scale": 0.25, **how}
+    check(attention_varlen, args, how, CONFIG)
+    check(attention_varlen_with_lse, args, how, CONFIG)
+    out, lse = attention_varlen_with_lse.reference(*args, **how)
+    grad = torch.randn(out.shape, generator=generator)
+    check(attention_varlen_backward, (grad, *args[:3], out, lse, *args[3:]), how, BACKWARD)
