@@ -163,7 +163,7 @@ norm_backward_kernel(const X* grad, const X* grad_sum, const X* x, const W* weig
 }
 
 // first[N], second[N] = the sums of shares[gridDim.y, num_shares, N] over the blocks.
-constexpr int COLUMNS = 4, ACROSS = 8, SLICES = 32;
+constexpr int COLUMNS = 4, ACROSS = 8, SLICES = 32, AT_ONCE = 5;
 
 extern "C" __global__ void __launch_bounds__(ACROSS * SLICES)
 sum_shares_kernel(const float* shares, W* first, W* second, i32 num_shares) {
@@ -173,10 +173,19 @@ sum_shares_kernel(const float* shares, W* first, W* second, i32 num_shares) {
   begin();
   shares += (i64)blockIdx.y * num_shares * N;
   float4 sum = {0.0f, 0.0f, 0.0f, 0.0f};
-#pragma unroll 8
-  for (int share = slice; share < num_shares; share += SLICES) {
-    const float4 x = *(const float4*)(shares + (i64)share * N + column);
-    sum.x += x.x, sum.y += x.y, sum.z += x.z, sum.w += x.w;
+  for (int first = slice; first < num_shares; first += AT_ONCE * SLICES) {
+    float4 x[AT_ONCE];
+    UNROLL for (int i = 0; i < AT_ONCE; i++) {
+      const int share = first + i * SLICES;
+      x[i] = {0.0f, 0.0f, 0.0f, 0.0f};
+      if (share < num_shares) x[i] = *(const float4*)(shares + (i64)share * N + column);
+    }
+    UNROLL for (int i = 0; i < AT_ONCE; i++) {
+      sum.x += x[i].x;
+      sum.y += x[i].y;
+      sum.z += x[i].z;
+      sum.w += x[i].w;
+    }
   }
   of_slices[slice][across] = sum;
   __syncthreads();
