@@ -13,7 +13,7 @@ from aiter_inductor.lowerings.measured import (
     cede_norm,
     decline_add_rms_norm,
     decline_layer_norm,
-    decline_layer_norm_in_hip,
+    decline_norm_in_hip,
     decline_rms_norm,
 )
 from aiter_inductor.lowerings.providers import add_cuda, add_hip, add_triton
@@ -264,13 +264,13 @@ def _(saved: dict[str, Any], grad: Tensor) -> dict[str, Tensor | None]:
     }
 
 
-for forward, decline, decline_hip in (
-    (rms_norm, decline_rms_norm, decline_rms_norm),
-    (add_rms_norm, decline_add_rms_norm, decline_add_rms_norm),
-    (layer_norm, decline_layer_norm, decline_layer_norm_in_hip),
+for forward, decline in (
+    (rms_norm, decline_rms_norm),
+    (add_rms_norm, decline_add_rms_norm),
+    (layer_norm, decline_layer_norm),
 ):
     add_triton(forward, "norm", refuse=rows_unsupported, decline=decline, cede=cede_norm)
-    add_hip(forward, "norm", refuse=hip_rows_unsupported, decline=decline_hip)
+    add_hip(forward, "norm", refuse=hip_rows_unsupported, decline=decline_norm_in_hip)
 for backward in (rms_norm_backward, add_rms_norm_backward, layer_norm_backward):
     add_cuda(backward, "norm_backward", refuse=hopper_backward_unsupported)
     add_triton(backward, "norm_backward", refuse=backward_unsupported)

@@ -9,7 +9,7 @@ import torch
 
 from aiter_inductor import explain
 from aiter_inductor.core.arch import arch_named
-from aiter_inductor.core.op import OPS, Selection, Use, accept
+from aiter_inductor.core.op import OPS, Op, Selection, Use, accept
 
 
 def select(name: str, *args: object, target: str = "sm_90", **facts: bool) -> Selection:
@@ -81,18 +81,41 @@ def test_a_declined_fusion_is_left_to_inductor_as_a_whole() -> None:
         return torch.nn.functional.rms_norm(total, (7168,), weight, 1e-6) + total
 
     x, weight, _ = rows(8)
-    report = explain(program, x, x, weight, target="sm_90")
+    report = explain(program, x, x, weight, target="sm_90", disable=["hip"])
     (site,) = report.sites
     assert (site.pattern, site.status) == ("rms_norm", "inlined")
     assert "4096x7168 takes 62.4 us on sm_90 and Inductor's code 61.4" in site.reason
 
 
+def with_hip(name: str) -> Op:
+    """The op where its HIP kernels can be built, whatever compilers are here."""
+    op = OPS[name]
+    return replace(
+        op, providers={**op.providers, "hip": replace(op.providers["hip"], refuse=accept)}
+    )
+
+
+@pytest.mark.parametrize("number", [8, 4096])
+def test_a_residual_before_a_norm_is_hips(number: int) -> None:
+    x, weight, eps = rows(number)
+    op = with_hip("add_rms_norm")
+    problem = op.problem(x, x, weight, eps)
+    assert op.select(problem, Use(arch_named("sm_90"))).provider is op.providers["hip"]
+    assert op.select(problem, Use(arch_named("sm_90"), training=True)).provider is None
+
+
+def test_a_rotation_goes_to_hip_where_that_measured_faster() -> None:
+    q, table = torch.empty(1, 4, 64, 64), torch.empty(1, 1, 64, 64)
+    op = with_hip("rope_qk")
+    found = op.select(op.problem(q, q, table, table), Use(arch_named("sm_90")))
+    assert found.provider is op.providers["hip"]
+    assert "2x4096 tokens take an H100 59.4 us and the Triton kernel 63.4" in found.reason
+
+
 def test_a_normalisation_that_quantises_goes_to_hip_where_that_measured_faster() -> None:
-    op, arguments = OPS["rms_norm_quant"], rows(64)
-    problem = op.problem(*arguments, dtype=torch.float8_e4m3fn)
-    hip = replace(op.providers["hip"], refuse=accept)
-    both = replace(op, providers={**op.providers, "hip": hip})
+    both, arguments = with_hip("rms_norm_quant"), rows(64)
+    problem = both.problem(*arguments, dtype=torch.float8_e4m3fn)
     found = both.select(problem, Use(arch_named("sm_90")))
-    assert found.provider is hip
+    assert found.provider is both.providers["hip"]
     assert "takes 3.09 us on sm_90 and the Triton kernel 3.46" in found.reason
-    assert both.select(problem, Use(arch_named("gfx950"))).provider is op.providers["triton"]
+    assert both.select(problem, Use(arch_named("gfx950"))).provider is both.providers["triton"]
