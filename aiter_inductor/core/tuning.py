@@ -85,12 +85,12 @@ class Ladder:
 
     Attributes:
         bounds: the largest number of rows of each step but the last.
-        steps: from few rows to many.
+        steps: from few rows to many; None where the measurements around are more than `FAR` off.
         least, most: for fewer or more rows, `FAR` times beyond what was measured, it says nothing.
     """
 
     bounds: tuple[int, ...]
-    steps: tuple[Measurement, ...]
+    steps: tuple[Measurement | None, ...]
     least: int
     most: int
 
@@ -100,30 +100,38 @@ class Ladder:
 
         Between two of them the lower one's kernel takes at most its time in proportion to the
         rows, and the upper one's at most what it took for more rows: the lower one is followed as
-        far as the first bound is the better.
+        far as the first bound is the better. More than `FAR` from both neither is followed: what is
+        fastest for 64 rows is made for few, and what is for 4096 has no tiles for fewer.
         """
         fastest: dict[int, Measurement] = {}
         for found in measurements:
             best = fastest.get(found.rows)
             if best is None or found.latency_us < best.latency_us:
                 fastest[found.rows] = found
-        steps = [fastest[rows] for rows in sorted(fastest)]
-        bounds = []
-        for low, high in itertools.pairwise(steps):
+        measured = [fastest[rows] for rows in sorted(fastest)]
+        steps: list[Measurement | None] = []
+        bounds: list[int] = []
+        for low, high in itertools.pairwise(measured):
             even = int(low.rows * high.latency_us / low.latency_us)
-            bounds.append(min(max(even, low.rows), high.rows - 1))
-        least, most = -(-steps[0].rows // FAR), steps[-1].rows * FAR
-        return cls(tuple(bounds), tuple(steps), least, most)
+            until, first = min(max(even, low.rows), high.rows - 1), -(-high.rows // FAR)
+            steps.append(low)
+            if low.rows * FAR + 1 < first:
+                bounds += [min(until, low.rows * FAR), first - 1]
+                steps.append(None)
+            else:
+                bounds.append(until)
+        least, most = -(-measured[0].rows // FAR), measured[-1].rows * FAR
+        return cls(tuple(bounds), (*steps, measured[-1]), least, most)
 
     def at(self, rows: int) -> Measurement | None:
-        """For that many rows; beyond the ends the nearest, as far as it says anything."""
+        """For that many rows the nearest, as far as it says anything."""
         if not self.least <= rows <= self.most:
             return None
         return self.steps[bisect_left(self.bounds, rows)]
 
     def providers(self) -> tuple[str, ...]:
         """Everybody on it, the one for the most rows first."""
-        return tuple(dict.fromkeys(step.provider for step in reversed(self.steps)))
+        return tuple(dict.fromkeys(step.provider for step in reversed(self.steps) if step))
 
 
 class Tables:

@@ -60,11 +60,17 @@ def test_a_ladder_follows_the_lower_measurement_as_far_as_its_bound_is_better():
     few, some, many = step(16, 10.0, "a"), step(64, 20.0, "b"), step(4096, 1280.0, "c")
     ladder = Ladder.of([many, few, some, step(64, 25.0, "slower")])
     # 16 rows in 10 µs are at most 20 µs for 32; 64 in 20 at most 1280 for 4096, which must be c's.
-    assert ladder.bounds == (32, 4095)
-    found = [ladder.at(rows).provider for rows in (4, 16, 32, 33, 64, 4095, 4096, 16384)]
-    assert found == ["a", "a", "a", "b", "b", "b", "c", "c"]
-    assert ladder.at(3) is ladder.at(16385) is None
+    assert ladder.bounds == (32, 256, 1023)
+    found = [ladder.at(rows).provider for rows in (4, 16, 32, 33, 64, 256, 1024, 4096, 16384)]
+    assert found == ["a", "a", "a", "b", "b", "b", "c", "c", "c"]
+    assert ladder.at(3) is ladder.at(257) is ladder.at(1023) is ladder.at(16385) is None
     assert ladder.providers() == ("c", "b", "a")
+
+
+def test_two_measurements_that_are_near_leave_no_gap():
+    ladder = Ladder.of([step(64, 10.0, "few"), step(512, 60.0, "many")])
+    found = [ladder.at(rows).provider for rows in (64, 384, 385, 512)]
+    assert found == ["few", "few", "many", "many"]
 
 
 def test_a_measured_size_is_followed_even_where_a_neighbour_looks_better():
