@@ -115,12 +115,12 @@ def _fill(
     (batch, num_heads, num_queries, qk_dim), (kv_heads, num_keys, v_dim) = q.shape, v.shape[1:]
     sequences = packed.num_sequences if packed else 0
     blocks = blocks_of(num_queries, QUERIES, packed)
-    lse_log2, delta = _rows(kind, grad, out, lse, grad_lse, blocks, packed)
+    rows = _rows(kind, grad, out, lse, grad_lse, padded(qk_dim), blocks, packed)
+    lse_log2, delta, parts = rows
     passes = passes_for(padded(qk_dim), padded(v_dim))
-    parts = lse_log2.new_zeros(lse_log2.numel() * padded(qk_dim))
     key_blocks, all_kv_heads = blocks_of(num_keys, KEYS, packed), batch * kv_heads
     from_end = causal == "bottom_right"
-    rows = num_heads // kv_heads * num_queries * (4 * padded(qk_dim) + 2 * (qk_dim + v_dim))
+    walked = num_heads // kv_heads * num_queries * (4 * padded(qk_dim) + 2 * (qk_dim + v_dim))
     for of in passes:
         _launch(
             BackwardVariant(of, kind),
@@ -129,7 +129,7 @@ def _fill(
             *(heads_map(grad, QUERIES), lse_log2, delta, parts, dk, dv, *starts_of(packed)),
             *(num_heads, num_heads // kv_heads, all_kv_heads, num_queries, num_keys),
             *(num_keys - num_queries if from_end else 0, window or 0, key_blocks, blocks),
-            *(_together(rows, all_kv_heads), sequences, int(from_end), qk_dim, v_dim),
+            *(_together(walked, all_kv_heads), sequences, int(from_end), qk_dim, v_dim),
             *(scale, scale * math.log2(math.e), *dk.stride()[:3], *dv.stride()[:3]),
         )
     grid = batch * num_heads * blocks, padded(qk_dim) // (2 * PIECE)
@@ -148,21 +148,26 @@ def _rows(
     out: Tensor,
     lse: Tensor,
     grad_lse: Tensor | None,
+    padded_dim: int,
     blocks: int,
     packed: Packed | None,
-) -> tuple[Tensor, Tensor]:
-    """[B, H, blocks * QUERIES], fp32: log-sum-exp times log2(e), and what `grad` takes."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """[B, H, blocks * QUERIES], fp32: log-sum-exp times log2(e), and what `grad` takes.
+
+    Last, as many zeros for each as a padded head has elements.
+    """
     batch, num_heads, num_queries, v_dim = out.shape
     lse_log2, delta = (lse.new_empty(batch, num_heads, blocks * QUERIES) for _ in range(2))
+    parts = lse_log2.new_empty(lse_log2.numel() * padded_dim)
     _launch(
         RowsVariant("rows", kind),
-        (-(-lse_log2.numel() // (ROW_THREADS // 32)), ROW_THREADS, 0),
+        (-(-lse_log2.numel() // (ROW_THREADS // 16)), ROW_THREADS, 0),
         *(out, grad, lse, None if grad_lse is None else grad_lse.contiguous()),
-        *(starts_of(packed)[0], lse_log2, delta, num_heads, num_queries, blocks),
-        *(packed.num_sequences if packed else 0, lse_log2.numel(), v_dim),
+        *(starts_of(packed)[0], lse_log2, delta, parts, num_heads, num_queries, blocks),
+        *(packed.num_sequences if packed else 0, lse_log2.numel(), v_dim, padded_dim),
         *(*out.stride()[:3], *grad.stride()[:3]),
     )
-    return lse_log2, delta
+    return lse_log2, delta, parts
 
 
 def _together(size_bytes: int, all_kv_heads: int) -> int:

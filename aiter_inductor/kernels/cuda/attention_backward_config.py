@@ -173,14 +173,15 @@ class RowsVariant:
         if self.step == "rows":
             strides = ("out_batch", "out_head", "out_row", "grad_batch", "grad_head", "grad_row")
             parameters = (
-                pointer("out", dtype, align=4),
-                pointer("grad", dtype, align=4),
+                pointer("out", dtype, align=16),
+                pointer("grad", dtype, align=16),
                 pointer("lse", fp32),
                 pointer("grad_lse", fp32, optional=True),
                 starts,
                 pointer("lse_log2", fp32),
                 pointer("delta", fp32),
-                *map(i32, (*sizes, "all_rows", "v_dim")),
+                pointer("parts", fp32, align=16),
+                *map(i32, (*sizes, "all_rows", "v_dim", "padded_dim")),
                 *map(i64, strides),
             )
         else:

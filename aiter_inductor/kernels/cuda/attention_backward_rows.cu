@@ -20,38 +20,48 @@ DEVICE Place place_of(int block, int num_queries, const int* starts, int num_seq
   return {of.start, (block - of.slot) * QUERIES, of.length};
 }
 
+DEVICE float dot(u32 pair, u32 other) {
+  const float2 x = unpack_16(pair), y = unpack_16(other);
+  return x.x * y.x + x.y * y.y;
+}
+
 // For each query, padded to whole blocks: its log-sum-exp in powers of two, plus infinity where it
-// sees nothing, and what the normalisation takes from the gradient of every probability. A warp a
-// query; strides in elements.
+// sees nothing; what the normalisation takes from the gradient of every probability; and zeros in
+// `parts`, `padded_dim` numbers. Half a warp a query; strides in elements.
 extern "C" __global__ void attention_backward_rows(
     const u16* out, const u16* grad, const float* lse, const float* grad_lse, const int* starts,
-    float* lse_log2, float* delta, int num_heads, int num_queries, int blocks, int num_sequences,
-    int all_rows, int v_dim, i64 out_batch, i64 out_head, i64 out_row, i64 grad_batch,
-    i64 grad_head, i64 grad_row) {
-  const int lane = threadIdx.x % WARP;
-  const int index = blockIdx.x * (blockDim.x / WARP) + threadIdx.x / WARP;
-  if (index >= all_rows) return;
+    float* lse_log2, float* delta, float* parts, int num_heads, int num_queries, int blocks,
+    int num_sequences, int all_rows, int v_dim, int padded_dim, i64 out_batch, i64 out_head,
+    i64 out_row, i64 grad_batch, i64 grad_head, i64 grad_row) {
+  constexpr int LANES = 16;
+  const int lane = threadIdx.x % LANES;
+  const int index = blockIdx.x * (blockDim.x / LANES) + threadIdx.x / LANES;
+  if (index >= all_rows) return;  // a whole warp: rows come in blocks
+  for (int i = 4 * lane; i < padded_dim; i += 4 * LANES)
+    *(float4*)(parts + (i64)index * padded_dim + i) = make_float4(0.f, 0.f, 0.f, 0.f);
   const int head = index / QUERIES / blocks, batch = head / num_heads;
-  const Place place =
-      place_of(index / QUERIES % blocks, num_queries, starts, num_sequences);
+  const Place place = place_of(index / QUERIES % blocks, num_queries, starts, num_sequences);
   const int in_sequence = place.row + index % QUERIES, row = place.start + in_sequence;
-  float sum = 0.f, log_sum = INF;
-  if (in_sequence < place.num_queries) {
+  const bool lives = in_sequence < place.num_queries;
+  float sum = 0.f;
+  if (lives) {
     const u16* o = out + batch * out_batch + head % num_heads * out_head + row * out_row;
     const u16* d = grad + batch * grad_batch + head % num_heads * grad_head + row * grad_row;
-    for (int i = lane * 2; i < v_dim; i += 2 * WARP) {
-      const float2 x = unpack_16(*(const u32*)(o + i)), y = unpack_16(*(const u32*)(d + i));
-      sum += x.x * y.x + x.y * y.y;
+    for (int i = 8 * lane; i < v_dim; i += 8 * LANES) {
+      const uint4 x = *(const uint4*)(o + i), y = *(const uint4*)(d + i);
+      sum += dot(x.x, y.x) + dot(x.y, y.y) + dot(x.z, y.z) + dot(x.w, y.w);
     }
-    UNROLL for (int lanes = 16; lanes; lanes /= 2) sum += __shfl_xor_sync(~0u, sum, lanes);
+  }
+  UNROLL for (int lanes = LANES / 2; lanes; lanes /= 2) sum += __shfl_xor_sync(~0u, sum, lanes);
+  if (lane != 0) return;
+  float log_sum = INF;
+  if (lives) {
     const i64 at = (i64)head * num_queries + row;
     if (grad_lse) sum -= grad_lse[at];
-    log_sum = lse[at] == -INF ? INF : lse[at] * LOG2_E;
+    if (lse[at] != -INF) log_sum = lse[at] * LOG2_E;
   }
-  if (lane == 0) {
-    lse_log2[index] = log_sum;
-    delta[index] = sum;
-  }
+  lse_log2[index] = log_sum;
+  delta[index] = sum;
 }
 
 // dQ out of the parts that attention_backward added up in the order of its registers. A block for
