@@ -18,6 +18,7 @@ COMPILED = (
     "test_floats_compiled.py",
     "test_gemm_compiled.py",
     "test_gemm_simulated.py",
+    "test_dequantise_simulated.py",
     "test_mla_compiled.py",
     "test_mxfp4_simulated.py",
     "test_mla_simulated.py",
