@@ -1,0 +1,109 @@
+"""Continuous batching of a Llama-3-8B-shaped model by transformers, with each of its attentions.
+
+    python benchmarks/continuous_batching.py --layers 8 --requests 64 --prompt 1024 --new 64
+
+Each line gives the tokens generated a second by `generate_batch`, prefill included, of greedy
+decoding with random weights in bf16, the median of `--rounds`, and the part of the tokens that are
+those of the first line. `aiter` is `paged|eager` after `continuous_batching.enable()`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import statistics
+import time
+from typing import Any
+
+import torch
+import transformers
+from transformers import AttentionInterface, GenerationConfig, LlamaConfig, LlamaForCausalLM
+from transformers.generation import ContinuousBatchingConfig
+from transformers.integrations.eager_paged import eager_paged_attention_forward
+
+from aiter_inductor import continuous_batching
+
+PAGE_SIZE = 16
+
+
+def model_of(layers: int) -> Any:
+    """Random weights in the shapes of Llama-3-8B."""
+    config = LlamaConfig(
+        hidden_size=4096,
+        num_hidden_layers=layers,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        intermediate_size=14336,
+        vocab_size=32000,
+        max_position_embeddings=16384,
+    )
+    torch.manual_seed(0)
+    torch.set_default_dtype(torch.bfloat16)
+    with torch.device("cuda"):
+        model = LlamaForCausalLM(config).eval()
+    torch.set_default_dtype(torch.float32)
+    return model
+
+
+def generated(model: Any, prompts: list[list[int]], new_tokens: int) -> list[list[int]]:
+    """Tokens of every request, in the order of the prompts."""
+    names = {field.name for field in dataclasses.fields(ContinuousBatchingConfig)}
+    pages = sum(-(-(len(prompt) + new_tokens) // PAGE_SIZE) + 1 for prompt in prompts)
+    batching = ContinuousBatchingConfig(
+        **{"page_size" if "page_size" in names else "block_size": PAGE_SIZE},
+        **({"auto_switch_to_flash": False} if "auto_switch_to_flash" in names else {}),
+        num_blocks=pages,
+        max_batch_tokens=2048,
+        use_cuda_graph=False,
+    )
+    greedy = GenerationConfig(
+        max_new_tokens=new_tokens, do_sample=False, eos_token_id=-1, pad_token_id=0
+    )
+    results = model.generate_batch(
+        prompts, generation_config=greedy, continuous_batching_config=batching
+    )
+    return [results[name].generated_tokens for name in sorted(results, key=_number)]
+
+
+def _number(name: str) -> int:
+    return int(name.rpartition("_")[2])
+
+
+def main() -> None:
+    """Measure every attention on the same prompts."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    for name, default in (("layers", 8), ("requests", 64), ("prompt", 1024), ("new", 64)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--rounds", type=int, default=1)
+    options = parser.parse_args()
+    model = model_of(options.layers)
+    lengths = torch.linspace(options.prompt // 2, options.prompt, options.requests).int().tolist()
+    prompts = [torch.randint(0, 32000, (length,)).tolist() for length in lengths]
+    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {transformers.__version__}")
+    known = AttentionInterface().valid_keys()
+    sdpa = "paged|sdpa" if "paged|sdpa" in known else "sdpa"
+    wanted: list[list[int]] = []
+    for label, name in ((sdpa, sdpa), ("paged|eager", "paged|eager"), ("aiter", "paged|eager")):
+        if label == "aiter":
+            continuous_batching.enable()
+        else:
+            AttentionInterface.register("paged|eager", eager_paged_attention_forward)
+        model.set_attn_implementation(name)
+        generated(model, prompts[:2], 4)
+        seconds = []
+        for _ in range(options.rounds):
+            torch.cuda.synchronize()
+            started = time.perf_counter()
+            tokens = generated(model, prompts, options.new)
+            seconds.append(time.perf_counter() - started)
+        wanted = wanted or tokens
+        count = sum(map(len, tokens))
+        same = sum(
+            a == b for x, y in zip(tokens, wanted, strict=True) for a, b in zip(x, y, strict=True)
+        )
+        rate = count / statistics.median(seconds)
+        print(f"{label}: {rate:.0f} tokens/s, {same / count:.3f} as the first", flush=True)
+
+
+if __name__ == "__main__":
+    main()
