@@ -8,6 +8,7 @@ from aiter_inductor.core.problem import fixed
 from aiter_inductor.lowerings.attention_problem import (
     AttentionProblem,
     flash_unsupported,
+    one_key,
     sdpa_unsupported,
 )
 
@@ -38,6 +39,8 @@ def sdpa_decodes_faster(problem: AttentionProblem, use: Use) -> str | None:
     8 sequences of 4096 keys, 32 and 8 heads of 128, take 68 us and cuDNN 52; what Inductor makes of
     the plain formula takes 422. 64 sequences take 444 and 352, one takes 20.5 and 13.4.
     """
+    if reason := one_key(problem, use):
+        return reason
     if use.arch.name != "sm_90" or problem.mask != "none" or sdpa_unsupported(problem, use):
         return None
     return "8 sequences of 4096 keys take 68 us on sm_90 and torch's cuDNN 52"

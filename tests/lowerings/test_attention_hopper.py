@@ -134,6 +134,15 @@ def test_a_mask_that_both_read_is_left_to_torch_and_a_window_is_not():
     assert attention.select(masked, Use(arch_named("gfx942"))).provider.name == "triton"
 
 
+def test_one_key_is_left_to_the_program():
+    capped = replace(LLAMA, num_queries=1, num_keys=1, causal="none", softcap=50.0)
+    found = attention.select(capped, HOPPER)
+    assert found.declined
+    assert "T=1 key: Gemma-2-9b's kernels take 1563 us with one on sm_90" in found.reason
+    assert attention.select(replace(capped, num_keys=2), HOPPER).provider is not None
+    assert attention.select(capped, Use(arch_named("gfx942"))).provider is not None
+
+
 def test_float32_is_left_to_torch_where_it_can():
     wide = replace(LLAMA, dtype=torch.float32)
     reason = attention.providers["triton"].decline(wide, HOPPER)
