@@ -8,9 +8,10 @@ of a pair. Needs a GPU.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel, StaticCache
@@ -26,13 +27,13 @@ PHASES = {"prefill": (1, 512), "decode": (16, 1)}
 CACHED = 256
 ALTERNATING = ("gemma2", "gpt_oss")
 """Every second layer attends within a window."""
-SIZES = {
+SIZES: Mapping[str, Any] = {
     "hidden_size": 1024,
     "intermediate_size": 2048,
     "num_attention_heads": 8,
     "max_position_embeddings": 1024,
 }
-FAMILY_SIZES = {
+FAMILY_SIZES: Mapping[str, Any] = {
     "head_dim": 128,
     "query_pre_attn_scalar": 128,
     "moe_intermediate_size": 256,
