@@ -30,12 +30,12 @@ SIMT_DEVICE u32 row_reduce(u32 x, u32* slots, int rank = 0) {
   constexpr bool WHOLE = WIDTH == BLOCK && BLOCK % WAVE == 0;
   static_assert((WIDTH <= WAVE && COUNT == 1) || WHOLE, "whole waves");
   if constexpr (WHOLE && (WIDTH > WAVE || COUNT > 1)) {
-    constexpr int WAVES = BLOCK / WAVE;
+    constexpr int PARTS = BLOCK / WAVE;
     x = wave_reduce<WAVE, Op>(x);
-    share<COUNT>(slots + rank * WAVES + thread_index() / WAVE, x);
+    share<COUNT>(slots + rank * PARTS + thread_index() / WAVE, x);
     barrier_of_row<COUNT>();
     x = slots[0];
-    UNROLL for (int i = 1; i < COUNT * WAVES; i++) x = Op::of(x, slots[i]);
+    UNROLL for (int i = 1; i < COUNT * PARTS; i++) x = Op::of(x, slots[i]);
   }
   return x;
 }
