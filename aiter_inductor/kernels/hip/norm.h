@@ -44,7 +44,7 @@ struct Moments {
 };
 
 constexpr int WIDTH = LANES < WAVE ? LANES : WAVE, WAVES = BLOCKS * (LANES / WIDTH);
-constexpr int MOMENT_SLOTS = 3 * WAVES;
+constexpr int MOMENT_SLOTS = (LAYER_NORM ? 3 : 1) * WAVES;
 static_assert(WAVES == 1 || LANES == THREADS, "a block holds one row, or rows of one wave each");
 
 SIMT_DEVICE float wave_sum(float x) { return float_of(wave_reduce<WIDTH, Sum>(bits_of(x))); }
