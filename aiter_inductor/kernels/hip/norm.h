@@ -99,8 +99,12 @@ SIMT_DEVICE Part part_of_wave(const Place& place, const PackedRow<X>& row) {
   constexpr float WHOLE = 1.0f / (WIDTH * VECTORS * VEC);
   const float per_element = EXACT ? WHOLE : reciprocal(count > 0.0f ? count : 1.0f);
   const float mean = wave_sum(sum) * per_element, shared = mean * mean * count;
-  if (shared < FAR * (squares - shared)) return {mean, squares - shared, count};
-  return {mean, wave_sum(squares_apart(place, row, mean)), count};
+  const bool near = shared < FAR * (squares - shared);
+  // Rows that share a wave may differ in this, and their lanes reduce together.
+  if constexpr (WIDTH == WAVE && WAVES_PART)
+    if (near) return {mean, squares - shared, count};
+  const float apart = wave_sum(squares_apart(place, row, mean));
+  return {mean, WIDTH == WAVE && !WAVES_PART && near ? squares - shared : apart, count};
 }
 
 // Over all waves of a row: Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm for

@@ -13,6 +13,7 @@
 //   atomic_max(address, bits)    unsigned
 //   wave_reduce<WIDTH, Op>(bits)    over aligned groups of WIDTH lanes; every lane gets the result;
 //                                   Op::KIND names operations that a chip may have an instruction for
+//   WAVES_PART                   whether waves may reduce unequally often between two barriers
 //   bits_of, float_of, multiply_add, inverse_sqrt, reciprocal, power_of_two, median
 //   encode_bf16x2, encode_fp16x2, decode_fp16   round to nearest even
 //   larger_halves(a, b)          of two unsigned 16-bit halves each

@@ -114,4 +114,5 @@ SIMT_DEVICE u32 larger_halves(u32 a, u32 b) {
   return __builtin_bit_cast(u32, __builtin_elementwise_max(x, y));
 }
 
+constexpr bool WAVES_PART = true;
 constexpr bool BY_RECIPROCAL = false;

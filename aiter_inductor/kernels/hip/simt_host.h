@@ -192,4 +192,5 @@ SIMT_DEVICE u32 larger_halves(u32 a, u32 b) {
   return low | ((a >> 16) > (b >> 16) ? a & 0xffff0000 : b & 0xffff0000);
 }
 
+constexpr bool WAVES_PART = false;
 constexpr bool BY_RECIPROCAL = false;

@@ -115,6 +115,8 @@ template <Fp8 F> SIMT_DEVICE u32 native_fp8x4(float a, float b, float c, float d
 SIMT_DEVICE void forget_word(u32& word) { asm volatile("" : "+r"(word)); }
 SIMT_DEVICE u32 larger_halves(u32 a, u32 b) { return __vmaxu2(a, b); }
 
+constexpr bool WAVES_PART = true;
+
 // A product with the reciprocal rounds a tie the other way once in thousands of elements; exact
 // quotients cost a fifth of the instructions of kernels that have none to spare.
 constexpr bool BY_RECIPROCAL = true;

@@ -142,6 +142,20 @@ def test_capture_into_a_graph_and_replay():
         assert_quantised_alike(q, scale, *expected)
 
 
+def test_kernels_launched_early_wait_for_the_one_before():
+    """Each of a chain reads what the one before it wrote, in memory that the allocator hands on."""
+    x, w = rows(512, 7168, dtype=BF16), rows(7168, dtype=BF16)
+    expected = x
+    for _ in range(8):
+        expected = norm.add_rms_norm(expected, x, w, EPS)[1].clone()
+        torch.cuda.synchronize()
+    for _ in range(50):
+        out = x
+        for _ in range(8):
+            out = norm.add_rms_norm(out, x, w, EPS)[1]
+        assert torch.equal(out, expected)
+
+
 def test_launch_is_on_the_current_stream():
     x = rows(4096, 8192, dtype=BF16)
     stream = torch.cuda.Stream()

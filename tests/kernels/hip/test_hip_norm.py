@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from aiter_inductor.kernels.hip import norm, norm_quant, quant
+from aiter_inductor.kernels.hip.rows import RowLayout
 from aiter_inductor.lowerings import norm as norm_ops
 from aiter_inductor.lowerings import norm_quant as norm_quant_ops
 from aiter_inductor.lowerings import quant as quant_ops
@@ -70,9 +71,12 @@ def test_add_rms_norm_reads_the_rounded_sum():
     assert_close_to_float64(out, exact)
 
 
+@pytest.mark.parametrize("means", [(0,), (8,), (0, 100)], ids=str)
 @pytest.mark.parametrize("shape", [(5, 128), (3, 1160), (2, 77)], ids=str)
-def test_layer_norm(shape):
-    x = rows(*shape, dtype=BF16) + 100  # a large mean, which a one-pass variance would drown in
+def test_layer_norm(shape, means):
+    """A mean of 100 would drown the variance of one pass; rows that share a wave differ in it."""
+    shifts = torch.tensor([means[row % len(means)] for row in range(shape[0])])
+    x = rows(*shape, dtype=BF16) + shifts[:, None].to(BF16)
     w, b = weight(shape[-1], BF16), rows(shape[-1], dtype=BF16, seed=3)
     exact = norm_ops.layer_norm.reference(x.double(), w.double(), b.double(), EPS)
     assert_close_to_float64(norm.layer_norm(x, w, b, EPS), exact)
@@ -188,6 +192,25 @@ def test_long_rows_are_cut_into_chunks():
     x = rows(2, 9 * 2048 + 128, dtype=BF16)
     out = quant.quant_per_group(x, group_size=128, dtype=FN)
     assert_quantised_alike(*out, *quant_ops.quant_per_group.reference(x, group_size=128, dtype=FN))
+
+
+@pytest.mark.parametrize(
+    ("num_rows", "N", "clusters", "laid"),
+    [
+        (64, 18432, True, RowLayout(576, 576, 2, 8, exact=True, blocks=2)),
+        (65, 18432, True, RowLayout(768, 768, 3, 8, exact=True)),
+        (64, 18432, False, RowLayout(768, 768, 3, 8, exact=True)),
+        (64, 16376, True, RowLayout(1024, 1024, 2, 8)),
+        (64, 16392, True, RowLayout(544, 544, 2, 8, blocks=2)),
+    ],
+)
+def test_few_long_rows_are_halved_where_blocks_share_a_row(num_rows, N, clusters, laid):
+    layout = RowLayout.choose(
+        num_rows, N, 8, 32, least_lanes=1, whole=True, inputs=2, clusters=clusters
+    )
+    assert layout == laid
+    assert layout.grid(num_rows, N) == (num_rows * layout.blocks, 1)
+    assert layout.blocks * layout.threads * layout.vectors * layout.vec >= N
 
 
 def test_no_rows_is_no_launch():
