@@ -8,13 +8,18 @@ default `arange` all of that says no more than "causal, perhaps in a window".
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 from torch import fx
+from torch.utils._sympy.value_ranges import bound_sympy
 
-from aiter_inductor.core.graph import ndim, size, sizes
+from aiter_inductor.core.graph import ndim, size, sizes, tensor
 from aiter_inductor.core.problem import Dim
 from aiter_inductor.patterns.raising.mask_affine import Additive, Affine, Condition, positive
 from aiter_inductor.patterns.raising.mask_values import Reader
+
+Ranges = dict[Any, Any]
 
 
 @dataclass(frozen=True)
@@ -41,7 +46,7 @@ def shape_of_mask(mask: fx.Node, num_queries: Dim, num_keys: Dim) -> Shape | Non
     if not isinstance(seen, Condition) or reader.is_mutated(mask.graph):
         return None
     extra = num_keys - num_queries
-    shape = _classify(seen, sizes(mask) or (), extra)
+    shape = _classify(seen, sizes(mask) or (), extra, _ranges(mask))
     # A row whose scores are all the lowest number is a mean over every key, not zeros.
     if shape is None or (isinstance(found, Additive) and not _every_query_sees(shape, extra)):
         return None
@@ -58,12 +63,31 @@ def _every_query_sees(shape: Shape, extra: Dim) -> bool:
     return positive(extra + shape.window - 1)
 
 
-def _classify(seen: Condition, shape: tuple[Dim, ...], extra: Dim) -> Shape | None:
+def _ranges(mask: fx.Node) -> Ranges:
+    """Between which numbers the capture holds open sizes, those of the mask among them.
+
+    Dynamo guards them: a cache's length is below the window once the program took that branch.
+    """
+    found = tensor(mask)
+    open_sizes: list[Any] = [] if found is None else list(found.shape)
+    for n in open_sizes:
+        if isinstance(n, torch.SymInt):
+            return dict(n.node.shape_env.var_to_range)
+    return {}
+
+
+def _never_negative(number: Dim, ranges: Ranges) -> bool:
+    if positive(number):
+        return True
+    return not isinstance(number, int) and bool(bound_sympy(number, ranges).lower >= 0)
+
+
+def _classify(seen: Condition, shape: tuple[Dim, ...], extra: Dim, ranges: Ranges) -> Shape | None:
     """The shape of a condition on tensors of this `shape`; `extra` is T - S."""
     ahead: set[Dim] = set()
     behind: set[Dim] = set()
     for atom in seen.atoms:
-        if positive(atom.least(shape)):
+        if _never_negative(atom.least(shape), ranges):
             continue
         side = _side(atom)
         if side is None:

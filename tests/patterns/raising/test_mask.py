@@ -122,6 +122,26 @@ def test_passed_on(case):
     assert found["causal"] == "none"
 
 
+@pytest.mark.parametrize("window, understood", [(64, True), (20, False)])
+def test_a_window_that_an_open_cache_has_not_filled(window, understood):
+    """The last token of a cache whose rows before the window are gone, as transformers masks it."""
+
+    def run(q, k, v):
+        length = k.shape[2] - 1
+        if length > 40:
+            return q
+        oldest = torch.sym_max(length - window + 1, 0)
+        i, j = torch.arange(1)[:, None] + length, torch.arange(length + 1)[None, :] + oldest
+        seen = (j <= i) & (j > i - window)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=seen, enable_gqa=True)
+
+    q, k, v = heads(T=12)
+    for x in (k, v):
+        torch._dynamo.mark_dynamic(x, 2)
+    found = arguments(check_rewrite(run, q[:, :, :1], k, v, expect={"attention": 1}))
+    assert (found["mask"] is None) == understood
+
+
 def lowest_but(seen):
     return torch.where(seen, torch.zeros(()), torch.finfo(torch.float32).min)
 
