@@ -4,7 +4,7 @@
 // (types), D, DV (elements of a key and of a value), GROUP (query heads that share a head of keys),
 // HEAD_BLOCKS (of COLUMNS query heads, a wave), PAGE (tokens of a page), PACKED (layout), VALUE_VEC
 // (elements of a value that a lane reads at once in the paged layout), STAGES (tiles of a wave that
-// are under way), WAVES a block, SOFTCAP, MASK (type of a mask's elements, where MASKED).
+// are under way), BLOCK_WAVES a block, SOFTCAP, MASK (type of a mask's elements, where MASKED).
 #include "decode_tile.h"
 
 constexpr int HEADS = HEAD_BLOCKS * COLUMNS, UNITS = (GROUP + HEADS - 1) / HEADS;
@@ -202,7 +202,7 @@ SIMT_DEVICE void leave(const Found& found, const Results& results, i64 seq, i64 
     }
 }
 
-SIMT_KERNEL(WAVES * WAVE)
+SIMT_KERNEL(BLOCK_WAVES * WAVE)
 decode_attend(const Q* q, const CACHE* keys, const CACHE* values, const i32* tables,
               const i32* lengths, const float* key_scale, const float* value_scale, const Q* sinks,
               const MASK* mask, Q* out, float* partial, float* lse, i32* starts, float scale, float softcap,
@@ -210,7 +210,7 @@ decode_attend(const Q* q, const CACHE* keys, const CACHE* values, const i32* tab
               i64 q_head, i64 tables_seq, i64 mask_seq, i64 mask_token, i64 key_head, i64 value_head, i32 key_page,
               i32 key_token, i32 key_chunk, i32 value_page, i32 value_token, i32 value_chunk) {
   const Lengths all{lengths, num_seqs, longest, window};
-  const i32 wave = uniform(block_x() * WAVES + thread_index() / WAVE);
+  const i32 wave = uniform(block_x() * BLOCK_WAVES + thread_index() / WAVE);
   const i32 unit = wave % (num_kv_heads * UNITS), range = wave / (num_kv_heads * UNITS);
   const i32 kv_head = unit / UNITS, in_group = unit % UNITS * HEADS;
   const i32 total = total_tiles(all);

@@ -161,7 +161,7 @@ class AttendVariant:
             VALUE_VEC=style.value_vec(self.wave),
             TILE=self.config.tile,
             STAGES=self.config.stages,
-            WAVES=self.config.waves,
+            BLOCK_WAVES=self.config.waves,
             LEAST_TILES=self.config.least_tiles,
         )
 
@@ -211,7 +211,7 @@ class ReduceVariant:
             Q=CPP_TYPES[self.style.dtype],
             DV=self.style.v_head_dim,
             HEADS=self.num_heads,
-            WAVES=_REDUCE_WAVES,
+            BLOCK_WAVES=_REDUCE_WAVES,
             TILE=self.config.tile,
             DENSE=self.style.page_size is None,
             LEAST_TILES=self.config.least_tiles,

@@ -1,7 +1,7 @@
 // The parts of results that decode_attention.hip leaves, brought together: a block a head of a
 // sequence. Whole results are there already.
 //
-// Defined by the build, see decode_attention.py: Q (type), DV, HEADS (query heads), WAVES, and what
+// Defined by the build, see decode_attention.py: Q (type), DV, HEADS (query heads), BLOCK_WAVES, and what
 // decode_ranges.h needs.
 #include "decode_ranges.h"
 
@@ -29,10 +29,10 @@ SIMT_DEVICE void store_row(Q* out, const float (&values)[EACH], float divisor) {
   }
 }
 
-SIMT_KERNEL(WAVES * WAVE)
+SIMT_KERNEL(BLOCK_WAVES * WAVE)
 decode_reduce(const float* partial, const float* lse, const i32* starts, const i32* lengths,
               const Q* sinks, Q* out, i32 num_seqs, i32 longest, i32 window, i32 ranges) {
-  SIMT_SHARED float peaks[WAVES], totals[WAVES], others[WAVES][EACH * WAVE];
+  SIMT_SHARED float peaks[BLOCK_WAVES], totals[BLOCK_WAVES], others[BLOCK_WAVES][EACH * WAVE];
   const Lengths all{lengths, num_seqs, longest, window};
   const i32 seq = block_x() / HEADS, head = block_x() % HEADS;
   const int wave = uniform(thread_index() / WAVE);
@@ -48,7 +48,7 @@ decode_reduce(const float* partial, const float* lse, const i32* starts, const i
   const i32 first = range_of(begin, total, ranges);
   const i32 last = range_of(begin + tiles - 1, total, ranges);
   if (first == last) return;
-  for (i32 range = first + wave; range <= last; range += WAVES) {
+  for (i32 range = first + wave; range <= last; range += BLOCK_WAVES) {
     const bool later = range_begin(range, total, ranges) < begin;  // than its range's first tile
     const i64 at = (i64)(2 * range + later) * HEADS + head;
     float values[EACH];
@@ -63,7 +63,7 @@ decode_reduce(const float* partial, const float* lse, const i32* starts, const i
   UNROLL for (int i = 0; i < EACH; i++) others[wave][i * WAVE + lane()] = sums.values[i];
   barrier();
   if (wave > 0) return;
-  UNROLL for (int other = 1; other < WAVES; other++) {
+  UNROLL for (int other = 1; other < BLOCK_WAVES; other++) {
     float values[EACH];
     UNROLL for (int i = 0; i < EACH; i++) values[i] = others[other][i * WAVE + lane()];
     add(sums, peaks[other], values, totals[other]);

@@ -32,7 +32,7 @@ template <int DEPTH, int COUNT> struct Ring {
   }
 };
 
-#define SIMT_RING(ring, WAVES) Ring<STAGES, SLOTS> ring
+#define SIMT_RING(ring, BLOCK_WAVES) Ring<STAGES, SLOTS> ring
 
 #else
 
@@ -88,7 +88,7 @@ template <int DEPTH, int COUNT> struct Ring {
 };
 
 extern __shared__ char dynamic_shared[];
-#define SIMT_RING(ring, WAVES)                                                             \
+#define SIMT_RING(ring, BLOCK_WAVES)                                                             \
   Ring<STAGES, SLOTS> ring;                                                                \
   ring.base = (u32)__cvta_generic_to_shared(dynamic_shared) +                              \
               thread_index() / WAVE * (STAGES * SLOTS * WAVE * 16)

@@ -108,7 +108,7 @@ SIMT_DEVICE PageNumbers page_numbers(const Pages& pages, const Cursor& cursor) {
 }
 
 typedef Ring<STAGES, SLOTS> Tiles;
-#define SIMT_TILES(tiles) SIMT_RING(tiles, WAVES)
+#define SIMT_TILES(tiles) SIMT_RING(tiles, BLOCK_WAVES)
 
 #include "decode_keys.h"
 
