@@ -18,7 +18,7 @@ from aiter_inductor.cli.cases import load_ops
 from aiter_inductor.core import direct
 
 CALLS = 400
-RUNS = 9
+RUNS = 7
 EPS = 1e-6
 
 

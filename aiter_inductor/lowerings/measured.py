@@ -115,7 +115,7 @@ def _is_hopper(use: Use) -> bool:
 
 def _in_training(use: Use) -> str | None:
     if use.training and _is_hopper(use):
-        return "no training step with it is measured on sm_90"
+        return "no training step is known to be faster with it on sm_90"
     return None
 
 
