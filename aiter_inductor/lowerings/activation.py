@@ -9,13 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from aiter_inductor.core.dtypes import accumulate_dtype
-from aiter_inductor.core.op import op
+from aiter_inductor.core.op import accept, op
 from aiter_inductor.lowerings.activation_problem import (
     ActivationProblem,
     activation_unsupported,
     quantised_activation_unsupported,
 )
-from aiter_inductor.lowerings.measured import decline_act_and_mul
+from aiter_inductor.lowerings.measured import cede_activation, decline_act_and_mul
 from aiter_inductor.lowerings.providers import add_hip, add_triton
 from aiter_inductor.lowerings.quant import quant_per_group, quant_per_token, quant_static
 
@@ -187,6 +187,6 @@ def act_and_mul_quant_static(
 add_triton(act_and_mul, "activation", refuse=activation_unsupported, decline=decline_act_and_mul)
 add_hip(act_and_mul, "activation", refuse=activation_unsupported, decline=decline_act_and_mul)
 add_triton(act_and_mul_backward, "activation", refuse=activation_unsupported)
-for made in (act_and_mul_quant, act_and_mul_quant_static):
-    add_triton(made, "activation", refuse=quantised_activation_unsupported)
+for made, cede in ((act_and_mul_quant, cede_activation), (act_and_mul_quant_static, accept)):
+    add_triton(made, "activation", refuse=quantised_activation_unsupported, cede=cede)
     add_hip(made, "activation", refuse=quantised_activation_unsupported)

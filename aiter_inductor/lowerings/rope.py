@@ -9,7 +9,11 @@ from torch import Tensor
 
 from aiter_inductor.core.dtypes import accumulate_dtype
 from aiter_inductor.core.op import op
-from aiter_inductor.lowerings.measured import cede_rotation, decline_rotation
+from aiter_inductor.lowerings.measured import (
+    cede_rotation,
+    decline_rotation,
+    decline_rotation_in_hip,
+)
 from aiter_inductor.lowerings.norm import rms_norm
 from aiter_inductor.lowerings.providers import add_hip, add_triton
 from aiter_inductor.lowerings.rope_problem import RopeProblem, rope_unsupported
@@ -241,6 +245,6 @@ def qk_norm_rope(
 
 for made in (rope, rope_qk):
     add_triton(made, "rope", refuse=rope_unsupported, decline=decline_rotation, cede=cede_rotation)
-    add_hip(made, "rope", refuse=rope_unsupported, decline=decline_rotation)
+    add_hip(made, "rope", refuse=rope_unsupported, decline=decline_rotation_in_hip)
 add_triton(qk_norm_rope, "rope", refuse=rope_unsupported, cede=cede_rotation)
 add_hip(qk_norm_rope, "rope", refuse=rope_unsupported)

@@ -59,7 +59,9 @@ def test_rotations(number: int, reorders: bool, taken: bool) -> None:
     tables = torch.empty(1, 1, 1, 64), torch.empty(1, 1, 1, 64)
     op = OPS["rope_qk"]
     problem = op.problem(q, k, *tables, interleaved_in=reorders)
-    assert (op.select(problem, Use(arch_named("sm_90"))).provider is not None) == taken
+    declined = op.providers["triton"].decline(problem, Use(arch_named("sm_90")))
+    assert (declined is None) == taken
+    assert op.providers["hip"].decline(problem, Use(arch_named("sm_90"))) is None
 
 
 @pytest.mark.parametrize("name", ["add_rms_norm", "act_and_mul"])
@@ -104,12 +106,29 @@ def test_a_residual_before_a_norm_is_hips(number: int) -> None:
     assert op.select(problem, Use(arch_named("sm_90"), training=True)).provider is None
 
 
-def test_a_rotation_goes_to_hip_where_that_measured_faster() -> None:
-    q, table = torch.empty(1, 4, 64, 64), torch.empty(1, 1, 64, 64)
+@pytest.mark.parametrize(("tokens", "taker"), [(128, "triton"), (129, "hip")])
+def test_many_rotations_go_to_hip_where_that_measured_faster(tokens: int, taker: str) -> None:
+    q, table = torch.empty(1, 4, tokens, 64), torch.empty(1, 1, tokens, 64)
     op = with_hip("rope_qk")
-    found = op.select(op.problem(q, q, table, table), Use(arch_named("sm_90")))
-    assert found.provider is op.providers["hip"]
-    assert "2x4096 tokens take an H100 59.4 us and the Triton kernel 63.4" in found.reason
+    problem = op.problem(q, q, table, table, interleaved_in=True)
+    found = op.select(problem, Use(arch_named("sm_90")))
+    assert found.provider is op.providers[taker]
+    assert ("57.4 us and the Triton kernel 61.5" in found.reason) == (taker == "hip")
+    assert op.select(problem, Use(arch_named("sm_90"), training=True)).provider is None
+
+
+@pytest.mark.parametrize(
+    ("number", "group_size", "taker"),
+    [(64, None, "hip"), (65, None, "triton"), (64, 128, "triton")],
+)
+def test_few_rows_of_activations_by_one_scale_each_are_hips(
+    number: int, group_size: int | None, taker: str
+) -> None:
+    x, *_ = rows(number)
+    op = with_hip("act_and_mul_quant")
+    dtype = torch.float8_e4m3fn
+    problem = op.problem(x, x, activation="silu", dtype=dtype, group_size=group_size)
+    assert op.select(problem, Use(arch_named("sm_90"))).provider is op.providers[taker]
 
 
 def test_a_normalisation_that_quantises_goes_to_hip_where_that_measured_faster() -> None:
