@@ -11,6 +11,7 @@ import torch
 from aiter_inductor.cli.cases import load_ops
 from aiter_inductor.core.arch import arch_of
 from aiter_inductor.core.op import Use
+from aiter_inductor.lowerings.bmm import BmmProblem
 from aiter_inductor.lowerings.gemm_problem import GemmProblem
 from tests.lowerings.test_gemm import expected
 
@@ -114,3 +115,26 @@ def test_more_elements_than_an_int32_counts(kind: str) -> None:
         args[-2] = args[-2][-(256 // 128 if "block" in tail.scaling else 256) :]
     exact = expected(tail, [a if a is None else a.cpu() for a in args]).cuda()
     assert ((found.double() - exact).abs() <= exact.abs() * 2**-8 + exact.abs().max() * 1e-3).all()
+
+
+@pytest.mark.parametrize("shape", [(3, 1, 512, 128), (2, 300, 392, 1296), (4, 64, 2048, 512)])
+@pytest.mark.parametrize("by", ["block", "row", "tensor"])
+def test_batches(by: str, shape: tuple[int, int, int, int]) -> None:
+    op = OPS["bmm_fp8"]
+    B, M, N, K = shape
+    arch = arch_of(torch.device("cuda"))
+    fp8 = arch.fp8_dtypes[0]
+    sizes: dict[str, Any] = {
+        "block": {
+            "x_scales": (B, M, -(-K // 128)),
+            "weight_scales": (B, -(-N // 128), -(-K // 128)),
+        },
+        "row": {"x_scales": (B, M, 1), "weight_scales": (B, N, 1), "block_n": 1},
+        "tensor": {"x_scales": (1, 1, 1), "weight_scales": (B, 1, 1)},
+    }
+    problem = BmmProblem(B, M, N, K, fp8, fp8, torch.float32, **sizes[by])
+    args, kwargs = problem.sample(seed=1, device="cuda")
+    found = op.providers["triton"].run(*args, **kwargs)
+    exact = op.reference(*(a.cpu() for a in args), **kwargs)
+    difference = (found.cpu().double() - exact.double()).norm()
+    assert difference <= 1e-5 * exact.double().norm(), op.name
