@@ -11,7 +11,6 @@ from aiter_inductor.lowerings.paged_attention_problem import (
     PagedAttentionProblem,
     paged_attention_unsupported,
     paged_vectors_unsupported,
-    triton_attends_faster,
 )
 from aiter_inductor.lowerings.providers import add_hip, add_triton
 
@@ -96,10 +95,5 @@ def _rows(cache: Tensor, block_tables: Tensor, layout: str, *, is_key: bool) -> 
     return found
 
 
-add_hip(
-    paged_attention,
-    "paged_attention",
-    refuse=paged_vectors_unsupported,
-    cede=triton_attends_faster,
-)
+add_hip(paged_attention, "paged_attention", refuse=paged_vectors_unsupported)
 add_triton(paged_attention, "paged_attention", refuse=paged_attention_unsupported)

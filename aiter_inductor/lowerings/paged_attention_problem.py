@@ -194,18 +194,6 @@ def paged_vectors_unsupported(problem: PagedAttentionProblem, use: Use) -> str |
     return None
 
 
-def triton_attends_faster(problem: PagedAttentionProblem, use: Use) -> str | None:
-    """HIP and Triton on one H100, 64 sequences of 1000 to 8000 tokens, 32 and 8 heads, pages of 16.
-
-    In vLLM's layout bf16 446 and 412 us, fp8 246 and 302; in AITER's 622 and 690, 323 and 403.
-    """
-    if use.arch.name != "sm_90" or problem.layout != "paged":
-        return None
-    if problem.cache_dtype in FP8_DTYPES:
-        return None
-    return "64 sequences in bf16 take 446 us on sm_90 and the Triton kernel 412"
-
-
 def _is_aligned(cache: Tensor) -> bool:
     """Whether all strides but the last, which is 1, and the offset are whole vectors."""
     *outer, last = (fixed(dim(stride)) for stride in cache.stride())

@@ -15,7 +15,6 @@ from aiter_inductor.lowerings.paged_attention import paged_attention
 from aiter_inductor.lowerings.paged_attention_problem import (
     PagedAttentionProblem,
     paged_vectors_unsupported,
-    triton_attends_faster,
 )
 from tests.lowerings.checks import assert_close, opcheck
 
@@ -124,15 +123,6 @@ def test_rows_of_16_bytes_are_seen_in_strides_and_offsets():
     wide = torch.zeros(*args[1].shape[:3], 40, dtype=BF16)
     for cut, aligned in ((wide[..., :32], True), (wide[..., 1:33], False), (wide[..., 8:], True)):
         assert PagedAttentionProblem.of(args[0], cut, *args[2:], **kwargs).aligned == aligned
-
-
-def test_one_layout_is_left_to_triton_on_hopper_in_bf16():
-    use = Use(arch_named("sm_90"))
-    bf16 = replace(SMALL, dtype=BF16, cache_dtype=BF16)
-    packed, fp8 = replace(bf16, layout="packed"), replace(bf16, cache_dtype=FP8["gfx950"])
-    assert "446 us on sm_90 and the Triton kernel 412" in str(triton_attends_faster(bf16, use))
-    assert triton_attends_faster(packed, use) is triton_attends_faster(fp8, use) is None
-    assert triton_attends_faster(bf16, Use(arch_named("gfx942"))) is None
 
 
 def test_arguments_that_do_not_fit_are_refused():

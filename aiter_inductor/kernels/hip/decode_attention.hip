@@ -2,9 +2,9 @@
 //
 // Defined by the build, see decode_attention.py, beside what decode_ranges.h needs: Q and CACHE
 // (types), D, DV (elements of a key and of a value), GROUP (query heads that share a head of keys),
-// HEAD_BLOCKS (of COLUMNS query heads, a wave), PAGE (tokens of a page), PACKED (layout), VALUE_VEC
-// (elements of a value that a lane reads at once in the paged layout), STAGES (tiles of a wave that
-// are under way), BLOCK_WAVES a block, SOFTCAP, MASK (type of a mask's elements, where MASKED).
+// HEAD_BLOCKS (of COLUMNS of these, a wave), PAGE (tokens of a page), PACKED (layout), VALUE_VEC
+// (elements of a value that a lane takes at once in the paged layout), STAGES (tiles of a wave that
+// are under way), BLOCK_WAVES, SOFTCAP, MASK (type of a mask's elements, where MASKED).
 #include "decode_tile.h"
 
 constexpr int HEADS = HEAD_BLOCKS * COLUMNS, UNITS = (GROUP + HEADS - 1) / HEADS;
@@ -78,8 +78,8 @@ SIMT_DEVICE float capped(float score, float softcap) {  // in units of log2
 typedef float Scores[TILE_BLOCKS][HEAD_BLOCKS][4];
 
 // Scores in units of log2; of tokens that are not seen, -inf.
-SIMT_DEVICE void score(const Tiles& tiles, int stage, const Queries& queries, const Seen& seen,
-                       const Biases& biases, float softcap, Scores& scores) {
+SIMT_DEVICE void score(const Tiles& tiles, int stage, const Queries& queries,
+                       const Seen& seen, const Biases& biases, float softcap, Scores& scores) {
   UNROLL for (int s = 0; s < TILE_BLOCKS; s++) {
     UNROLL for (int block = 0; block < HEAD_BLOCKS; block++)
       UNROLL for (int r = 0; r < 4; r++) scores[s][block][r] = 0.0f;
@@ -103,7 +103,8 @@ SIMT_DEVICE void score(const Tiles& tiles, int stage, const Queries& queries, co
     UNROLL for (int s = 0; s < TILE_BLOCKS; s++)
       UNROLL for (int r = 0; r < 4; r++) {
         const int row = c_row(r);
-        const float bias = float_of(from_dealer(biases.of, s, quarter_of(row), place_of(row)));
+        const int place = place_in_tile(s, quarter_of(row), place_of(row));
+        const float bias = float_of(from_place(biases.of, place));
         UNROLL for (int block = 0; block < HEAD_BLOCKS; block++)
           scores[s][block][r] = bias == -INFINITE ? bias : scores[s][block][r] + bias;
       }
@@ -144,8 +145,8 @@ SIMT_DEVICE void weigh(Scores& scores, Found& found) {
 }
 
 template <bool ALL>
-SIMT_DEVICE void add_values(const Tiles& tiles, int stage, const Scores& weights, const Seen& seen,
-                            Found& found) {
+SIMT_DEVICE void add_values(const Tiles& tiles, int stage, const Scores& weights,
+                            const Seen& seen, Found& found) {
   UNROLL for (int s = 0; s < TILE_BLOCKS; s++) {
     u32 b[HEAD_BLOCKS][2];
     UNROLL for (int block = 0; block < HEAD_BLOCKS; block++)
@@ -169,17 +170,17 @@ struct Results {
   float* partial;  // [2 * ranges, num_heads, DV]; a range has at most two parts of results
   float* lse;      // [2 * ranges, num_heads], in units of log2
   const Q* sinks;
-  i32 num_heads, first_head, heads;
+  i32 num_heads, heads;
 };
 
-SIMT_DEVICE void leave(const Found& found, const Results& results, i64 seq, i64 part, bool whole,
-                       float value_scale) {
+SIMT_DEVICE void leave(const Found& found, const Results& results, i32 first_head, i64 seq,
+                       i64 part, bool whole, float value_scale) {
   UNROLL for (int block = 0; block < HEAD_BLOCKS; block++)
     UNROLL for (int own = 0; own < OWN; own++) {
       const int in_unit = block * COLUMNS + column(own);
       float total = float_of(over_rows<Sum>(bits_of(found.totals[block][own])));
       if (in_unit >= results.heads) continue;
-      const int head = results.first_head + in_unit;
+      const int head = first_head + in_unit;
       const float peak = found.peaks[block][own];
       if (whole && results.sinks) {
         const float sink = decode<Q>(results.sinks[head].bits) * LOG2_E;
@@ -205,13 +206,14 @@ SIMT_DEVICE void leave(const Found& found, const Results& results, i64 seq, i64 
 SIMT_KERNEL(BLOCK_WAVES * WAVE)
 decode_attend(const Q* q, const CACHE* keys, const CACHE* values, const i32* tables,
               const i32* lengths, const float* key_scale, const float* value_scale, const Q* sinks,
-              const MASK* mask, Q* out, float* partial, float* lse, i32* starts, float scale, float softcap,
-              i32 num_seqs, i32 longest, i32 window, i32 num_kv_heads, i32 ranges, i64 q_seq,
-              i64 q_head, i64 tables_seq, i64 mask_seq, i64 mask_token, i64 key_head, i64 value_head, i32 key_page,
-              i32 key_token, i32 key_chunk, i32 value_page, i32 value_token, i32 value_chunk) {
+              const MASK* mask, Q* out, float* partial, float* lse, i32* starts, float scale,
+              float softcap, i32 num_seqs, i32 longest, i32 window, i32 num_kv_heads, i32 ranges,
+              i64 q_seq, i64 q_head, i64 tables_seq, i64 mask_seq, i64 mask_token, i64 key_head,
+              i64 value_head, i32 key_page, i32 key_token, i32 key_chunk, i32 value_page,
+              i32 value_token, i32 value_chunk) {
   const Lengths all{lengths, num_seqs, longest, window};
   const i32 wave = uniform(block_x() * BLOCK_WAVES + thread_index() / WAVE);
-  const i32 unit = wave % (num_kv_heads * UNITS), range = wave / (num_kv_heads * UNITS);
+  const i32 units = num_kv_heads * UNITS, unit = wave % units, range = wave / units;
   const i32 kv_head = unit / UNITS, in_group = unit % UNITS * HEADS;
   const i32 total = total_tiles(all);
   if (wave == 0 && lane() == 0) starts[num_seqs] = total;
@@ -237,8 +239,7 @@ decode_attend(const Q* q, const CACHE* keys, const CACHE* values, const i32* tab
   UNROLL for (int stage = 0; stage < STAGES - 1; stage++)
     ask_next(tiles, stage, pages, all, ahead, numbers, left);
 
-  const int first_head = kv_head * GROUP + in_group;
-  const Results results{out, partial, lse, sinks, num_kv_heads * GROUP, first_head,
+  const Results results{out, partial, lse, sinks, num_kv_heads * GROUP,
                         GROUP - in_group < HEADS ? GROUP - in_group : HEADS};
   const float k_scale = key_scale ? *key_scale : 1.0f, v_scale = value_scale ? *value_scale : 1.0f;
   Queries queries;
@@ -256,7 +257,7 @@ decode_attend(const Q* q, const CACHE* keys, const CACHE* values, const i32* tab
     const Seen seen = Seen::of(now);
     const Biases biases = biases_of(mask + now.seq * mask_seq, mask_token, now, seen);
     ask_next(tiles, stage == 0 ? STAGES - 1 : stage - 1, pages, all, ahead, numbers, left);
-    wait_for_oldest(tiles);
+    wait_for_tile(tiles);
     Scores scores;
     score(tiles, stage, queries, seen, biases, softcap, scores);
     weigh(scores, found);
@@ -268,7 +269,8 @@ decode_attend(const Q* q, const CACHE* keys, const CACHE* values, const i32* tab
     const bool last = now.tile + 1 == now.sequence.tiles;
     if (last || tile + 1 == end) {
       const bool whole = piece == 0 && last;
-      leave(found, results, now.seq, 2 * range + (tile - now.tile + piece > begin), whole, v_scale);
+      const i32 part = 2 * range + (tile - now.tile + piece > begin);
+      leave(found, results, kv_head * GROUP + in_group, now.seq, part, whole, v_scale);
       piece = -1;
     }
     if (tile + 1 < end) Cursor::advance(now, all);

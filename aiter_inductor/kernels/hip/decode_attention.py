@@ -31,6 +31,10 @@ _LENGTHS_THREADS = 256
 _MASK_TYPES = {torch.bool: "u8", **{dtype: CPP_TYPES[dtype] for dtype in ROW_DTYPES}}
 
 
+def _eights(vectors: int) -> int:
+    return -(-vectors // 8) * 8
+
+
 @dataclass(frozen=True)
 class DecodeStyle:
     """What is compiled in.
@@ -68,17 +72,13 @@ class DecodeStyle:
             vec //= 2
         return vec
 
-    def slots(self, tile: int, wave: int) -> int:
-        """Vectors of a tile that a lane holds, as decode_tile.h counts them."""
-        groups = wave // 4
-        rows = 16 // groups
-        if wave == 32:
-            keys = tile // 4 * -(-self.head_dim // (8 * self.pack))
-        else:
-            keys = tile // 16 * -(-self.head_dim // (4 * self.pack))
+    def tile_bytes(self, tile: int) -> int:
+        """Shared memory of a tile on NVIDIA, as decode_shared.h counts it."""
+        keys = tile * _eights(-(-self.head_dim // (4 * self.pack)) * 4)
+        values = tile * _eights(self.v_head_dim // self.pack)
         if self.packed:
-            return keys + rows * -(-self.v_head_dim // 16)
-        return keys + tile // 4 * -(-self.v_head_dim // (groups * self.value_vec(wave)))
+            values = 4 * -(-self.v_head_dim // 16) * 16
+        return (keys + values) * VECTOR_BYTES
 
 
 @dataclass(frozen=True)
@@ -101,15 +101,18 @@ class DecodeConfig:
 
     @classmethod
     def default(cls, arch: str, style: DecodeStyle) -> DecodeConfig:
-        """Tiles of about 16 KiB, as many under way as the chip has shared memory for."""
-        wave = wave_size(arch)
-        width = style.head_dim + style.v_head_dim
-        tile = 4 * style.pack
-        if not style.packed:
-            tile = min(max(_TILE_BYTES // (width * style.cache_dtype.itemsize) // 16 * 16, 16), 64)
-        if wave == 64:
+        """Tiles of about 16 KiB, as many under way as the chip has shared memory for.
+
+        On AMD 32 tokens in vLLM's layout, which leave each SIMD two waves: 232 registers of 512.
+        """
+        on_amd = wave_size(arch) == 64
+        token_bytes = (style.head_dim + style.v_head_dim) * style.cache_dtype.itemsize
+        tile = min(max(_TILE_BYTES // token_bytes // 32 * 32, 32), 32 if on_amd else 64)
+        if style.packed:
+            tile = 4 * style.pack
+        if on_amd:
             return cls(tile, 1, 4, blocks=2)
-        room = KNOWN[arch].lds_bytes // (style.slots(tile, wave) * wave * VECTOR_BYTES)
+        room = KNOWN[arch].lds_bytes // style.tile_bytes(tile)
         waves = max(min(room // 2, _MOST_WAVES), 1)
         return cls(tile, max(min(room // waves, 4), 2), waves)
 
@@ -134,11 +137,11 @@ class AttendVariant:
 
     @property
     def shared_bytes(self) -> int:
-        """Dynamic shared memory of a block: every slot is 16 bytes a lane."""
+        """Dynamic shared memory of a block."""
         if self.wave == 64:
             return 0
-        slots = self.style.slots(self.config.tile, self.wave) * self.config.stages
-        return slots * self.config.waves * self.wave * VECTOR_BYTES
+        tile_bytes = self.style.tile_bytes(self.config.tile)
+        return tile_bytes * self.config.stages * self.config.waves
 
     def module(self) -> Module:
         """decode_attention.hip with these definitions."""

@@ -1,4 +1,4 @@
-// How many tokens of each sequence there are up to the last that its mask shows: a block a sequence.
+// How many tokens of each sequence there are up to the last that its mask shows; a block for each.
 // A cache whose rows are not all filled, and whose mask hides the rest, is then read up to there.
 //
 // Defined by the build, see decode_attention.py: MASK (see decode_mask.h), THREADS.

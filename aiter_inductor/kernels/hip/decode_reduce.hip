@@ -1,8 +1,8 @@
 // The parts of results that decode_attention.hip leaves, brought together: a block a head of a
 // sequence. Whole results are there already.
 //
-// Defined by the build, see decode_attention.py: Q (type), DV, HEADS (query heads), BLOCK_WAVES, and what
-// decode_ranges.h needs.
+// Defined by the build, see decode_attention.py: Q (type), DV, HEADS (of queries), BLOCK_WAVES, and
+// what decode_ranges.h needs.
 #include "decode_ranges.h"
 
 constexpr int EACH = (DV + WAVE - 1) / WAVE;

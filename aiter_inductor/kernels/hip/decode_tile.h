@@ -1,9 +1,8 @@
-// Tiles of keys and values: where their vectors lie in the cache, and as operands of products.
+// Tiles of keys and values as operands of products.
 //
-// Scores are S^T = K Q^T, results O^T = V^T P^T: keys and values are operands A, of vectors that
-// lanes read from the cache just as they hold them. Which element of a key goes to which place of the
-// inner dimension is free, as long as queries follow; so are the rows of V^T and the tokens' order.
-// Nothing passes through another lane but weights, and where tokens lie.
+// Scores are S^T = K Q^T, results O^T = V^T P^T: keys and values are operands A, whose places are
+// vectors as they lie in the cache. Which element of a key goes to which place of the inner
+// dimension is free, as long as queries follow; so are the rows of V^T and the tokens' order.
 //
 //   paged:   four tokens in a lane for each 16; a value's vector is VALUE_VEC of its elements
 //   packed:  PACK tokens side by side in a lane, of one element of the values
@@ -11,7 +10,6 @@
 
 #include "decode_mask.h"
 #include "decode_ranges.h"
-#include "decode_ring.h"
 
 constexpr int PACK = 16 / (int)sizeof(CACHE), TILE_BLOCKS = TILE / 16, GROUPS = WAVE / 4;
 constexpr int KEY_ROUNDS = (D / PACK + 3) / 4, KEY_STEPS = PACK / 4;
@@ -19,11 +17,9 @@ constexpr int VEC = PACKED ? ROWS : VALUE_VEC;  // elements of a value in a lane
 constexpr int VALUE_ROUNDS = (DV + GROUPS * VEC - 1) / (GROUPS * VEC);
 constexpr int ROUND_BLOCKS = VEC / ROWS, VALUE_BLOCKS = VALUE_ROUNDS * ROUND_BLOCKS;
 constexpr int VALUE_BYTES = PACKED ? 16 : VALUE_VEC * (int)sizeof(CACHE);
-constexpr int KEY_SLOTS = ROWS == 1 ? TILE_BLOCKS * KEY_ROUNDS : TILE / 4 * ((KEY_ROUNDS + 1) / 2);
-constexpr int ROUND_SLOTS = PACKED ? ROWS : 4 * TILE_BLOCKS;
-constexpr int SLOTS = KEY_SLOTS + VALUE_ROUNDS * ROUND_SLOTS;
+constexpr int VALUE_CHUNKS = PACKED ? ROWS : 4;  // vectors of values in a lane, a round
 static_assert(TILE % 16 == 0 && (!PACKED || TILE == 4 * PACK), "whole blocks, one pack a quarter");
-static_assert(D % PACK == 0 && DV % VEC == 0 && (!PACKED || PAGE % PACK == 0), "whole vectors");
+static_assert(D % PACK == 0 && DV % PACK == 0 && (!PACKED || PAGE % PACK == 0), "whole vectors");
 
 template <class T> struct OperandOf { typedef fp16 type; };
 template <> struct OperandOf<bf16> { typedef bf16 type; };
@@ -34,15 +30,16 @@ SIMT_DEVICE int place_in_tile(int s, int j, int e) {
   return PACKED ? PACK * j + 4 * s + e : 16 * s + 4 * j + e;
 }
 
-// Tokens of a tile whose table entries a lane reads: so dealt that the lane, but not the register,
-// of one that is needed depends on the reader.
-constexpr int DEALT = (TILE + WAVE - 1) / WAVE, RUN = PACK / DEALT;
-SIMT_DEVICE int dealt_place(int i) {
-  return PACKED ? lane() / RUN * PACK + i * RUN + lane() % RUN : i * WAVE + lane();
-}
-SIMT_DEVICE u32 from_dealer(const u32 (&x)[DEALT], int s, int j, int e) {
-  if constexpr (PACKED) return shuffle(x[4 * s / RUN], j * RUN + 4 * s % RUN + e);
-  return shuffle(x[16 * s / WAVE], 16 * s % WAVE + 4 * j + e);
+// Table entries and masks are read by the lanes in turn.
+constexpr int DEALT = (TILE + WAVE - 1) / WAVE;
+SIMT_DEVICE int dealt_place(int i) { return i * WAVE + lane(); }
+SIMT_DEVICE u32 from_place(const u32 (&x)[DEALT], int place) {
+  u32 found = shuffle(x[0], place % WAVE);
+  UNROLL for (int i = 1; i < DEALT; i++) {
+    const u32 other = shuffle(x[i], place % WAVE);
+    if (place >= i * WAVE) found = other;
+  }
+  return found;
 }
 
 // The places of a tile whose tokens are seen.
@@ -107,33 +104,16 @@ SIMT_DEVICE PageNumbers page_numbers(const Pages& pages, const Cursor& cursor) {
   return numbers;
 }
 
-typedef Ring<STAGES, SLOTS> Tiles;
-#define SIMT_TILES(tiles) SIMT_RING(tiles, BLOCK_WAVES)
-
-#include "decode_keys.h"
-
-SIMT_DEVICE void ask_values(Tiles& tiles, int stage, const Pages& pages,
-                            const u32 (&offsets)[DEALT]) {
-  constexpr bool WHOLE = DV % (GROUPS * VEC) == 0;
-  constexpr int VECTORS = PACKED ? DV : DV / VEC;
-  UNROLL for (int s = 0; s < (PACKED ? 1 : TILE_BLOCKS); s++)
-    UNROLL for (int e = 0; e < (PACKED ? 1 : 4); e++) {
-      const u32 offset = from_dealer(offsets, s, lane_quarter(), e);
-      const char* value = pages.values + (u64)offset * 16;
-      UNROLL for (int i = 0; i < VALUE_ROUNDS; i++)
-        UNROLL for (int h = 0; h < (PACKED ? ROWS : 1); h++) {
-          const int vector = PACKED ? i * 16 + a_row(h) : i * GROUPS + lane_group();
-          const bool inside = offset != NOWHERE && (WHOLE || vector < VECTORS);
-          const int slot = KEY_SLOTS + i * ROUND_SLOTS + (PACKED ? h : 4 * s + e);
-          const u32 step = PACKED ? vector * pages.value_chunk * 16 : vector * VALUE_BYTES;
-          Tiles::ask<VALUE_BYTES>(tiles, stage, slot, value + step, inside, pages.values);
-        }
-    }
-}
+#if defined(__HIP__) || defined(__HIPCC_RTC__)
+#include "decode_registers.h"
+#else
+#include "decode_shared.h"
+#endif
 
 // Ask for the tile at `ahead`, if the range has it, and step to the next, whose page numbers are
 // then on their way.
-SIMT_DEVICE void ask_next(Tiles& tiles, int stage, const Pages& pages, const Lengths& all,
+template <class Held>
+SIMT_DEVICE void ask_next(Held& tiles, int stage, const Pages& pages, const Lengths& all,
                           Cursor& ahead, PageNumbers& numbers, i32& left) {
   if (left > 0) {
     const Seen seen = Seen::of(ahead);
@@ -154,10 +134,8 @@ SIMT_DEVICE void ask_next(Tiles& tiles, int stage, const Pages& pages, const Len
       numbers = page_numbers(pages, ahead);
     }
   }
-  Tiles::close(tiles);
+  close_tile(tiles);
 }
-
-SIMT_DEVICE void wait_for_oldest(Tiles& tiles) { Tiles::wait(tiles); }
 
 // Elements 4 step to 4 step + 3 of a vector, as an operand's pairs.
 template <int BYTES>
@@ -173,7 +151,7 @@ SIMT_DEVICE void four_elements(const Chunk<BYTES>& chunk, int step, u32 (&pairs)
 
 // The vectors of one round of values: of four tokens, or of ROWS elements.
 struct Values {
-  Chunk<VALUE_BYTES> chunks[PACKED ? ROWS : 4];
+  Chunk<VALUE_BYTES> chunks[VALUE_CHUNKS];
 };
 
 // Ones where the tokens of a packed vector's word are seen.
@@ -189,12 +167,10 @@ SIMT_DEVICE u32 seen_mask(const Seen& seen, int word) {
 
 // ALL: every token of the tile is seen; those beside the seen ones may be NaN.
 template <bool ALL>
-SIMT_DEVICE void load_values(const Tiles& tiles, int stage, int s, int i, const Seen& seen,
-                             Values& values) {
-  UNROLL for (int n = 0; n < (PACKED ? ROWS : 4); n++) {
-    const int slot = KEY_SLOTS + i * ROUND_SLOTS + (PACKED ? n : 4 * s + n);
-    values.chunks[n] = Tiles::taken<VALUE_BYTES>(tiles, stage, slot);
-  }
+SIMT_DEVICE void load_values(const Tiles& tiles, int stage, int s, int i,
+                             const Seen& seen, Values& values) {
+  UNROLL for (int n = 0; n < VALUE_CHUNKS; n++)
+    values.chunks[n] = value_chunk(tiles, stage, s, i, n);
   if constexpr (PACKED && !ALL)
     UNROLL for (int word = 0; word < 4; word++)
       UNROLL for (int n = 0; n < ROWS; n++) values.chunks[n].words[word] &= seen_mask(seen, word);

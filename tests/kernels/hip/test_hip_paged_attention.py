@@ -134,7 +134,7 @@ def test_sequences_divided_among_any_number_of_waves(arch, waves):
     style = DecodeStyle(BF16, BF16, 64, 64, 3, 16, False, False)
     default = DecodeConfig.default(arch, style)
     args, kwargs = sample(arch)
-    check(args, kwargs, replace(default, tile=16, waves=waves, least_tiles=1))
+    check(args, kwargs, replace(default, tile=32, waves=waves, least_tiles=1))
 
 
 @pytest.mark.parametrize("head_dim", [8, 80, 128, 256])
