@@ -1,7 +1,7 @@
-"""Attention of decoding steps on a GPU: latent rows, keys and values in pages, and in dense caches.
+"""Attention of decoding steps on a GPU: latent rows, and keys and values in pages.
 
     python benchmarks/decode_attention.py            # all
-    python benchmarks/decode_attention.py paged      # or mla, or rows
+    python benchmarks/decode_attention.py mla        # or one of: mla, mla_paged, paged
 
 Each line gives the median of CUDA graph replays over inputs that together exceed the cache twice,
 the rate at which the cached tokens are read, that rate over the one of a large copy in the same
@@ -16,13 +16,13 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from aiter_inductor.cli.timing import ceilings, measure, rotation
+from aiter_inductor.core.op import OPS
 from aiter_inductor.kernels.cuda import mla as cuda_mla
 from aiter_inductor.kernels.triton import mla as triton_mla
-from aiter_inductor.lowerings.attention import attention
+from aiter_inductor.lowerings.mla_paged import mla_paged_decode
 from aiter_inductor.lowerings.paged_attention import paged_attention
 from aiter_inductor.lowerings.paged_attention_problem import PACK_BYTES
 
@@ -31,6 +31,7 @@ BF16, FP8 = torch.bfloat16, torch.float8_e4m3fn
 SCALE = 192**-0.5
 MLA_SIZES = [(1, 128, 4096), (16, 128, 4096), (32, 128, 4096), (128, 128, 4096)]
 MLA_SIZES += [(1, 16, 4096), (128, 16, 4096), (64, 16, 16384)]
+LENGTHS = torch.randint(1000, 8001, (64,), generator=torch.Generator().manual_seed(0))
 
 
 @dataclass(frozen=True)
@@ -48,24 +49,6 @@ class Pages:
     page_size: int
 
 
-@dataclass(frozen=True)
-class Rows:
-    """A dense cache, [batch, kv_heads, kv_len, head_dim]."""
-
-    batch: int
-    heads: int
-    kv_heads: int
-    kv_len: int
-    head_dim: int
-    masked: bool = False
-    sinks: bool = False
-    softcap: float | None = None
-
-
-ROWS = [Rows(1, 32, 8, 4096, 128), Rows(8, 32, 8, 4096, 128), Rows(64, 32, 8, 4096, 128)]
-ROWS += [Rows(1, 32, 8, 8192, 128, masked=True), Rows(8, 32, 8, 4096, 128, masked=True)]
-ROWS += [Rows(8, 64, 8, 4096, 64, sinks=True), Rows(8, 64, 8, 4096, 64, masked=True, sinks=True)]
-ROWS += [Rows(8, 16, 8, 4096, 256, masked=True, softcap=50.0)]
 PAGES = [Pages("paged", BF16, 16), Pages("paged", BF16, 1), Pages("paged", BF16, 256)]
 PAGES += [Pages("packed", BF16, 16), Pages("paged", FP8, 16), Pages("packed", FP8, 16)]
 
@@ -106,21 +89,58 @@ def race_mla(batch: int, heads: int, kv_len: int) -> None:
         )
 
 
-def paged_inputs(pages: Pages) -> tuple[tuple[Tensor | None, ...], int]:
-    """Arguments of the op with pages in random order, and the tokens they hold."""
-    lengths = torch.randint(1000, 8001, (64,), generator=torch.Generator().manual_seed(0))
-    used = -(-lengths // pages.page_size)
+def mla_pages(lengths: Tensor, page_size: int) -> tuple[Tensor, ...]:
+    """Arguments of `mla_paged_decode` at 128 heads with pages in random order."""
+    tables = random_tables(lengths, page_size)
+    num_pages = int((-(-lengths // page_size)).sum())
+    q = torch.randn(len(lengths), 128, 576, device=DEVICE, dtype=BF16)
+    cache = torch.randn(num_pages, page_size, 576, device=DEVICE, dtype=BF16)
+    return q, cache, tables.to(DEVICE), lengths.int().to(DEVICE)
+
+
+def race_mla_paged(name: str, lengths: Tensor, page_size: int) -> None:
+    """Print the CUDA kernel and the Triton kernel over pages."""
+    args, tokens = mla_pages(lengths, page_size), int(lengths.sum())
+    runs = {
+        provider: partial(mla_paged_decode.providers[provider].run, *args, scale=SCALE)
+        for provider in ("cuda", "triton")
+    }
+    exact = mla_paged_decode.reference(
+        args[0][:2].double(), args[1], *(x[:2] for x in args[2:]), scale=SCALE
+    )
+    calls = {provider: [run] for provider, run in runs.items()}
+    for provider, timing in measure(calls, DEVICE, graph=True, rounds=12).items():
+        us = timing.median_us
+        error = float((runs[provider]()[:2].double() - exact).abs().max())
+        print(
+            f"mla_paged {provider} {name} page_size={page_size}: {us:.1f} us,"
+            f" {tokens * 576 * 2 / us / 1e3:.0f} GB/s,"
+            f" {2 * tokens * 128 * 1088 / us / 1e6:.0f} TFLOPS, error {error:.1e}",
+            flush=True,
+        )
+
+
+def random_tables(lengths: Tensor, page_size: int) -> Tensor:
+    """Tables of pages in random order; -1 beyond a length."""
+    used = -(-lengths // page_size)
     order = torch.randperm(int(used.sum())).int()
-    tables = torch.full((64, int(used.max())), -1, dtype=torch.int32)
+    tables = torch.full((len(lengths), int(used.max())), -1, dtype=torch.int32)
     for row, ids in zip(tables, order.split(used.tolist()), strict=True):
         row[: len(ids)] = ids
+    return tables
+
+
+def paged_inputs(pages: Pages) -> tuple[tuple[Tensor | None, ...], int]:
+    """Arguments of the op with pages in random order, and the tokens they hold."""
+    lengths, tables = LENGTHS, random_tables(LENGTHS, pages.page_size)
+    num_pages = int((-(-lengths // pages.page_size)).sum())
     heads, D, pack = 8, 128, PACK_BYTES // pages.dtype.itemsize
-    paged = (len(order), pages.page_size, heads, D)
+    paged = (num_pages, pages.page_size, heads, D)
     shapes = [paged, paged]
     if pages.layout == "packed":
         shapes = [
-            (len(order), heads, D // pack, pages.page_size, pack),
-            (len(order), heads, pages.page_size // pack, D, pack),
+            (num_pages, heads, D // pack, pages.page_size, pack),
+            (num_pages, heads, pages.page_size // pack, D, pack),
         ]
     caches = [torch.randn(s, device=DEVICE, dtype=BF16).to(pages.dtype) for s in shapes]
     scale = torch.ones(1, device=DEVICE) if pages.dtype == FP8 else None
@@ -130,99 +150,25 @@ def paged_inputs(pages: Pages) -> tuple[tuple[Tensor | None, ...], int]:
 
 
 def race_paged(pages: Pages) -> None:
-    """Print both kernels at one layout."""
+    """Print the Triton kernel at one layout."""
     args, tokens = paged_inputs(pages)
     kwargs = {"scale": 128**-0.5, "layout": pages.layout}
-    providers = paged_attention.providers
-    runs = {name: partial(providers[name].run, *args, **kwargs) for name in ("hip", "triton")}
-    calls = {name: [run] for name, run in runs.items()}
+    run = partial(OPS["paged_attention"].providers["triton"].run, *args, **kwargs)
+    us = measure({"triton": [run]}, DEVICE, graph=True, rounds=12)["triton"].median_us
+    rate = tokens * 8 * 128 * 2 * pages.dtype.itemsize / us / 1e3
     exact = paged_attention.reference(args[0].double(), *args[1:], **kwargs)
-    for name, timing in measure(calls, DEVICE, graph=True, rounds=12).items():
-        us = timing.median_us
-        rate = tokens * 8 * 128 * 2 * pages.dtype.itemsize / us / 1e3
-        error = float((runs[name]().double() - exact).abs().max())
-        print(
-            f"paged {name} {pages.layout} {pages.dtype} page_size={pages.page_size}: {us:.1f} us,"
-            f" {rate:.0f} GB/s, {rate / ceilings(DEVICE).copy_gbps:.2f} of a copy,"
-            f" error {error:.1e}",
-            flush=True,
-        )
-
-
-def rows_inputs(rows: Rows) -> tuple[Tensor | None, ...]:
-    """One query a sequence, a cache of which a mask shows a half to three quarters, and sinks."""
-    B, T = rows.batch, rows.kv_len
-    q = torch.randn(B, rows.heads, 1, rows.head_dim, device=DEVICE, dtype=BF16)
-    k, v = torch.randn(2, B, rows.kv_heads, T, rows.head_dim, device=DEVICE, dtype=BF16)
-    filled = torch.linspace(T // 2, 3 * T // 4, B, device=DEVICE)
-    mask = (torch.arange(T, device=DEVICE) < filled[:, None])[:, None, None]
-    sinks = torch.randn(rows.heads, device=DEVICE, dtype=BF16)
-    return q, k, v, mask if rows.masked else None, sinks if rows.sinks else None
-
-
-def plain_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    mask: Tensor | None,
-    sinks: Tensor | None,
-    scale: float,
-    softcap: float | None,
-) -> Tensor:
-    """As transformers' eager attention computes it."""
-    k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k, v))
-    scores = q @ k.mT * scale
-    if softcap is not None:
-        scores = torch.tanh(scores / softcap) * softcap
-    if mask is not None:
-        scores = scores.masked_fill(~mask, -torch.inf)
-    if sinks is not None:
-        scores = torch.cat((scores, sinks.view(1, -1, 1, 1).expand(len(q), -1, 1, 1)), -1)
-    weights = scores.softmax(-1, dtype=torch.float32).to(q.dtype)
-    return weights[..., : k.shape[2]] @ v
-
-
-def sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, _: None) -> Tensor:
-    """As transformers asks torch, which shares heads of keys itself where there is no mask."""
-    if mask is not None:
-        k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
-    return F.scaled_dot_product_attention(q, k, v, mask, enable_gqa=mask is None)
-
-
-def race_rows(rows: Rows) -> None:
-    """Print the HIP kernel, torch's SDPA where it can be asked, and what Inductor makes."""
-    sets = [rows_inputs(rows)]
-    cached = 2 * sets[0][1].numel() * 2
-    sets += [rows_inputs(rows) for _ in range(rotation(cached, DEVICE) - 1)]
-    scale = rows.head_dim**-0.5
-    hip = partial(attention.providers["hip"].run, scale=scale, softcap=rows.softcap)
-    runs: dict[str, Callable[..., Tensor]] = {
-        "hip": hip,
-        "inductor": partial(
-            torch.compile(plain_attention, dynamic=False), scale=scale, softcap=rows.softcap
-        ),
-    }
-    if not rows.sinks and rows.softcap is None:
-        runs["sdpa"] = sdpa
-    exact = plain_attention(
-        *(x if x is None or x.dtype == torch.bool else x.double() for x in sets[0]),
-        scale,
-        rows.softcap,
+    error = float((run().double() - exact).abs().max())
+    print(
+        f"paged {pages.layout} {pages.dtype} page_size={pages.page_size}: {us:.1f} us,"
+        f" {rate:.0f} GB/s, {rate / ceilings(DEVICE).copy_gbps:.2f} of a copy, error {error:.1e}",
+        flush=True,
     )
-    calls = {name: [partial(run, *inputs) for inputs in sets] for name, run in runs.items()}
-    for name, timing in measure(calls, DEVICE, graph=True, rounds=7).items():
-        error = float((runs[name](*sets[0]).double() - exact).abs().max())
-        us = timing.median_us
-        print(
-            f"rows {name} {rows}: {us:.1f} us, {cached / us / 1e3:.0f} GB/s, error {error:.1e}",
-            flush=True,
-        )
 
 
 def main() -> None:
     """Race what was named, or all."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", nargs="?", choices=["mla", "paged", "rows"])
+    parser.add_argument("what", nargs="?", choices=["mla", "mla_paged", "paged"])
     what = parser.parse_args().what
     torch.manual_seed(0)
     card = torch.cuda.get_device_name()
@@ -230,12 +176,13 @@ def main() -> None:
     if what in (None, "mla"):
         for size in MLA_SIZES:
             race_mla(*size)
+    if what in (None, "mla_paged"):
+        for page_size in (16, 64):
+            race_mla_paged("64 of 1000 to 8000", LENGTHS, page_size)
+            race_mla_paged("128 of 4096", torch.full((128,), 4096), page_size)
     if what in (None, "paged"):
         for pages in PAGES:
             race_paged(pages)
-    if what in (None, "rows"):
-        for rows in ROWS:
-            race_rows(rows)
 
 
 if __name__ == "__main__":

@@ -9,9 +9,10 @@ from aiter_inductor.core.dtypes import accumulate_dtype
 from aiter_inductor.core.op import op
 from aiter_inductor.lowerings.mla_paged_problem import (
     MlaPagedProblem,
+    hopper_mla_paged_unsupported,
     split_mla_paged_unsupported,
 )
-from aiter_inductor.lowerings.providers import add_triton
+from aiter_inductor.lowerings.providers import add_cuda, add_triton
 
 
 @op(problem=MlaPagedProblem.of)
@@ -58,4 +59,5 @@ def mla_paged_decode(
     return torch.einsum("sht,str->shr", p, rows[..., :rank]).to(q.dtype)
 
 
+add_cuda(mla_paged_decode, "mla_paged", refuse=hopper_mla_paged_unsupported)
 add_triton(mla_paged_decode, "mla_paged", refuse=split_mla_paged_unsupported)

@@ -11,8 +11,10 @@ from torch import Tensor
 from aiter_inductor.core.dtypes import FP8_DTYPES, ROW_DTYPES, short_name
 from aiter_inductor.core.op import Use
 from aiter_inductor.core.problem import Dim, dim, fixed
-from aiter_inductor.lowerings.mla_problem import MAX_RANK, MAX_ROPE
+from aiter_inductor.lowerings.mla_problem import HOPPER_RANK, HOPPER_ROPE, MAX_RANK, MAX_ROPE
 from aiter_inductor.lowerings.paged_attention_problem import MAX_PAGE_SIZE
+
+HOPPER_PART_PAGES = (8, 16, 32)  # smaller pages would be copied by too many instructions
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,7 @@ class MlaPagedProblem:
         max_pages: pages a sequence may have.
         dtype: of the queries.
         cache_dtype: of the rows.
+        scaled: whether rows have a scale.
         mismatch: why the arguments do not fit together; empty if they do.
     """
 
@@ -39,6 +42,7 @@ class MlaPagedProblem:
     max_pages: Dim
     dtype: torch.dtype
     cache_dtype: torch.dtype
+    scaled: bool = False
     mismatch: str = ""
 
     @classmethod
@@ -64,6 +68,7 @@ class MlaPagedProblem:
             dim(block_tables.shape[-1]),
             q.dtype,
             cache.dtype,
+            kv_scale is not None,
             _mismatch(q, cache, block_tables, seq_lens),
         )
 
@@ -101,7 +106,7 @@ class MlaPagedProblem:
             normal(num_pages, self.page_size, width).to(self.cache_dtype),
             tables.masked_fill(~used, -1),
             lengths,
-            torch.full((1,), 0.5, device=device) if self.cache_dtype in FP8_DTYPES else None,
+            torch.full((1,), 0.5, device=device) if self.scaled else None,
         )
         return args, {"scale": width**-0.5, "rank": self.rank}
 
@@ -123,6 +128,24 @@ def split_mla_paged_unsupported(problem: MlaPagedProblem, use: Use) -> str | Non
             return f"{name}={getattr(problem, name)} is not a number up to {most}"
     if fixed(problem.num_heads) is None:
         return f"num_heads={problem.num_heads} is not known when compiling"
+    return None
+
+
+def hopper_mla_paged_unsupported(problem: MlaPagedProblem, use: Use) -> str | None:
+    """What the CUDA kernel does not take; its tiles are 64 of DeepSeek's latent rows."""
+    if reason := split_mla_paged_unsupported(problem, use):
+        return reason
+    for name, dtype in (("queries", problem.dtype), ("latent rows", problem.cache_dtype)):
+        if dtype != torch.bfloat16:
+            return f"{name} are {short_name(dtype)}, not bfloat16"
+    if problem.scaled:
+        return "it reads no scale of the rows"
+    for name, width in (("rank", HOPPER_RANK), ("rope", HOPPER_ROPE)):
+        if fixed(getattr(problem, name)) != width:
+            return f"{name}={getattr(problem, name)} is not {width}"
+    size = fixed(problem.page_size)
+    if size not in HOPPER_PART_PAGES and (size is None or size % 64):
+        return f"page_size={problem.page_size} is not 8, 16, 32 or a multiple of 64"
     return None
 
 

@@ -28,10 +28,9 @@ def test_reference_attends_to_the_rows_of_the_pages():
 
 
 def test_a_scale_counts_in_scores_and_sums():
-    args, kwargs = SMALL.sample(seed=1, device="cpu")
-    expected = mla_paged_decode.reference(args[0], args[1] * 0.5, *args[2:], **kwargs)
-    half = torch.tensor([0.5])
-    assert_close(mla_paged_decode.reference(*args[:4], half, **kwargs), expected)
+    args, kwargs = replace(SMALL, scaled=True).sample(seed=1, device="cpu")
+    expected = mla_paged_decode.reference(args[0], args[1] * args[4], *args[2:4], **kwargs)
+    assert_close(mla_paged_decode.reference(*args, **kwargs), expected)
 
 
 def test_opcheck():

@@ -18,27 +18,25 @@ _PROGRAMMATIC_STREAM_SERIALIZATION = 6
 _GET_DEVICE = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_int))
 
 
-class _Attribute(ctypes.Structure):
+class LaunchAttribute(ctypes.Structure):
     """CUlaunchAttribute of cuda.h."""
 
     _fields_ = (("id", ctypes.c_int), ("pad", ctypes.c_int), ("value", ctypes.c_int * 16))
 
 
-class _LaunchConfig(ctypes.Structure):
+class LaunchConfig(ctypes.Structure):
     """CUlaunchConfig of cuda.h."""
 
     _fields_ = (
         ("sizes", ctypes.c_uint * 6),
         ("shared_bytes", ctypes.c_uint),
         ("stream", ctypes.c_void_p),
-        ("attributes", ctypes.POINTER(_Attribute)),
+        ("attributes", ctypes.POINTER(LaunchAttribute)),
         ("num_attributes", ctypes.c_uint),
     )
 
 
-_LAUNCH_EARLY = ctypes.CFUNCTYPE(
-    ctypes.c_int, ctypes.POINTER(_LaunchConfig), *[ctypes.c_void_p] * 3
-)
+_LAUNCH_EARLY = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(LaunchConfig), *[ctypes.c_void_p] * 3)
 
 # name, letter, dtype or None, alignment and offset in bytes
 Described = tuple[str, str, Any, int, int]
@@ -235,8 +233,8 @@ class CtypesLauncher:
         if self._launch_early is None:
             status = self._launch(function, *sizes, stream, None if extra else params, extra)
         else:
-            early = _Attribute(_PROGRAMMATIC_STREAM_SERIALIZATION, 0, (1,))
-            config = _LaunchConfig(sizes[:6], sizes[6], stream, ctypes.pointer(early), 1)
+            early = LaunchAttribute(_PROGRAMMATIC_STREAM_SERIALIZATION, 0, (1,))
+            config = LaunchConfig(sizes[:6], sizes[6], stream, ctypes.pointer(early), 1)
             status = self._launch_early(config, function, params, None)
         if status:
             self._fail(status)

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from aiter_inductor.core import jit
 from aiter_inductor.core.arch import KNOWN
 from aiter_inductor.core.code_object import CodeObject, CodeObjectError
 from aiter_inductor.core.launch.native import launcher_class
-from aiter_inductor.core.launch.runtime import HostRuntime, Runtime, runtime_of
+from aiter_inductor.core.launch.runtime import (
+    CudaRuntime,
+    HostRuntime,
+    Runtime,
+    RuntimeLibraryError,
+    runtime_of,
+)
 from aiter_inductor.core.launch.signature import KernelSignature
 
 _MAX_GRID = (2**31 - 1, 65535, 65535)
@@ -78,6 +85,19 @@ class Kernel:
     def __call__(self, grid: Any, block: Any, shared_bytes: int, *arguments: Any) -> None:
         """Launch; `kernel.launch` is the same without this frame."""
         self.launch(grid, block, shared_bytes, *arguments)
+
+    def clusters_side_by_side(
+        self, sizes: Iterable[int], threads: int, shared_bytes: int
+    ) -> tuple[int, ...]:
+        """For each size in blocks, how many clusters the current device holds at once.
+
+        Raises:
+            RuntimeLibraryError: if the runtime is not CUDA's.
+        """
+        if not isinstance(self._runtime, CudaRuntime):
+            raise RuntimeLibraryError(f"{type(self._runtime).__name__} knows no clusters")
+        ask, function = self._runtime.clusters_side_by_side, self._load(0)
+        return tuple(ask(function, size, threads, shared_bytes) for size in sizes)
 
     def _load(self, _device: int, /) -> int:
         return self._runtime.load(self._content, self.signature.name, self._max_shared_bytes)

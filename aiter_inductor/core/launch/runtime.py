@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import NoReturn, Protocol
 
 from aiter_inductor.core.errors import AiterInductorError
+from aiter_inductor.core.launch.ctypes_launcher import LaunchAttribute, LaunchConfig
 
 _RELAXED_CAPTURE = 2
 _MAX_DYNAMIC_SHARED = 8  # the same attribute number in HIP and CUDA
 _CUDA_WITHOUT_ATTRIBUTE_BYTES = 48 * 1024
+_CLUSTER_DIMENSION = 4  # CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION
 
 
 class RuntimeLibraryError(AiterInductorError, RuntimeError):
@@ -171,6 +173,17 @@ class CudaRuntime(_DriverRuntime):
         self._check(
             "TensorMapEncodeTiled", out, dtype, rank, tensor, sizes, strides, box, steps, *modes
         )
+
+    def clusters_side_by_side(
+        self, function: int, cluster: int, threads: int, shared_bytes: int
+    ) -> int:
+        """How many clusters of `cluster` blocks the current device holds at once; 0 if none."""
+        attribute = LaunchAttribute(_CLUSTER_DIMENSION, 0, (cluster, 1, 1))
+        sizes = (cluster, 1, 1, threads, 1, 1)
+        config = LaunchConfig(sizes, shared_bytes, None, ctypes.pointer(attribute), 1)
+        found, handle = ctypes.c_int(), ctypes.c_void_p(function)
+        self._check("OccupancyMaxActiveClusters", ctypes.byref(found), handle, ctypes.byref(config))
+        return found.value
 
     def _allow_shared(self, function: ctypes.c_void_p, shared_bytes: int) -> None:
         if shared_bytes > _CUDA_WITHOUT_ATTRIBUTE_BYTES:

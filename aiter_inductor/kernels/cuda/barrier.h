@@ -95,6 +95,22 @@ DEVICE float4 ld_cluster(u32 there) {
   return x;
 }
 
+DEVICE void st_cluster(u32 there, float x, float y) {
+  asm volatile("st.shared::cluster.v2.f32 [%0], {%1, %2};" ::"r"(there), "f"(x), "f"(y)
+               : "memory");
+}
+
+// ---- kernels that overlap: PTX ISA, "griddepcontrol".
+
+// Until the kernel ahead in the stream has ended, and what it wrote is seen. Nothing that a kernel
+// ahead writes or reads may be touched before.
+DEVICE void wait_for_kernel_ahead() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
+
+// Lets the blocks of the next kernel begin, once every block has called this or ended.
+DEVICE void let_next_kernel_begin() {
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+}
+
 // ---- registers: needs __launch_bounds__(threads, 1); a role is one branch of a single if/else.
 
 template <u32 COUNT> DEVICE void raise_registers() {

@@ -1,5 +1,5 @@
 // Latent attention (DeepSeek's MLA with the projections absorbed) on Hopper: 64 query rows of one
-// sequence over a part of its cache, and the reduction of the parts.
+// sequence over a part of its cache. For few sequences; mla_clusters.cu is for many.
 //
 // A block walks over tiles of 32 keys. Its two warpgroups run the same code on different columns:
 // each multiplies its half of the 576 columns of the queries, which stay in registers, by the keys,
@@ -8,10 +8,11 @@
 // keys and values at once. The scores of the next tile are issued before the products with the
 // values of this one, so that exchange and softmax run beside the tensor cores.
 #include "barrier.h"
+#include "mla.h"
 #include "tma.h"
 #include "wgmma.h"
 
-constexpr u32 ROWS = 64, KEYS = 32, RANK = 512, ROPE = 64;
+constexpr u32 ROWS = 64, KEYS = 32, ROPE = 64;
 constexpr u32 THREADS = 2 * WARPGROUP;
 constexpr u32 SLAB = KEYS * 128;        // 64 columns of a tile, as TMA lays them out
 constexpr u32 LATENT = RANK / 64 * SLAB;  // the latent columns; the rotated slab follows
@@ -25,14 +26,6 @@ constexpr u32 EXCHANGE_AT = STAGES * TILE, Q_ROPE_AT = EXCHANGE_AT + 2 * EXCHANG
 constexpr u32 BARRIERS_AT = Q_ROPE_AT + ROWS * ROPE * 2;
 
 constexpr float LOWEST = -1e30f;  // the origin before any score
-
-DEVICE float minus_infinity() { return __int_as_float(0xff800000); }
-
-DEVICE float exp2_approximate(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
 
 // Read again where it is needed: a register for it over the main loop would be one too many.
 DEVICE u32 thread_in_warpgroup() {
@@ -283,54 +276,4 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     keep(o);
   }
   store_rows(o, softmax, part, half, {out, out_sequence, out_row}, partial, lse);
-}
-
-// One row over all parts: [splits, num_rows, 512] with their log2-sum-exp2; zeros if none saw a key.
-// Four groups of threads take every fourth part; at most 64 parts.
-extern "C" __global__ void __launch_bounds__(RANK)
-    mla_reduce(const float* partial, const float* lse, u16* out, i64 out_sequence, i64 out_row,
-               int num_rows, int rows, int splits) {
-  __shared__ float4 sums[4][RANK / 4];
-  __shared__ float weights[64];
-  const u32 group = threadIdx.x / (RANK / 4), column = threadIdx.x % (RANK / 4);
-  const u64 row = blockIdx.x;
-  if (threadIdx.x < WARP) {
-    float known[2], highest = minus_infinity(), total = 0.0f;
-    UNROLL for (u32 i = 0; i < 2; i++) {
-      const u32 part = i * WARP + threadIdx.x;
-      known[i] = part < splits ? lse[(u64)part * num_rows + row] : minus_infinity();
-      highest = fmaxf(highest, known[i]);
-    }
-    UNROLL for (u32 lanes = 16; lanes != 0; lanes /= 2)
-      highest = fmaxf(highest, __shfl_xor_sync(~0u, highest, lanes));
-    const float origin = highest == minus_infinity() ? 0.0f : highest;
-    UNROLL for (u32 i = 0; i < 2; i++) total += known[i] = exp2_approximate(known[i] - origin);
-    UNROLL for (u32 lanes = 16; lanes != 0; lanes /= 2)
-      total += __shfl_xor_sync(~0u, total, lanes);
-    const float factor = total == 0.0f ? 0.0f : 1.0f / total;
-    UNROLL for (u32 i = 0; i < 2; i++) weights[i * WARP + threadIdx.x] = known[i] * factor;
-  }
-  const float4* parts = (const float4*)partial + row * (RANK / 4) + column;
-  float4 sum = {0.0f, 0.0f, 0.0f, 0.0f};
-  float4 read[4];
-  UNROLL for (u32 j = 0; j < 4; j++)
-    if (group + 4 * j < splits) read[j] = parts[(u64)(group + 4 * j) * num_rows * (RANK / 4)];
-  __syncthreads();
-  for (u32 i = group; i < splits; i += 16) {
-    UNROLL for (u32 j = 0; j < 4; j++) {
-      if (i + 4 * j >= splits) continue;
-      const float weight = weights[i + 4 * j];
-      const float4 x = i == group ? read[j] : parts[(u64)(i + 4 * j) * num_rows * (RANK / 4)];
-      sum.x += weight * x.x, sum.y += weight * x.y, sum.z += weight * x.z, sum.w += weight * x.w;
-    }
-  }
-  sums[group][column] = sum;
-  __syncthreads();
-  if (group != 0) return;
-  UNROLL for (u32 g = 1; g < 4; g++) {
-    const float4 x = sums[g][column];
-    sum.x += x.x, sum.y += x.y, sum.z += x.z, sum.w += x.w;
-  }
-  u16* to = out + row / rows * out_sequence + row % rows * out_row;
-  ((uint2*)to)[column] = {pack_bf16(sum.x, sum.y), pack_bf16(sum.z, sum.w)};
 }

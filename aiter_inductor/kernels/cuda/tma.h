@@ -66,6 +66,15 @@ DEVICE void tma_load_multicast(u32 shared, const TensorMap& map, u32 bar, int c0
       : "memory");
 }
 
+DEVICE void tma_load_3d_multicast(u32 shared, const TensorMap& map, u32 bar, int c0, int c1, int c2,
+                                  u16 blocks) {
+  asm volatile(
+      "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes"
+      ".multicast::cluster [%0], [%1, {%3, %4, %5}], [%2], %6;" ::"r"(shared),
+      "l"((u64)&map), "r"(bar), "r"(c0), "r"(c1), "r"(c2), "h"(blocks)
+      : "memory");
+}
+
 // `bytes`, a multiple of 16, from a plain address aligned to 16.
 DEVICE void bulk_load(u32 shared, const void* from, u32 bytes, u32 bar) {
   asm volatile(
@@ -138,6 +147,14 @@ DEVICE void stmatrix_x4_transposed(u32 shared, u32 a, u32 b, u32 c, u32 d) {
   asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(
                    shared),
                "r"(a), "r"(b), "r"(c), "r"(d)
+               : "memory");
+}
+
+// Four 8x8 matrices of 16-bit elements, addressed as those that stmatrix_x4 writes.
+DEVICE void ldmatrix_x4(u32 (&x)[4], u32 shared) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3])
+               : "r"(shared)
                : "memory");
 }
 

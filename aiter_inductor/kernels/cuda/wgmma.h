@@ -38,6 +38,12 @@ DEVICE u64 mn_major_descriptor(u32 shared, u32 column_bytes) {
          (u64)((shared & 0x3ffff) >> 4);
 }
 
+// K is contiguous, no swizzle: matrices of 8 rows x 16 bytes, each one contiguous, `k_bytes` to the
+// next 16 bytes of K and `row_bytes` to the next 8 rows.
+DEVICE u64 core_matrices_descriptor(u32 shared, u32 k_bytes, u32 row_bytes) {
+  return (u64)(row_bytes >> 4) << 32 | (u64)(k_bytes >> 4) << 16 | (u64)((shared & 0x3ffff) >> 4);
+}
+
 // ---- one instruction a width; `accumulate` false starts from zero.
 
 // Wgmma<N>::e4m3(d, a, b, accumulate): 32 of K; both operands from shared memory, K-major.
