@@ -9,6 +9,7 @@ from aiter_inductor.lowerings.attention_problem import (
     MAX_HEAD_DIM,
     AttentionProblem,
     flash_unsupported,
+    one_key,
     sdpa_unsupported,
 )
 
@@ -17,6 +18,7 @@ FEW_QUERIES = 16
 MANY_QUERIES = 4096
 NARROW, WIDE = 64, 256
 SHORT_WINDOW = 256
+FEW_TRAINED = 512
 WIDEST_TRAINED_QK, WIDEST_TRAINED_V = 192, 128
 """Elements of a head whose gradients the backward kernel adds up in registers."""
 MAX_SUMS = 256
@@ -57,6 +59,8 @@ def others_attend_faster(problem: AttentionProblem, use: Use) -> str | None:
     8 heads of 64 take 18.5 against 16.1 at 1x512 tokens and 602 against 639 at 2x4096; with a
     window of 256 98 against Triton's 95, with one of 512 128 against 135.
     """
+    if reason := one_key(problem, use):
+        return reason
     S = fixed(problem.num_queries)
     if problem.window is not None and problem.window <= SHORT_WINDOW and problem.v_dim == NARROW:
         return f"window={problem.window} of {NARROW}: 128 take 82 us on sm_90 and with Triton 74"
@@ -78,7 +82,8 @@ def sdpa_trains_faster(problem: AttentionProblem, use: Use) -> str | None:
 
     2x4096 tokens of 16 heads of 128, causal, take 774 us against 864, of all keys 1379 against
     1377; 1x16384 of 32 and 8 heads take 10295 against 10579. 64 and 8 heads of 64 take 1740 against
-    1973; 128 heads of 192 and 128 take 4758 against 4438.
+    1973; 128 heads of 192 and 128 take 4758 against 4438. 4x1024 tokens of 32 and 8 heads take 329
+    against 741, 1x512 183 against 104: launches, which are three here.
     """
     if sdpa_unsupported(problem, use):
         return None
@@ -86,6 +91,9 @@ def sdpa_trains_faster(problem: AttentionProblem, use: Use) -> str | None:
         return f"{reason}; others take 2953 us on sm_90 where torch's cuDNN takes 1653"
     if problem.causal == "none":
         return "2x4096 queries of all keys take 1379 us backward on sm_90 and torch's cuDNN 1377"
+    S = fixed(problem.num_queries)
+    if S is not None and S <= FEW_TRAINED:
+        return f"S={S} queries: 1x512 take 183 us backward on sm_90 and torch's cuDNN 104"
     if problem.qk_dim + problem.v_dim > MAX_SUMS:
         widths = f"{problem.qk_dim} and {problem.v_dim}"
         return f"heads of {widths}: 192 and 128 take 4758 us on sm_90 and torch's cuDNN 4438"

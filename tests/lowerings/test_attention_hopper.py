@@ -111,6 +111,8 @@ def test_torch_trains_what_it_does_faster():
     for change in ({}, {"num_queries": 16384}, {"qk_dim": 64, "v_dim": 64}):
         assert sdpa_trains_faster(replace(LLAMA, **change), HOPPER) is None
     assert "all keys" in str(sdpa_trains_faster(replace(LLAMA, causal="none"), HOPPER))
+    few = replace(LLAMA, num_queries=512, num_keys=512)
+    assert "S=512 queries: 1x512 take 183 us" in str(sdpa_trains_faster(few, HOPPER))
     latent = sdpa_trains_faster(replace(LLAMA, qk_dim=192), HOPPER)
     assert "heads of 192 and 128: 192 and 128 take 4758 us" in str(latent)
     assert "wider than 192" in str(sdpa_trains_faster(replace(LLAMA, qk_dim=256), HOPPER))
