@@ -38,15 +38,9 @@ SIMT_DEVICE u32 pack_address(const Tiles& tiles, int stage, int pack, int elemen
   return tiles.base + stage * TILE_BYTES + KEY_BYTES + (pack * PACK_PITCH + permuted) * 16;
 }
 
-#if PACKED
-#define L2_FETCH ".L2::128B"
-#else
-#define L2_FETCH ".L2::256B"
-#endif
-
 // Zeros where not `inside`; `readable` is any valid address.
 SIMT_DEVICE void copy(u32 to, const char* from, bool inside, const char* readable) {
-  asm volatile("cp.async.cg.shared.global" L2_FETCH " [%0], [%1], 16, %2;" ::"r"(to),
+  asm volatile("cp.async.cg.shared.global.L2::256B [%0], [%1], 16, %2;" ::"r"(to),
                "l"(inside ? from : readable), "r"(inside ? 16 : 0));
 }
 
