@@ -114,13 +114,16 @@ def figures_of(op: str, arch: str, dims: Dims | None = None) -> Iterator[Measure
     Args:
         dims: sizes; None for those that `bench` takes.
     """
-    (fp8, *_) = arch_named(arch).fp8_dtypes
+    chip = arch_named(arch)
+    (fp8, *_) = chip.fp8_dtypes
     sizes = FAMILIES[op].dims if dims is None else dims
     args, kwargs = FAMILIES[op].example(sizes, fp8)
     for language in LANGUAGES:
         provider = load_ops()[op].providers.get(language)
         problem = case_of(op, sizes, fp8).problem
-        if provider is None or provider.refuse(problem, Use(arch_named(arch))):
+        if provider is None or not provider.serves(chip):
+            continue
+        if provider.refuse(problem, Use(chip)):
             continue
         of = {"hip": _of_hip, "triton": _of_triton}[language]
         for each in of(op, arch, args, kwargs):
