@@ -24,9 +24,17 @@ def rows() -> list[dict[str, str]]:
 
 
 def test_nothing_spills_to_memory():
-    """HIP kernels spill nothing; Triton's may move registers to unused ones of another kind."""
-    columns = {"triton": ("scratch",), "hip": ("scratch", "VGPR spills", "SGPR spills")}
+    """Triton's kernels may move registers to unused ones of another kind; of HIP's, one does."""
+    columns = {"triton": ("scratch",), "hip": ("scratch", "VGPR spills")}
     assert not [row for row in rows() if any(row[name] != "0" for name in columns[row["by"]])]
+    moved = {
+        (row["kernel"], row["chip"]): int(row["SGPR spills"])
+        for row in rows()
+        if row["by"] == "hip"
+    }
+    # Its 30 parameters outlive the loop over tiles; a tile has 48 matrix instructions.
+    assert moved.pop(("`decode_attend`", "gfx942")) <= 40
+    assert not any(moved.values())
 
 
 @pytest.mark.parametrize("op", SAMPLE)

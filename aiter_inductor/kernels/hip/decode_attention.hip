@@ -186,14 +186,14 @@ SIMT_DEVICE void leave(const Found& found, const Results& results, i32 first_hea
         const float sink = decode<Q>(results.sinks[head].bits) * LOG2_E;
         total += power_of_two(sink - (peak == -INFINITE ? 0.0f : peak));
       }
-      const float divisor = total == 0.0f ? 1.0f : total;
+      const float divisor = total == 0.0f ? 1.0f : total, factor = value_scale / divisor;
       const i64 row = (whole ? seq : part) * results.num_heads + head;
       if (!whole && lane_leads())
         results.lse[row] = total == 0.0f ? -INFINITE : peak + log2_of(divisor);
       UNROLL for (int i = 0; i < VALUE_BLOCKS; i++)
         UNROLL for (int r = own; r < 4; r += OWN) {
           const int dv = value_element(i, c_row(r));
-          const float value = found.sums[block][i][r] * value_scale / divisor;
+          const float value = found.sums[block][i][r] * factor;
           if (dv >= DV) continue;
           if (whole)
             results.out[row * DV + dv].bits = (u16)encode_pair<Q>(value, 0.0f);
