@@ -36,11 +36,12 @@ def built(out: Path, modules: list[jit.Module]) -> Path:
 
 
 def test_model_needs_kernels_of_each_family(modules):
-    assert {module.name for module in modules} == {"norm", "rope", "activation"}
+    decoding = {"decode_attention", "decode_reduce", "decode_lengths"}
+    assert {module.name for module in modules} == {"norm", "rope", "activation", *decoding}
 
 
-def test_bench_needs_every_source():
-    sources = {path for module in modules_for("gfx942") for path in module.sources}
+def test_bench_and_a_model_that_decodes_need_every_source(modules):
+    sources = {path for module in modules_for("gfx942") + modules for path in module.sources}
     assert sources == set(Path(hip.__file__).parent.glob("*.hip"))
 
 
