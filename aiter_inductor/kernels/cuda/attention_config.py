@@ -17,7 +17,7 @@ from aiter_inductor.core.launch import (
 )
 from aiter_inductor.kernels.cuda.loading import cuda_module
 
-SHARED_BYTES = 231424  # that a block may have, beside the KiB that is reserved
+SHARED_BYTES = 231424  # of a block's 232448: the tiles were measured with a KiB less
 ALIGNMENT_BYTES = 1024  # lost to aligning its start
 COLUMN = 64  # elements of a head in one 128-byte row of shared memory
 WARPGROUP_ROWS = 64

@@ -393,11 +393,13 @@ DEVICE void store_rows(const u8* shared, const Part& part, const Rows& out, floa
 }
 
 extern "C" __global__ void __cluster_dims__(BLOCKS, PARTS, 1) __launch_bounds__(THREADS, 1)
-    mla_attend_clusters(const __grid_constant__ TensorMap q_latent, const __grid_constant__ TensorMap q_rope,
-               const __grid_constant__ TensorMap latent, const __grid_constant__ TensorMap rotated,
-               const int* pages, i64 pages_sequence, const int* lengths, u16* out,
-               i64 out_sequence, i64 out_row, float* partial, float* lse, float scale, int rows,
-               int kv_len, int chunk) {
+    mla_attend_clusters(const __grid_constant__ TensorMap q_latent,
+                        const __grid_constant__ TensorMap q_rope,
+                        const __grid_constant__ TensorMap latent,
+                        const __grid_constant__ TensorMap rotated, const int* pages,
+                        i64 pages_sequence, const int* lengths, u16* out, i64 out_sequence,
+                        i64 out_row, float* partial, float* lse, float scale, int rows, int kv_len,
+                        int chunk) {
   extern __shared__ __align__(1024) u8 memory[];
   const Shared shared = {shared_address(memory)};
   const u32 warpgroup = __shfl_sync(~0u, threadIdx.x / WARPGROUP, 0);

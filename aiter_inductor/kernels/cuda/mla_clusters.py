@@ -242,8 +242,8 @@ def launch(
         (math.ceil(rows / ROWS), plan.parts * clusters, batch_size),
         _THREADS,
         _SHARED_BYTES,
-        tensor_map(_by_rows(q_latent), (1, ROWS, 64)),
-        tensor_map(_by_rows(q_rope), (1, ROWS, ROPE)),
+        tensor_map(_as_rows(q_latent), (1, ROWS, 64)),
+        tensor_map(_as_rows(q_rope), (1, ROWS, ROPE)),
         *maps,
         tables,
         0 if tables is None else tables.stride(0),
@@ -294,7 +294,7 @@ def by_rows(x: Tensor) -> tuple[Tensor, int, int]:
     return x, x.stride(0), x.stride(1 if x.shape[2] == 1 else 2)
 
 
-def _by_rows(x: Tensor) -> Tensor:
+def _as_rows(x: Tensor) -> Tensor:
     """[batch, heads * q_len, D] of heads and tokens that are rows of one stride."""
     _, sequence, row = by_rows(x)
     batch_size, num_heads, q_len, columns = x.shape
