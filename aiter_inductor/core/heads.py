@@ -1,4 +1,4 @@
-"""Which dimension of [batch, ?, ?, head_dim] tensors counts heads, and which counts tokens."""
+"""Which dimension of a tensor counts heads and which tokens, and tensors in either order."""
 
 from __future__ import annotations
 
@@ -29,3 +29,22 @@ def heads_axis(q: Tensor, k: Tensor | None, table: Tensor) -> int:
         return 1
     ours, theirs = leading(q), leading(k)
     return 2 if ours[1] == theirs[1] and ours[2] != theirs[2] else 1
+
+
+def heads_first(packed: Tensor) -> Tensor:
+    """[total, H, D] as the heads [1, H, total, D] of one sequence; a view."""
+    return packed.transpose(0, 1).unsqueeze(0)
+
+
+def heads_like(q: Tensor, v: Tensor, layout: str) -> Tensor:
+    """An empty [B, H, S, Dv], dense in the order of `layout`.
+
+    Args:
+        q: [B, H, S, D], whose dtype and device it gets.
+        v: [..., Dv].
+        layout: `bhsd`, or `bshd`, which keeps the heads of a token side by side.
+    """
+    batch, num_heads, num_queries, _ = q.shape
+    if layout == "bshd":
+        return q.new_empty(batch, num_queries, num_heads, v.shape[-1]).transpose(1, 2)
+    return q.new_empty(batch, num_heads, num_queries, v.shape[-1])

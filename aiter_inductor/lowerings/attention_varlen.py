@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from aiter_inductor.core.heads import heads_first
 from aiter_inductor.core.op import OPS, Use, op
 from aiter_inductor.core.problem import Dim, dim
 from aiter_inductor.lowerings.attention import attention
@@ -189,11 +190,6 @@ def pairs_seen(
     if window is not None:
         seen = seen & (at_key > at[:, None] - window)
     return seen[None, None]
-
-
-def heads_first(packed: Tensor) -> Tensor:
-    """[total, H, D] as the heads [1, H, total, D] of one sequence."""
-    return packed.transpose(0, 1).unsqueeze(0)
 
 
 def tokens_first(heads: Tensor) -> Tensor:

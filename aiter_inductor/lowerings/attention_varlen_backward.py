@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from aiter_inductor.core.heads import heads_first
 from aiter_inductor.core.op import op
 from aiter_inductor.lowerings.attention_backward import attention_backward, attention_with_lse
 from aiter_inductor.lowerings.attention_varlen import (
     VarlenProblem,
     attention_varlen,
-    heads_first,
     pairs_seen,
     tokens_first,
     varlen_unsupported,

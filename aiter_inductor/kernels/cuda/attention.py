@@ -9,6 +9,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from aiter_inductor.core.heads import heads_first, heads_like
 from aiter_inductor.core.launch import tensor_map
 from aiter_inductor.kernels.cuda.attention_config import (
     COLUMN,
@@ -62,7 +63,7 @@ def attention(
 ) -> Tensor:
     """Attention without its log-sum-exp; see the op of this name."""
     refuse_mask(mask)
-    out = _heads_like(q, v, layout)
+    out = heads_like(q, v, layout)
     _attend(q, k, v, sinks, out, None, scale, causal, window, softcap, config)
     return out
 
@@ -83,7 +84,7 @@ def attention_with_lse(
 ) -> tuple[Tensor, Tensor]:
     """Attention and its log-sum-exp; see the op of this name."""
     refuse_mask(mask)
-    out = _heads_like(q, v, layout)
+    out = heads_like(q, v, layout)
     lse = q.new_empty(q.shape[:-1], dtype=torch.float32)
     _attend(q, k, v, sinks, out, lse, scale, causal, window, softcap, config)
     return out, lse
@@ -107,9 +108,8 @@ def attention_varlen(
     """Attention within packed sequences; see the op of this name."""
     out = q.new_empty(*q.shape[:2], v.shape[-1])
     packed = Packed(cu_seqlens_q.contiguous(), cu_seqlens_k.contiguous())
-    heads = (x.transpose(0, 1).unsqueeze(0) for x in (q, k, v))
-    of_heads = out.transpose(0, 1).unsqueeze(0)
-    _attend(*heads, sinks, of_heads, None, scale, causal, window, softcap, config, packed)
+    q, k, v, of_heads = map(heads_first, (q, k, v, out))
+    _attend(q, k, v, sinks, of_heads, None, scale, causal, window, softcap, config, packed)
     return out
 
 
@@ -132,9 +132,9 @@ def attention_varlen_with_lse(
     out = q.new_empty(*q.shape[:2], v.shape[-1])
     lse = q.new_empty(q.shape[1], q.shape[0], dtype=torch.float32)
     packed = Packed(cu_seqlens_q.contiguous(), cu_seqlens_k.contiguous())
-    heads = (x.transpose(0, 1).unsqueeze(0) for x in (q, k, v))
-    of_heads, of_lse = out.transpose(0, 1).unsqueeze(0), lse.unsqueeze(0)
-    _attend(*heads, sinks, of_heads, of_lse, scale, causal, window, softcap, config, packed)
+    q, k, v, of_heads = map(heads_first, (q, k, v, out))
+    of_lse = lse.unsqueeze(0)
+    _attend(q, k, v, sinks, of_heads, of_lse, scale, causal, window, softcap, config, packed)
     return out, lse
 
 
@@ -151,7 +151,7 @@ def mla_prefill(
     config: AttentionConfig | None = None,
 ) -> Tensor:
     """Attention of heads in two parts; see the op of this name."""
-    out = _heads_like(q_nope, v, layout)
+    out = heads_like(q_nope, v, layout)
     parts, rest = (q_nope, k_nope, v), (q_rope, k_rope)
     _attend(*parts, None, out, None, scale, causal, None, None, config, rest=rest)
     return out
@@ -161,14 +161,6 @@ def refuse_mask(mask: Tensor | None) -> None:
     """Raise ValueError for what these kernels do not read."""
     if mask is not None:
         raise ValueError(f"the kernel reads no mask, and one of {tuple(mask.shape)} is given")
-
-
-def _heads_like(q: Tensor, v: Tensor, layout: str) -> Tensor:
-    """An empty [B, H, S, Dv], dense in the order of `layout`."""
-    batch, num_heads, num_queries, _ = q.shape
-    if layout == "bshd":
-        return q.new_empty(batch, num_queries, num_heads, v.shape[-1]).transpose(1, 2)
-    return q.new_empty(batch, num_heads, num_queries, v.shape[-1])
 
 
 def _attend(

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from aiter_inductor.core.heads import heads_first
 from aiter_inductor.kernels.cuda.attention import (
     Packed,
     blocks_of,
@@ -82,11 +83,11 @@ def attention_varlen_backward(
     """Gradients within packed sequences; see the op of this name."""
     _refuse_softcap(softcap)
     gradients = tuple(torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
-    heads_first = (x.transpose(0, 1).unsqueeze(0) for x in (grad, q, k, v, out))
-    inputs = (*heads_first, lse.contiguous().unsqueeze(0), grad_lse)
+    grad, of_q, k, v, out = map(heads_first, (grad, q, k, v, out))
+    inputs = (grad, of_q, k, v, out, lse.contiguous().unsqueeze(0), grad_lse)
     packed = Packed(cu_seqlens_q.contiguous(), cu_seqlens_k.contiguous())
-    of_heads = tuple(x.transpose(0, 1).unsqueeze(0) for x in gradients)
-    sums = _fill(of_heads, inputs, scale, causal, window, packed)
+    dq, dk, dv = map(heads_first, gradients)
+    sums = _fill((dq, dk, dv), inputs, scale, causal, window, packed)
     return *gradients, _of_sinks(sinks, q, sums)
 
 

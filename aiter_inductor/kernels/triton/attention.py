@@ -9,6 +9,7 @@ import torch
 import triton
 from torch import Tensor
 
+from aiter_inductor.core.heads import heads_first, heads_like
 from aiter_inductor.kernels.triton.attention_kernel import attention_kernel
 from aiter_inductor.kernels.triton.launch import launchable
 
@@ -164,19 +165,6 @@ def attention_varlen_with_lse(
     of_lse = lse.unsqueeze(0)
     _attend(q, k, v, None, sinks, of_heads, of_lse, scale, causal, window, softcap, config, starts)
     return out, lse
-
-
-def heads_first(packed: Tensor) -> Tensor:
-    """[total, H, D] as the heads [1, H, total, D] of one sequence."""
-    return packed.transpose(0, 1).unsqueeze(0)
-
-
-def heads_like(q: Tensor, v: Tensor, layout: str) -> Tensor:
-    """An empty [B, H, S, Dv], dense in the order of `layout`."""
-    batch, num_heads, num_queries, _ = q.shape
-    if layout == "bshd":
-        return q.new_empty(batch, num_queries, num_heads, v.shape[-1]).transpose(1, 2)
-    return q.new_empty(batch, num_heads, num_queries, v.shape[-1])
 
 
 def innermost(x: Tensor) -> Tensor:

@@ -8,7 +8,8 @@ import torch
 import triton
 from torch import Tensor
 
-from aiter_inductor.kernels.triton.attention import head_sizes, heads_first, innermost, spread
+from aiter_inductor.core.heads import heads_first
+from aiter_inductor.kernels.triton.attention import head_sizes, innermost, spread
 from aiter_inductor.kernels.triton.attention_backward_kernel import (
     attention_backward_keys_kernel,
     attention_backward_queries_kernel,
