@@ -1,8 +1,8 @@
 """Race launch parameters of the Triton kernels on the GPU at hand.
 
-    python benchmarks/race_kernels.py --sizes large --only rms_norm    # the large ones on a GPU
-    python benchmarks/race_kernels.py --defaults                      # what runs without tuning
-    python benchmarks/race_kernels.py --dry --only rope                # no GPU: compile for sm_90
+    python -m benchmarks.race_kernels --sizes large --only rms_norm    # the large ones on a GPU
+    python -m benchmarks.race_kernels --defaults                      # what runs without tuning
+    python -m benchmarks.race_kernels --dry --only rope                # no GPU: compile for sm_90
 
 A race is one op at one shape: the default, a few candidates and Inductor's code for the plain
 formula. Each becomes a CUDA graph of many launches over input sets that together exceed the
@@ -20,7 +20,6 @@ import math
 import multiprocessing
 import os
 import statistics
-import sys
 import time
 from collections import deque
 from collections.abc import Callable
@@ -30,16 +29,15 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # the pool has a process for each core
-sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
 import torch._inductor.config
 import triton
-from races import INDUCTOR, Race, all_races, large_races, named, small_races
 from torch._subclasses import FakeTensorMode
 from triton.runtime.errors import OutOfResources
 
 from aiter_inductor.kernels.triton import activation, norm_backward, norm_kernel, quant, rope
+from benchmarks.races import INDUCTOR, Race, all_races, large_races, named, small_races
 from tests.kernels.triton.compiled import compiled
 from tests.lowerings.checks import assert_close
 

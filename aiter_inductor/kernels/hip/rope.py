@@ -260,9 +260,16 @@ def _launch(
     key = (style, given.k is not None and given.k.shape, given.cos.shape, facts_of(*given))
     plan = _PLANS.get(key)
     if plan is None:
-        plan = _PLANS[key] = _plan(given, style)
+        given = given._replace(cos=_whole_rows(given.cos), sin=_whole_rows(given.sin))
+        key = (style, given.k is not None and given.k.shape, given.cos.shape, facts_of(*given))
+        plan = _PLANS.get(key) or _PLANS.setdefault(key, _plan(given, style))
     numbers = (*plan.sizes, eps, weight_offset, *plan.strides)
     plan.launch(plan.grid, plan.threads, 0, *given, *numbers)
+
+
+def _whole_rows(table: Tensor) -> Tensor:
+    """A copy where tokens are innermost: GPT-OSS's cos and sin are of a transposed product."""
+    return table if table.stride(-1) == 1 else table.contiguous()
 
 
 def _plan(given: _Tensors, style: RopeStyle) -> LaunchPlan:

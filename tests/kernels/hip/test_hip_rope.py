@@ -77,6 +77,14 @@ def test_heads_cut_out_of_a_projection():
     assert_rotated(rope.rope(q, cos, sin), ops.rope.reference(q, cos, sin))
 
 
+def test_tables_whose_tokens_are_innermost():
+    q, k = heads(2, 4, 9, 64), heads(2, 2, 9, 64, seed=1)
+    cos, sin = (normal(2, 1, 32, 9, dtype=FP32, seed=s).transpose(2, 3) for s in (2, 3))
+    expected = ops.rope_qk.reference(q, k, cos, sin)
+    for out, want in zip(rope.rope_qk(q, k, cos, sin), expected, strict=True):
+        assert_rotated(out, want)
+
+
 @pytest.mark.parametrize("round_before_weight", [False, True])
 @pytest.mark.parametrize(("head_dim", "rotary_dim"), [(128, 128), (96, 32)], ids=str)
 def test_qk_norm_rope(head_dim, rotary_dim, round_before_weight):
