@@ -244,14 +244,15 @@ _FUNCTIONS: Mapping[str, tuple[str, ...]] = {
 }  # fmt: skip
 
 
+CALLED = "called_operator"
+"""The kind of every operator of this package, which a program may call by name."""
+
 _LATE = {
     "quantized_decomposed::quantize_per_tensor": "quantize_per_tensor",
     "quantized_decomposed::quantize_per_token": "quantize_per_token",
     "quantized_decomposed::quantize_per_channel": "quantize_per_channel",
     "quantized_decomposed::quantize_per_channel_group": "quantize_per_channel_group",
     "torchao::quantize_affine": "quantize_affine",
-    "aiter_inductor::quant_mxfp4": "quant_mxfp4",
-    "aiter_inductor::gemm_mxfp4": "gemm_mxfp4",
     "aten::fake_quantize_per_tensor_affine": "fake_quantize",
     "aten::fake_quantize_per_channel_affine": "fake_quantize",
 }
@@ -285,7 +286,11 @@ def _by_target() -> Mapping[Callable[..., Any], str]:
 def kind_of(op: str, target: Any) -> str | None:
     """The kind of a node with this `op` and `target`, or None if the table has none."""
     if op == "call_function":
-        return _by_target().get(target) or _LATE.get(_qualified_name(target))
+        found = _by_target().get(target)
+        if found is not None:
+            return found
+        name = _qualified_name(target)
+        return CALLED if name.startswith("aiter_inductor::") else _LATE.get(name)
     if op == "call_method":
         return _METHODS.get(target)
     return None

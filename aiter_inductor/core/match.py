@@ -14,6 +14,7 @@ import torch
 from torch import fx
 
 from aiter_inductor.core.graph import kind, value
+from aiter_inductor.core.kinds import CALLED
 from aiter_inductor.core.op import Op
 
 
@@ -78,6 +79,11 @@ class Match:
     def argument(self, name: str) -> Any:
         """One op argument by its name in the reference's signature, default included."""
         return self.op.bind(*self.args, **self.kwargs)[name]
+
+    @property
+    def called(self) -> fx.Node | None:
+        """The program's own call of this package's operator, if that is what was recognised."""
+        return next((node for node in self.interior if kind(node) == CALLED), None)
 
     def leaves(self) -> Iterator[Match]:
         """The recognised sites inside: the match itself, or its parts' leaves."""

@@ -27,7 +27,12 @@ _VIEWS = frozenset(
 
 
 def neighbour(match: Match) -> str | None:
-    """The name of a node that Inductor would fuse with `match`, or None if it stands alone."""
+    """The name of a node that Inductor would fuse with `match`, or None if it stands alone.
+
+    An operator that the program calls by name stands alone.
+    """
+    if match.called is not None:
+        return None
     for name, argument in match.op.bind(*match.args, **match.kwargs).items():
         if name in _ROWS:
             for node in nodes_in(argument):

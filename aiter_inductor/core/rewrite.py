@@ -16,11 +16,19 @@ _COPIED_META = ("nn_module_stack", "source_fn_stack", "stack_trace", "fwd_source
 
 
 def apply(graph: fx.Graph, decisions: Iterable[Decision]) -> int:
-    """Insert the op of every decision that has a provider; returns how many were inserted.
+    """Insert the op of every decision that has a provider; returns how many calls it changed.
+
+    An operator that the program calls itself, and that no provider takes, computes its reference:
+    left as it is, it would be selected for anew, without the evidence of the plan.
 
     The last op goes in first: the arguments of a match name the nodes of the graph as captured, and
     those that another op replaces are then exchanged along with all their other uses.
     """
+    decisions = tuple(decisions)
+    left = [d for d in decisions if d.provider is None]
+    calls = [leaf.called for d in left for leaf in d.match.leaves() if leaf.called is not None]
+    for call in calls:
+        call.kwargs = {**call.kwargs, "provider": "reference"}
     position = {node: i for i, node in enumerate(graph.nodes)}
     taken = [d for d in decisions if d.provider is not None and d.before is not None]
     for decision in sorted(taken, key=lambda d: position[d.before], reverse=True):
@@ -28,7 +36,7 @@ def apply(graph: fx.Graph, decisions: Iterable[Decision]) -> int:
     if taken:
         _erase_dead(graph, taken)
         graph.lint()
-    return len(taken)
+    return len(taken) + len(calls)
 
 
 def _insert(graph: fx.Graph, decision: Decision) -> None:

@@ -16,6 +16,7 @@ from aiter_inductor.patterns.raising import (
     act_and_mul,
     attention,
     attention_eager,
+    called,
     gemm,
     gemm_batched,
     gemm_scaled_after,
@@ -33,6 +34,7 @@ from aiter_inductor.patterns.raising import (
 )
 
 RAISING: tuple[Recogniser, ...] = (
+    called.called_operator,
     layer_norm.functional_layer_norm,
     layer_norm.spelled_layer_norm,
     layer_norm.deviation_layer_norm,
@@ -50,7 +52,6 @@ RAISING: tuple[Recogniser, ...] = (
     gemm_batched.dequantised_bmm,
     gemm_scaled_mm.library_call,
     gemm_torchao.torchao_linear,
-    mxfp4.called_operator,
     mxfp4.dequantised_mxfp4,
     mla.latent_attention,
     attention.fused_attention,
@@ -70,5 +71,5 @@ FUSION: tuple[Fusion, ...] = (
     residual_into_gemm.residual_into_gemm,
 )
 
-PATTERNS = (*(rule.pattern for rule in RAISING), *(rule.name for rule in FUSION))
-"""Names by which each can be switched off."""
+PATTERNS = (*(rule.pattern for rule in RAISING[1:]), *(rule.name for rule in FUSION))
+"""Names by which each can be switched off; a called operator is by its own name."""

@@ -1,36 +1,19 @@
-"""MXFP4: calls of this package's operators, and linears on operands dequantised by a table."""
+"""MXFP4: linears on operands dequantised by a table."""
 
 from __future__ import annotations
 
-import operator
 from typing import Any
 
 from torch import fx
 
-from aiter_inductor.core.graph import dtype, kind
-from aiter_inductor.core.match import Match, Miss, Output, recogniser
+from aiter_inductor.core.graph import dtype
+from aiter_inductor.core.match import Match, Miss, recogniser
 from aiter_inductor.core.problem import fixed
-from aiter_inductor.lowerings.mxfp4 import GROUP, gemm_mxfp4, quant_mxfp4
+from aiter_inductor.lowerings.mxfp4 import GROUP, gemm_mxfp4
 from aiter_inductor.patterns.raising.gemm import PRODUCTS, Product, follow, matched, product_at
 from aiter_inductor.patterns.raising.gemm_e2m1 import read_e8m0
 from aiter_inductor.patterns.raising.gemm_operand import Operand, in_order, read_operand, shaped
 from aiter_inductor.patterns.raising.gemm_scale import read_scaling
-
-
-@recogniser("mxfp4", quant_mxfp4.name, gemm_mxfp4.name)
-def called_operator(node: fx.Node) -> Match | Miss | None:
-    """`torch.ops.aiter_inductor.gemm_mxfp4(...)`, for which the plan is to choose a kernel."""
-    if node.kwargs.get("provider", ""):
-        return None
-    op = quant_mxfp4 if kind(node) == quant_mxfp4.name else gemm_mxfp4
-    kwargs = {name: given for name, given in node.kwargs.items() if name != "provider"}
-    if op is gemm_mxfp4:
-        return Match(op.name, op, node.args, kwargs, (Output(node),), frozenset({node}))
-    parts = {u.args[1]: u for u in node.users if u.target is operator.getitem}
-    if not parts or len(parts) < len(node.users):
-        return Miss(op.name, node, "its two results are used in another way than one by one")
-    outputs = tuple(Output(parts[i]) if i in parts else None for i in range(2))
-    return Match(op.name, op, node.args, kwargs, outputs, frozenset({node, *parts.values()}))
 
 
 @recogniser(gemm_mxfp4.name, *PRODUCTS)
