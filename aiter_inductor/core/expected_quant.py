@@ -2,7 +2,8 @@
 
 A cast to int8 or fp8 alone says little: masks and codes are cast too. It quantises if what it casts
 was divided by (or multiplied with the reciprocal of) a largest magnitude that the program computes,
-or was rounded or clamped after a division by a scale of one element that it is given.
+or was rounded or clamped after a division by a scale of one element that it is given. A scale that
+is written as a number could be any factor; a clamp to the range of fp8 tells.
 """
 
 from __future__ import annotations
@@ -12,8 +13,18 @@ from collections.abc import Iterator
 import torch
 from torch import fx
 
-from aiter_inductor.core.dtypes import QUANT_DTYPES
-from aiter_inductor.core.graph import TRANSPARENT, VIEWS, arg, dtype, kind, operands, source, tensor
+from aiter_inductor.core.dtypes import FP8_DTYPES, QUANT_DTYPES, quant_max
+from aiter_inductor.core.graph import (
+    TRANSPARENT,
+    VIEWS,
+    arg,
+    dtype,
+    kind,
+    number,
+    operands,
+    source,
+    tensor,
+)
 
 OPERATORS = frozenset(
     {
@@ -54,7 +65,21 @@ def quantisation_at(node: fx.Node) -> tuple[fx.Node, ...]:
     bounded = any(kind(each) in _BOUNDS for each in passed)
     if any(_computed(s) or (bounded and _given(s)) for s in _scales(values)):
         return (values, *reversed(passed))
+    if any(_clamps_to_range(each, dtype(node)) for each in passed) and _scaled_by_number(values):
+        return (values, *reversed(passed))
     return ()
+
+
+def _clamps_to_range(node: fx.Node, qdtype: torch.dtype | None) -> bool:
+    """Whether `node` clamps to what an fp8 type holds."""
+    if qdtype not in FP8_DTYPES or kind(node) != "clamp":
+        return False
+    limit = quant_max(qdtype)
+    return number(arg(node, "min")) == -limit and number(arg(node, "max")) == limit
+
+
+def _scaled_by_number(node: fx.Node) -> bool:
+    return any(number(operand) is not None for operand in operands(node, kind(node) or "") or ())
 
 
 def _scales(node: fx.Node) -> Iterator[fx.Node]:

@@ -59,6 +59,14 @@ class Static(torch.nn.Module):
         return (x / self.scale).clamp(-self.bound, self.bound).to(FP8)
 
 
+def by_number(x: torch.Tensor) -> torch.Tensor:
+    return (x / 0.02).clamp(-QMAX, QMAX).to(FP8)
+
+
+def by_inverse_number(x: torch.Tensor) -> torch.Tensor:
+    return torch.clamp(x.float() * 50.0, -QMAX, QMAX).to(FP8)
+
+
 def quants(report: Report) -> list[Site]:
     return [site for site in report.sites if site.pattern.startswith("quant")]
 
@@ -76,6 +84,8 @@ def test_a_recognised_quantisation_is_no_miss(program: Callable[..., Any]) -> No
         (largest_value_not_magnitude, "the given scale has shape [8, 1]"),
         (reciprocal_power_of_two, "the scale passes through exp2, which no kernel computes"),
         (zero_point, "asymmetric: the zero point 3 is added"),
+        (by_number, "the scale is the number 0.02, kernels read it from a tensor"),
+        (by_inverse_number, "the scale is the number 50.0, kernels read it from a tensor"),
         (Static(3.0), "the clamp is to [-3, 3], kernels clamp to [-240, 240]"),
     ],
 )
@@ -104,6 +114,10 @@ def weighted(x: torch.Tensor) -> torch.Tensor:
     return (x * x.mean(-1, keepdim=True)).to(FP8)
 
 
+def bounded(x: torch.Tensor) -> torch.Tensor:
+    return (x * 10).clamp(-3, 3).to(FP8)
+
+
 def already_integer(x: torch.Tensor) -> torch.Tensor:
     return x.argmax(-1).clamp(0, 100).to(torch.int8)
 
@@ -113,7 +127,7 @@ def normalised_image(x: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(
-    "program", [mask, plain_cast, rounded, weighted, already_integer, normalised_image]
+    "program", [mask, plain_cast, rounded, bounded, weighted, already_integer, normalised_image]
 )
 def test_plain_casts_are_no_quantisations(program: Callable[..., Any]) -> None:
     assert quants(explain(program, rows(8, 64))) == []
