@@ -77,6 +77,19 @@ def _mxfp4() -> Family:
     return Family(GEMM_DIMS, example)
 
 
+def _int4_tiles(dims: Dims, fp8: torch.dtype) -> Arguments:
+    """A weight in int4 tiles, padded to whole ones."""
+    M, N, K = dims["num_rows"], dims["N"], dims["K"]
+    padded_n, padded_k = -(-N // 16) * 16, -(-K // GROUP_SIZE) * GROUP_SIZE
+    scales = (padded_k // GROUP_SIZE, padded_n, 2)
+    args = (
+        torch.empty(M, K, dtype=torch.bfloat16, device="meta"),
+        torch.empty(padded_n // 8, padded_k // 128, 32, 4, dtype=torch.int32, device="meta"),
+        torch.empty(scales, dtype=torch.bfloat16, device="meta"),
+    )
+    return args, {"group_size": GROUP_SIZE, "out_features": N}
+
+
 def _bmm(dims: Dims, fp8: torch.dtype) -> Arguments:
     """A batch of products, scaled by groups of 128 and blocks of 128 x 128."""
     B, M, N, K = (dims[name] for name in BMM_DIMS)
@@ -100,6 +113,7 @@ GEMM_FAMILIES: Mapping[str, Family] = {
     "gemm_fp8_blockscale_preshuffled": _gemm("block", tiled=True),
     "gemm_fp8_rowwise_preshuffled": _gemm("row", tiled=True),
     "gemm_mxfp4": _mxfp4(),
+    "gemm_w4a16_tile_packed": Family(GEMM_DIMS, _int4_tiles),
     "gemm_fp8_blockscale_add": _residual("block"),
     "gemm_fp8_rowwise_add": _residual("row"),
     "bmm_fp8": Family(BMM_DIMS, _bmm),

@@ -92,14 +92,40 @@ def gemm_w8a16(
 
 
 def gemm_w4a16(
-    x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None = None, *, group_size: int
+    x: Tensor,
+    weight: Tensor,
+    weight_scale: Tensor,
+    bias: Tensor | None = None,
+    weight_zero: Tensor | None = None,
+    *,
+    group_size: int,
+    offset_binary: bool = False,
 ) -> Tensor:
-    """A weight in four bits, scaled by groups."""
+    """A weight in four bits, scaled and perhaps shifted by groups."""
     low, high = (weight & 15).to(torch.int8), (weight >> 4).to(torch.int8)
     codes = torch.stack((low, high), -1).flatten(-2)
-    codes = torch.where(codes < 8, codes, codes - 16)
-    factor = weight_scale.repeat_interleave(group_size, -1)[:, : x.shape[-1]]
-    return F.linear(x, (codes.float() * factor).to(x.dtype), bias)
+    codes = codes - 8 if offset_binary else torch.where(codes < 8, codes, codes - 16)
+    columns = codes.float() * weight_scale.repeat_interleave(group_size, -1)[:, : x.shape[-1]]
+    if weight_zero is not None:
+        columns = columns + weight_zero.repeat_interleave(group_size, -1)[:, : x.shape[-1]]
+    return F.linear(x, columns.to(x.dtype), bias)
+
+
+def gemm_w4a16_tile_packed(
+    x: Tensor,
+    weight: Tensor,
+    scale_and_zero: Tensor,
+    bias: Tensor | None = None,
+    *,
+    group_size: int,
+    out_features: int,
+    tile_n: int = 8,
+) -> Tensor:
+    """torch's own kernel, of x padded as the weight is, on the chip whose tiles these are."""
+    rows = F.pad(x.flatten(0, -2), (0, 128 * weight.shape[1] - x.shape[-1]))
+    out: Tensor = torch.ops.aten._weight_int4pack_mm(rows, weight, group_size, scale_and_zero)
+    out = out[:, :out_features].reshape(*x.shape[:-1], out_features)
+    return out if bias is None else out + bias
 
 
 def bmm_fp8(

@@ -46,7 +46,7 @@ def spread_last(scale: Tensor, size: int, group_size: int) -> Tensor:
     return scale.index_select(-1, torch.arange(size, device=scale.device) // group_size)
 
 
-def _linear(
+def linear_of(
     x: Tensor, weight: Tensor, bias: Tensor | None, factor: Tensor | None, out_dtype: torch.dtype
 ) -> Tensor:
     """`x @ weight.T * factor + bias` of wide operands, rounded once to `out_dtype`."""
@@ -128,15 +128,6 @@ def of_gemm_w8a16(
     )
 
 
-def of_gemm_w4a16(
-    x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None = None, *, group_size: int
-) -> GemmProblem:
-    """The problem of `gemm_w4a16`."""
-    return GemmProblem.of(
-        "weight_group", x, weight, None, weight_scale, bias, group_size=group_size
-    )
-
-
 @op(problem=of_gemm_blockscale)
 def gemm_fp8_blockscale(
     x: Tensor,
@@ -167,7 +158,7 @@ def gemm_fp8_blockscale(
     wide = accumulate_dtype(x.dtype)
     rows = x.to(wide) * spread_last(x_scale, K, group_size)
     columns = weight.to(wide) * spread(weight_scale, (N, K), (block_n, block_k))
-    return _linear(rows, columns, bias, None, out_dtype)
+    return linear_of(rows, columns, bias, None, out_dtype)
 
 
 @op(problem=of_gemm_rowwise)
@@ -194,7 +185,7 @@ def gemm_fp8_rowwise(
     """
     factor = x_scale * weight_scale.reshape(-1)
     wide = accumulate_dtype(x.dtype)
-    return _linear(x.to(wide), weight.to(wide), bias, factor, out_dtype)
+    return linear_of(x.to(wide), weight.to(wide), bias, factor, out_dtype)
 
 
 @op(problem=of_gemm_per_tensor)
@@ -220,7 +211,7 @@ def gemm_fp8_per_tensor(
     """
     factor = x_scale.reshape(()) * weight_scale.reshape(())
     wide = accumulate_dtype(x.dtype)
-    return _linear(x.to(wide), weight.to(wide), bias, factor, out_dtype)
+    return linear_of(x.to(wide), weight.to(wide), bias, factor, out_dtype)
 
 
 @op(problem=of_gemm_rowwise)
@@ -274,9 +265,9 @@ def gemm_w8a16(
     """
     wide = accumulate_dtype(x.dtype)
     if weight_scale.dim() == 1:
-        return _linear(x.to(wide), weight.to(wide), bias, weight_scale, x.dtype)
+        return linear_of(x.to(wide), weight.to(wide), bias, weight_scale, x.dtype)
     columns = _dequantised(weight, weight_scale, block_n, block_k, wide)
-    return _linear(x.to(wide), columns, bias, None, x.dtype)
+    return linear_of(x.to(wide), columns, bias, None, x.dtype)
 
 
 def _dequantised(
@@ -293,58 +284,18 @@ def _(saved: dict[str, Any], grad: Tensor) -> dict[str, Tensor | None]:
     wide = accumulate_dtype(grad.dtype)
     blocks = saved["block_n"], saved["block_k"]
     columns = _dequantised(saved["weight"], saved["weight_scale"], *blocks, wide)
-    return _of_rows(grad, columns, saved["bias"])
+    return gradients_of_rows(grad, columns, saved["bias"])
 
 
-def _of_rows(grad: Tensor, columns: Tensor, bias: Tensor | None) -> dict[str, Tensor | None]:
+def gradients_of_rows(
+    grad: Tensor, columns: Tensor, bias: Tensor | None
+) -> dict[str, Tensor | None]:
     """Gradients of x and of the bias; the weight, which is quantised, gets none."""
     of_bias = None if bias is None else grad.flatten(0, -2).sum(0).to(bias.dtype)
     return {"x": grad @ columns.to(grad.dtype), "bias": of_bias}
 
 
-@op(problem=of_gemm_w4a16)
-def gemm_w4a16(
-    x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None = None, *, group_size: int
-) -> Tensor:
-    """A linear layer whose weight is stored in int4, scaled by groups of its rows.
-
-    Args:
-        x: [*, K], bfloat16, float16 or float32; K even.
-        weight: [N, K / 2], uint8: two's complement nibbles, the even element in the low one.
-        weight_scale: [N, ceil(K / group_size)], fp32.
-        bias: [N], any float dtype, or None.
-
-    Returns:
-        [*, N], x's dtype.
-    """
-    wide = accumulate_dtype(x.dtype)
-    columns = _unpacked(weight, weight_scale, group_size, wide)
-    return _linear(x.to(wide), columns, bias, None, x.dtype)
-
-
-def _unpacked(weight: Tensor, scale: Tensor, group_size: int, dtype: torch.dtype) -> Tensor:
-    """A weight [N, K] of `gemm_w4a16`."""
-    low, high = (weight & 15).to(torch.int8), (weight >> 4).to(torch.int8)
-    nibbles = torch.stack((low, high), -1).flatten(-2)
-    signed = torch.where(nibbles < 8, nibbles, nibbles - 16)
-    return signed.to(dtype) * spread_last(scale, nibbles.shape[-1], group_size)
-
-
-@gemm_w4a16.backward("weight", "weight_scale", "bias")
-def _(saved: dict[str, Any], grad: Tensor) -> dict[str, Tensor | None]:
-    wide = accumulate_dtype(grad.dtype)
-    columns = _unpacked(saved["weight"], saved["weight_scale"], saved["group_size"], wide)
-    return _of_rows(grad, columns, saved["bias"])
-
-
-for made in (
-    gemm_fp8_blockscale,
-    gemm_fp8_rowwise,
-    gemm_fp8_per_tensor,
-    gemm_int8,
-    gemm_w8a16,
-    gemm_w4a16,
-):
+for made in (gemm_fp8_blockscale, gemm_fp8_rowwise, gemm_fp8_per_tensor, gemm_int8, gemm_w8a16):
     made.tuned(TUNINGS[made.name])
 for made in (gemm_fp8_blockscale, gemm_fp8_rowwise, gemm_fp8_per_tensor, gemm_w8a16):
     add_cpp(made, "gemm", refuse=dtypes_unsupported, decline=library_is_faster)
@@ -364,8 +315,7 @@ CONFIG = "triton.gemm_config.GemmConfig"
 for made in (gemm_fp8_blockscale, gemm_fp8_rowwise, gemm_fp8_per_tensor):
     add_triton(made, "gemm", refuse=triton_unsupported, config=CONFIG)
 add_triton(gemm_int8, "gemm", refuse=int8_unsupported, config=CONFIG)
-for made in (gemm_w8a16, gemm_w4a16):
-    add_vendor(made, "gemm_weight", refuse=only_open_rows, archs=("sm_90",))
-    add_triton(
-        made, "gemm_weight", refuse=triton_unsupported, decline=decline_weight_only, config=CONFIG
-    )
+add_vendor(gemm_w8a16, "gemm_weight", refuse=only_open_rows, archs=("sm_90",))
+add_triton(
+    gemm_w8a16, "gemm_weight", refuse=triton_unsupported, decline=decline_weight_only, config=CONFIG
+)

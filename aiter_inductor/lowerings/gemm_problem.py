@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from aiter_inductor.core.dtypes import short_name
+from aiter_inductor.core.dtypes import ROW_DTYPES, short_name
 from aiter_inductor.core.problem import Dim, dim, product
 from aiter_inductor.lowerings.gemm_tiles import in_tiles
 
@@ -34,6 +35,8 @@ class GemmProblem:
         scales_contiguous: whether every scale tensor is.
         mismatch: why the tensors do not belong together, or None.
         layout: of the weight: `rows`, or `16x16` tiles.
+        has_zero: of int4, whether a code of 0 stands for something else than 0.
+        offset_binary: of int4, whether codes are stored with 8 added.
     """
 
     M: Dim
@@ -52,6 +55,8 @@ class GemmProblem:
     scales_contiguous: bool = True
     mismatch: str | None = None
     layout: str = "rows"
+    has_zero: bool = False
+    offset_binary: bool = False
 
     @classmethod
     def of(
@@ -67,9 +72,10 @@ class GemmProblem:
         group_size: int = 0,
         block_n: int = 0,
         block_k: int = 0,
+        weight_zero: Tensor | None = None,
     ) -> GemmProblem:
         """The problem of one call; `x_scale` is None where only the weight is quantised."""
-        scales = [scale for scale in (x_scale, weight_scale) if scale is not None]
+        scales = [scale for scale in (x_scale, weight_scale, weight_zero) if scale is not None]
         made = cls(
             M=product(x.shape[:-1]),
             N=dim(weight.shape[0]) if weight.dim() else 1,
@@ -85,8 +91,9 @@ class GemmProblem:
             x_contiguous=is_row_major(x),
             weight_contiguous=is_row_major(weight),
             scales_contiguous=all(map(is_row_major, scales)),
+            has_zero=weight_zero is not None,
         )
-        reason = _mismatch(made, x, weight, x_scale, weight_scale, bias)
+        reason = _mismatch(made, x, weight, x_scale, weight_scale, bias, weight_zero)
         return replace(made, mismatch=reason)
 
     def x_scale_shape(self, leading: tuple[Dim, ...]) -> tuple[Dim, ...] | None:
@@ -109,7 +116,8 @@ class GemmProblem:
         if self.scaling == "weight_group":
             weights = weights // 2
         of_x = self.x_scale_shape((self.M,))
-        scales = _count(self.weight_scale_shape()) + (0 if of_x is None else _count(of_x))
+        scales = _count(self.weight_scale_shape()) * (2 if self.has_zero else 1)
+        scales += 0 if of_x is None else _count(of_x)
         bias = self.N * self.bias_dtype.itemsize if self.bias_dtype else 0
         rows = self.M * (self.K * self.dtype.itemsize + self.N * self.out_dtype.itemsize)
         return rows + weights + 4 * scales + bias
@@ -141,6 +149,9 @@ class GemmProblem:
         weight_scale = unit * (0.5 + uniform(self.weight_scale_shape()))
         bias = None if self.bias_dtype is None else values((self.N,), self.bias_dtype)
         x_shape = self.x_scale_shape((self.M,))
+        if packed:
+            zero = unit * uniform(self.weight_scale_shape()) if self.has_zero else None
+            return (x, weight, weight_scale, bias, zero), self._keywords()
         if x_shape is None:
             return (x, weight, weight_scale, bias), self._keywords()
         x_scale = (0.5 + uniform(x_shape)) / (1 if self.dtype.is_floating_point else 73)
@@ -149,7 +160,7 @@ class GemmProblem:
     def _keywords(self) -> dict[str, Any]:
         blocks = {"block_n": self.block_n, "block_k": self.block_k}
         if self.scaling == "weight_group":
-            return {"group_size": self.group_size}
+            return {"group_size": self.group_size, "offset_binary": self.offset_binary}
         if self.scaling.startswith("weight"):
             return blocks if self.scaling == "weight_block" else {}
         if self.scaling == "block":
@@ -179,6 +190,7 @@ def _mismatch(
     x_scale: Tensor | None,
     weight_scale: Tensor,
     bias: Tensor | None,
+    weight_zero: Tensor | None,
 ) -> str | None:
     if x.dim() == 0 or weight.dim() != 2:
         return f"x is {_shape(x)} and weight {_shape(weight)}; they must be [*, K] and [N, K]"
@@ -194,10 +206,23 @@ def _mismatch(
         wanted = made.x_scale_shape(tuple(map(dim, x.shape[:-1]))) or ()
         if not _fits(x_scale, wanted, loose=made.scaling == "tensor"):
             return f"x_scale is {_shape(x_scale)}, x wants {list(wanted)}"
-    for name, scale in (("x_scale", x_scale), ("weight_scale", weight_scale)):
-        if scale is not None and scale.dtype != torch.float32:
+    if weight_zero is not None and not _fits(weight_zero, made.weight_scale_shape(), loose=False):
+        return f"weight_zero is {_shape(weight_zero)}, not as weight_scale {_shape(weight_scale)}"
+    named = {"x_scale": x_scale, "weight_scale": weight_scale, "weight_zero": weight_zero}
+    return _wrong_scales(named, made.scaling) or _apart([x, weight, bias, *named.values()])
+
+
+def _wrong_scales(named: Mapping[str, Tensor | None], scaling: str) -> str | None:
+    """float32, but of int4 any float dtype: there the formats that others store keep x's."""
+    allowed = (*ROW_DTYPES, torch.float64) if scaling == "weight_group" else (torch.float32,)
+    for name, scale in named.items():
+        if scale is not None and scale.dtype not in allowed:
             return f"{name} is {short_name(scale.dtype)}, not float32"
-    devices = {t.device for t in (x, weight, x_scale, weight_scale, bias) if t is not None}
+    return None
+
+
+def _apart(tensors: Iterable[Tensor | None]) -> str | None:
+    devices = {t.device for t in tensors if t is not None}
     if len(devices) > 1:
         return f"the tensors are on {' and '.join(sorted(map(str, devices)))}"
     return None

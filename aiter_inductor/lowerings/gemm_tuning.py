@@ -98,7 +98,14 @@ def of_w8a16(
 
 
 def of_w4a16(
-    x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None = None, *, group_size: int
+    x: Tensor,
+    weight: Tensor,
+    weight_scale: Tensor,
+    bias: Tensor | None = None,
+    weight_zero: Tensor | None = None,
+    *,
+    group_size: int,
+    offset_binary: bool = False,
 ) -> Call:
     """Of a call of `gemm_w4a16`."""
     N, packed = weight.shape

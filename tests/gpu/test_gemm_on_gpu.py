@@ -48,6 +48,17 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
             "group_size": 128,
         },
     ),
+    "int4 zeros": (
+        "gemm_w4a16",
+        {
+            "scaling": "weight_group",
+            "dtype": BF16,
+            "weight_dtype": torch.uint8,
+            "group_size": 32,
+            "has_zero": True,
+            "offset_binary": True,
+        },
+    ),
 }
 
 
@@ -83,7 +94,7 @@ def test_provider(kind: str, name: str, shape: tuple[int, int, int], biased: boo
 
 
 @pytest.mark.parametrize("rows", [0, 64, 300])
-@pytest.mark.parametrize("kind", ["fp8 rows", "int8 blocks", "int4"])
+@pytest.mark.parametrize("kind", ["fp8 rows", "int8 blocks", "int4", "int4 zeros"])
 def test_weights_alone_with_rows_counted_when_called(kind: str, rows: int) -> None:
     op, fp8 = OPS[KINDS[kind][0]], arch_of(torch.device("cuda")).fp8_dtypes[0]
     if not op.providers["vendor"].serves(arch_of(torch.device("cuda"))):
@@ -92,13 +103,13 @@ def test_weights_alone_with_rows_counted_when_called(kind: str, rows: int) -> No
     problem = GemmProblem(rows, 392, 1296, **fields, bias_dtype=BF16)
     args, kwargs = problem.sample(seed=1, device="cuda")
     found = op.providers["vendor"].run(*args, **kwargs)
-    exact = expected(problem, [a.cpu() for a in args]).cuda()
+    exact = expected(problem, [a if a is None else a.cpu() for a in args]).cuda()
     # Beyond 128 rows the weight is rounded to bfloat16 too, as plain code does.
     difference = (found.double() - exact).norm()
     assert difference <= exact.norm() * (1.8e-3 if rows <= 128 else 3e-3)
 
 
-@pytest.mark.parametrize("kind", [k for k in KINDS if k != "int4"])
+@pytest.mark.parametrize("kind", [k for k in KINDS if "int4" not in k])
 def test_more_elements_than_an_int32_counts(kind: str) -> None:
     op = OPS[KINDS[kind][0]]
     fp8 = arch_of(torch.device("cuda")).fp8_dtypes[0]

@@ -13,9 +13,9 @@ from aiter_inductor.lowerings.gemm import (
     gemm_fp8_per_tensor,
     gemm_fp8_rowwise,
     gemm_int8,
-    gemm_w4a16,
     gemm_w8a16,
 )
+from aiter_inductor.lowerings.gemm_int4 import gemm_w4a16
 from aiter_inductor.lowerings.gemm_problem import GemmProblem
 from tests.lowerings.checks import assert_close, assert_same_layout, layouts, opcheck
 
@@ -39,6 +39,18 @@ PROBLEMS = [
             **WIDE, dtype=BF16, weight_dtype=torch.uint8, scaling="weight_group", group_size=64
         ),
     ),
+    (
+        gemm_w4a16,
+        GemmProblem(
+            **WIDE,
+            dtype=BF16,
+            weight_dtype=torch.uint8,
+            scaling="weight_group",
+            group_size=32,
+            has_zero=True,
+            offset_binary=True,
+        ),
+    ),
 ]
 every_op = pytest.mark.parametrize(("op", "problem"), PROBLEMS, ids=lambda v: str(v)[:24])
 
@@ -49,17 +61,20 @@ def spread(scale, shape, blocks):
     return scale.double()[rows[:, None], cols[None, :]]
 
 
-def unpacked(packed):
-    """Elements of two's complement nibbles, one at a time."""
+def unpacked(packed, *, offset_binary=False):
+    """Elements of nibbles in two's complement, or with 8 added, one at a time."""
     found = torch.empty(packed.shape[0], 2 * packed.shape[1], dtype=torch.float64)
     for parity in range(2):
         nibble = (packed.to(torch.int64) >> (4 * parity)) % 16
-        found[:, parity::2] = (nibble + 8) % 16 - 8
+        found[:, parity::2] = nibble - 8 if offset_binary else (nibble + 8) % 16 - 8
     return found
 
 
 def expected(problem, args):
     """The layer in float64, from dequantised operands."""
+    zero = None
+    if problem.scaling == "weight_group":
+        *args, zero = args
     x, weight, *scales, bias = args
     M, N, K = problem.M, problem.N, problem.K
     w_scale = scales[-1]
@@ -69,13 +84,18 @@ def expected(problem, args):
         factor = spread(w_scale, (N, K), (1, problem.group_size))
     else:
         factor = w_scale.double().reshape(-1, 1)
-    stored = unpacked(weight) if weight.dtype == torch.uint8 else weight.double()
+    stored = weight.double()
+    if weight.dtype == torch.uint8:
+        stored = unpacked(weight, offset_binary=problem.offset_binary)
     rows = x.double()
     if len(scales) == 2:
         group = problem.group_size or K
         by_group = scales[0].expand(M, 1) if scales[0].dim() == 0 else scales[0]
         rows = rows * spread(by_group, (M, K), (1, group))
-    out = rows @ (stored * factor).T
+    columns = stored * factor
+    if zero is not None:
+        columns = columns + spread(zero, (N, K), (1, problem.group_size))
+    out = rows @ columns.T
     return out if bias is None else out + bias.double()
 
 
@@ -118,7 +138,7 @@ def test_leading_dimensions(op, problem, leading):
         seed=3, device="cpu"
     )
     shaped = [args[0], *args[1:]]
-    for at in (0, 2) if len(args) == 5 and args[2].dim() else (0,):
+    for at in (0, 2) if problem.scaling in ("block", "row") else (0,):
         shaped[at] = args[at][0] if leading == () else args[at][: torch.Size(leading).numel()]
         shaped[at] = shaped[at].reshape(*leading, args[at].shape[-1])
     out = op(*shaped, **kwargs)
@@ -131,7 +151,7 @@ def test_leading_dimensions(op, problem, leading):
 @every_op
 def test_memory_orders(op, problem):
     args, kwargs = problem.sample(seed=4, device="cpu")
-    scales = 2 if len(args) == 5 and args[2].dim() else 0
+    scales = 2 if problem.scaling in ("block", "row") else 0
     lead = [a.reshape(2, 3, -1) if i in (0, scales) else a for i, a in enumerate(args)]
     wanted = op(*lead, **kwargs)
     if args[0].dtype == BF16:
@@ -183,15 +203,17 @@ def test_mismatches_are_sentences(at, wrong, sentence):
     assert gemm_fp8_blockscale.problem(*args, **kwargs).mismatch == sentence
 
 
-@pytest.mark.parametrize(("op", "problem"), PROBLEMS[-3:], ids=["rows", "blocks", "int4"])
+@pytest.mark.parametrize(("op", "problem"), PROBLEMS[4:], ids=["rows", "blocks", "int4", "zeros"])
 def test_gradients_of_weight_only(op, problem):
     """In float64, against differences; the weight and its scales get none."""
     small = replace(problem, M=3, N=10, K=64, dtype=torch.float64, bias_dtype=torch.float64)
-    (x, weight, scale, bias), kwargs = replace(small, out_dtype=torch.float64).sample(
+    (x, weight, scale, bias, *zero), kwargs = replace(small, out_dtype=torch.float64).sample(
         seed=5, device="cpu"
     )
     x, bias = x.reshape(3, 1, 64).requires_grad_(), bias.requires_grad_()
-    assert torch.autograd.gradcheck(lambda x, b: op(x, weight, scale, b, **kwargs), (x, bias))
-    op(x, weight, scale, None, **kwargs).sum().backward()
+    assert torch.autograd.gradcheck(
+        lambda x, b: op(x, weight, scale, b, *zero, **kwargs), (x, bias)
+    )
+    op(x, weight, scale, None, *zero, **kwargs).sum().backward()
     assert x.grad is not None
     assert bias.grad is None

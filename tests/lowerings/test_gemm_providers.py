@@ -18,9 +18,9 @@ from aiter_inductor.lowerings.gemm import (
     gemm_fp8_per_tensor,
     gemm_fp8_rowwise,
     gemm_int8,
-    gemm_w4a16,
     gemm_w8a16,
 )
+from aiter_inductor.lowerings.gemm_int4 import gemm_w4a16
 from aiter_inductor.lowerings.gemm_problem import GemmProblem
 from aiter_inductor.lowerings.gemm_providers import cuda_unsupported
 from tests.kernels.cpp.test_gemm import assert_product, spread

@@ -218,6 +218,7 @@ OWN_SIZES: Mapping[str, tuple[Dims, ...]] = {
     "gemm_fp8_blockscale_preshuffled": _TILED,
     "gemm_fp8_rowwise_preshuffled": _TILED,
     "gemm_mxfp4": _TILED,
+    "gemm_w4a16_tile_packed": _TILED,
     "bmm_fp8": (
         {"batch": 2, "num_rows": 3, "N": 130, "K": 1024},
         {"batch": 3, "num_rows": 70, "N": 200, "K": 328},
@@ -284,6 +285,11 @@ STYLES: Mapping[str, tuple[Style, ...]] = {
         Style("by row", fields={"x_scales": (2, 3, 1), "weight_scales": (2, 130, 1), "block_n": 1}),
         Style("by tensor", fields={"x_scales": (1, 1, 1), "weight_scales": (3, 1, 1)}),
     ),
+    "gemm_w4a16": (
+        Style("zeros", fields={"has_zero": True}),
+        Style("offset binary", fields={"has_zero": True, "offset_binary": True}),
+    ),
+    "gemm_w4a16_tile_packed": (Style("of AMD", fields={"tile_n": 16, "bias_dtype": FP32}), OF_FP16),
     "gemm_mxfp4": (Style("biased", fields={"bias_dtype": FP32}), OF_FP32),
     "rms_norm_quant": _NORM_QUANT,
     "add_rms_norm_quant": _NORM_QUANT,

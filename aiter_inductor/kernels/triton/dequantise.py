@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from aiter_inductor.kernels.triton.gemm_weight import alike
 from aiter_inductor.kernels.triton.gemm_weight_kernel import unpacked
 from aiter_inductor.kernels.triton.launch import launchable
 
@@ -17,14 +18,17 @@ ROWS, COLUMNS = 16, 512
 def dequantise_kernel(
     weight_ptr,
     scale_ptr,
+    zero_ptr,
     out_ptr,
     N,
     K,
     weight_stride,
-    scale_stride,
+    scale_row_stride,
+    scale_column_stride,
     SCALE_N: tl.constexpr,
     SCALE_K: tl.constexpr,
     PACKED: tl.constexpr,
+    OFFSET: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
@@ -37,46 +41,59 @@ def dequantise_kernel(
     width = K // 2 if PACKED else K
     weight = tl.load(weight_ptr + n * weight_stride + held, (n < N) & (held < width), 0.0)
     if PACKED:
-        weight = unpacked(weight, ROWS, COLUMNS)
-    scales = scale_ptr + n // SCALE_N * scale_stride
+        weight = unpacked(weight, ROWS, COLUMNS, OFFSET)
+    block = n // SCALE_N * scale_row_stride
     if SCALE_K:
-        scale = tl.load(scales + k // SCALE_K, live, 0.0)
-    else:
-        scale = tl.load(scales, n < N, 0.0)
-    wide = weight.to(tl.float32) * scale
+        block = block + k // SCALE_K * scale_column_stride
+    wide = weight.to(tl.float32) * tl.load(scale_ptr + block, live, 0.0).to(tl.float32)
+    if zero_ptr is not None:
+        wide += tl.load(zero_ptr + block, live, 0.0).to(tl.float32)
     tl.store(out_ptr + n * K + k, wide.to(out_ptr.dtype.element_ty), live)
 
 
 def dequantised(
-    weight: Tensor, scale: Tensor, block_n: int, block_k: int, *, dtype: torch.dtype
+    weight: Tensor,
+    scale: Tensor,
+    block_n: int,
+    block_k: int,
+    *,
+    dtype: torch.dtype,
+    zero: Tensor | None = None,
+    offset_binary: bool = False,
 ) -> Tensor:
     """A weight times its scales, rounded once.
 
     Args:
         weight: [N, K], or [N, K / 2] of uint8 that hold two int4 each.
-        scale: [N], or [ceil(N / block_n), ceil(K / block_k)], fp32.
+        scale: [N], or [ceil(N / block_n), ceil(K / block_k)], any float dtype.
         block_n, block_k: rows and columns that share a scale; `block_k` 0 for all of a row.
         dtype: of the result.
+        zero: added to a scaled element; as `scale`.
+        offset_binary: of int4, whether 8 was added to what is stored.
 
     Returns:
         [N, K].
     """
     packed = weight.dtype == torch.uint8
-    weight, scale = weight.contiguous(), scale.contiguous()
+    weight = weight.contiguous()
+    scale, zero = alike(scale, zero)
     N, K = weight.shape[0], weight.shape[1] * (2 if packed else 1)
     out = weight.new_empty((N, K), dtype=dtype)
     if out.numel():
         launchable(dequantise_kernel)[(triton.cdiv(N, ROWS), triton.cdiv(K, COLUMNS))](
             weight,
             scale,
+            zero,
             out,
             N,
             K,
             weight.stride(0),
             scale.stride(0),
+            scale.stride(1) if scale.dim() == 2 else 0,
             SCALE_N=block_n,
             SCALE_K=block_k,
             PACKED=packed,
+            OFFSET=offset_binary,
             ROWS=ROWS,
             COLUMNS=COLUMNS,
             num_warps=4,

@@ -32,12 +32,15 @@ def gemm_w4a16(
     weight: Tensor,
     weight_scale: Tensor,
     bias: Tensor | None = None,
+    weight_zero: Tensor | None = None,
     *,
     group_size: int,
+    offset_binary: bool = False,
     config: GemmConfig | None = None,
 ) -> Tensor:
     """`x` [*, K] times `weight` [N, K / 2] of nibbles, transposed; see the op of this name."""
-    return weight_only_gemm(x, weight, weight_scale, bias, (1, group_size), config)
+    blocks, codes = (1, group_size), {"zero": weight_zero, "offset_binary": offset_binary}
+    return weight_only_gemm(x, weight, weight_scale, bias, blocks, config, **codes)
 
 
 def weight_only_gemm(
@@ -47,21 +50,27 @@ def weight_only_gemm(
     bias: Tensor | None,
     blocks: tuple[int, int],
     config: GemmConfig | None = None,
+    *,
+    zero: Tensor | None = None,
+    offset_binary: bool = False,
 ) -> Tensor:
     """The product, scaled and rounded once.
 
     Args:
         x: [*, K]. weight: [N, K], or [N, K / 2] of uint8 that hold two int4 each.
-        weight_scale: [N], or a matrix of one scale a block, fp32.
+        weight_scale: [N], or a matrix of one scale a block, any float dtype.
         bias: [N], any float dtype, or None.
         blocks: rows and columns of the weight that share a scale; 0 columns for all of a row.
         config: None for the default.
+        zero: what is added to a scaled element of the weight, as `weight_scale`, or None.
+        offset_binary: of int4, whether 8 was added to what is stored.
 
     Returns:
         [*, N], x's dtype.
     """
     N, K, packed = weight.shape[0], x.shape[-1], weight.dtype == torch.uint8
-    x, weight, weight_scale = x.contiguous(), weight.contiguous(), weight_scale.contiguous()
+    x, weight = x.contiguous(), weight.contiguous()
+    weight_scale, zero = alike(weight_scale, zero)
     bias = None if bias is None else bias.contiguous()
     x_rows = x.flatten(0, -2) if x.dim() > 1 else x.unsqueeze(0)
     M = x_rows.shape[0]
@@ -77,6 +86,7 @@ def weight_only_gemm(
         x_rows,
         weight,
         weight_scale,
+        zero,
         bias if split_k == 1 else None,
         target,
         M,
@@ -85,10 +95,12 @@ def weight_only_gemm(
         x_rows.stride(0),
         weight.stride(0),
         weight_scale.stride(0),
+        weight_scale.stride(1) if weight_scale.dim() == 2 else 0,
         triton.cdiv(K, config.block_k * split_k) * config.block_k,
         SCALE_N=blocks[0],
         SCALE_K=blocks[1],
         PACKED=packed,
+        OFFSET=offset_binary,
         BLOCK_M=config.block_m,
         BLOCK_N=config.block_n,
         BLOCK_K=config.block_k,
@@ -99,3 +111,10 @@ def weight_only_gemm(
     if split_k > 1:
         add_splits(target, bias, out)
     return out
+
+
+def alike(scale: Tensor, zero: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Scales and zeros with the same strides, which may be any."""
+    if zero is None or zero.stride() == scale.stride():
+        return scale, zero
+    return scale.contiguous(), zero.contiguous()

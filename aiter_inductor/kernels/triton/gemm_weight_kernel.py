@@ -14,8 +14,13 @@ from aiter_inductor.kernels.triton.gemm_kernel import tile_of
 
 
 @triton.jit
-def unpacked(packed, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """int4 elements [ROWS, COLUMNS] of bytes [ROWS, COLUMNS / 2], the even one in the low half."""
+def unpacked(packed, ROWS: tl.constexpr, COLUMNS: tl.constexpr, OFFSET: tl.constexpr):
+    """int4 elements [ROWS, COLUMNS] of bytes [ROWS, COLUMNS / 2], the even one in the low half.
+
+    OFFSET: they are stored with 8 added, which is two's complement with the highest bit flipped.
+    """
+    if OFFSET:
+        packed = packed ^ 0x88
     pairs = packed.to(tl.int8, bitcast=True)
     return tl.join((pairs << 4) >> 4, pairs >> 4).reshape(ROWS, COLUMNS)
 
@@ -25,6 +30,7 @@ def weight_only_kernel(
     x_ptr,
     weight_ptr,
     weight_scale_ptr,
+    weight_zero_ptr,
     bias_ptr,
     out_ptr,
     M,
@@ -32,11 +38,13 @@ def weight_only_kernel(
     K,
     x_stride,
     weight_stride,
-    weight_scale_stride,
+    scale_row_stride,
+    scale_column_stride,
     k_per_split,
     SCALE_N: tl.constexpr,
     SCALE_K: tl.constexpr,
     PACKED: tl.constexpr,
+    OFFSET: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -53,7 +61,7 @@ def weight_only_kernel(
     inner, held = tl.arange(0, BLOCK_K), tl.arange(0, HELD)
     x_columns = x_ptr + row[None, :] * x_stride + inner[:, None]
     weight_rows = weight_ptr + column[:, None] * weight_stride + held[None, :]
-    scales = weight_scale_ptr + (column // SCALE_N) * weight_scale_stride
+    block = (column // SCALE_N) * scale_row_stride
     total = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
     start = tl.program_id(1) * k_per_split
     for k in tl.range(start, tl.minimum(start + k_per_split, K), BLOCK_K):
@@ -65,15 +73,19 @@ def weight_only_kernel(
             left = (K - k) // 2 if PACKED else K - k
             weight = tl.load(weight_rows + at, held[None, :] < left, 0.0)
         if PACKED:
-            weight = unpacked(weight, BLOCK_N, BLOCK_K)
+            weight = unpacked(weight, BLOCK_N, BLOCK_K, OFFSET)
         wide = weight.to(tl.float32).to(x.dtype)
         if SCALE_K:
             part = tl.dot(wide, x, input_precision="ieee")
-            total += part * tl.load(scales + k // SCALE_K)[:, None]
+            group = block + (k // SCALE_K) * scale_column_stride
+            total += part * tl.load(weight_scale_ptr + group).to(tl.float32)[:, None]
+            if weight_zero_ptr is not None:
+                zero = tl.load(weight_zero_ptr + group).to(tl.float32)
+                total += zero[:, None] * tl.sum(x.to(tl.float32), 0)[None, :]
         else:
             total = tl.dot(wide, x, total, input_precision="ieee")
     if not SCALE_K:
-        total *= tl.load(scales)[:, None]
+        total *= tl.load(weight_scale_ptr + block)[:, None]
     if bias_ptr is not None:
         total += tl.load(bias_ptr + column).to(tl.float32)[:, None]
     to = out_ptr + (tl.program_id(1).to(tl.int64) * M + row)[None, :] * N + n[:, None]

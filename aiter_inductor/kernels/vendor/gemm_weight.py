@@ -34,12 +34,29 @@ def gemm_w8a16(
 
 
 def gemm_w4a16(
-    x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None = None, *, group_size: int
+    x: Tensor,
+    weight: Tensor,
+    weight_scale: Tensor,
+    bias: Tensor | None = None,
+    weight_zero: Tensor | None = None,
+    *,
+    group_size: int,
+    offset_binary: bool = False,
 ) -> Tensor:
     """`x` [*, K] times `weight` [N, K / 2] of nibbles, transposed; see the op of this name."""
     if _rows(x) <= FEW_ROWS:
-        return by_triton.gemm_w4a16(x, weight, weight_scale, bias, group_size=group_size)
-    return _linear(x, dequantised(weight, weight_scale, 1, group_size, dtype=x.dtype), bias)
+        return by_triton.gemm_w4a16(
+            x,
+            weight,
+            weight_scale,
+            bias,
+            weight_zero,
+            group_size=group_size,
+            offset_binary=offset_binary,
+        )
+    codes = {"zero": weight_zero, "offset_binary": offset_binary}
+    columns = dequantised(weight, weight_scale, 1, group_size, dtype=x.dtype, **codes)
+    return _linear(x, columns, bias)
 
 
 def _rows(x: Tensor) -> int:

@@ -31,12 +31,13 @@ from aiter_inductor.lowerings.gemm import (
     gemm_fp8_per_tensor,
     gemm_fp8_rowwise,
     gemm_int8,
-    gemm_w4a16,
     gemm_w8a16,
 )
+from aiter_inductor.lowerings.gemm_int4 import gemm_w4a16
 from aiter_inductor.lowerings.gemm_training import gemm_fp8_blockscale_straight_through
 from aiter_inductor.patterns.raising.gemm_operand import Operand, in_order, read_operand, shaped
 from aiter_inductor.patterns.raising.gemm_scale import Scaling, every_row, read_scaling
+from aiter_inductor.patterns.raising.gemm_zero import read_zeros
 from aiter_inductor.patterns.raising.straight_through import straight_through
 from aiter_inductor.patterns.raising.tail import strip_widening
 
@@ -192,14 +193,21 @@ def _weight_only(
     node, x, kwargs = product.end, product.x, {}
     if dtype(x) == torch.float32 and dtype(strip_widening(x)) == dtype(node):
         x = strip_widening(x)
-    op = gemm_w4a16 if product.weight.values.packed else gemm_w8a16
-    if op is gemm_w4a16:
-        if scaling.rows.axes and scaling.rows.block != 1:
-            return Miss(PATTERN, node, f"int4 is scaled by {scaling.shown()}; kernels scale rows")
-        scale: Any = scaling.as_blocks()
-        kwargs = {"group_size": scaling.block_k}
-        if not scaling.rows.axes:
-            return Miss(PATTERN, node, f"int4 shares {scaling.name} among rows; kernels scale each")
+    op = gemm_w8a16
+    zero: tuple[Any, ...] = ()
+    if product.weight.values.packed:
+        shifted = read_zeros(product.weight, scaling)
+        if isinstance(shifted, str):
+            return Miss(PATTERN, node, shifted)
+        op, scale, zero, kwargs = (
+            gemm_w4a16,
+            scaling.as_blocks(),
+            shifted,
+            {
+                "group_size": scaling.block_k,
+                "offset_binary": product.weight.values.offset_binary,
+            },
+        )
     elif scaling.constant:
         scale = Derived(every_row, (scaling.one(), weight))
     elif scaling.by_row:
@@ -210,7 +218,7 @@ def _weight_only(
     if dtype(x) != dtype(node):
         held, wanted = short_name(dtype(x) or torch.float32), short_name(dtype(node) or torch.int8)
         return Miss(PATTERN, node, f"x is {held} and the result {wanted}; kernels keep x's dtype")
-    args = (x, weight, scale, product.bias)
+    args = (x, weight, scale, product.bias, *zero)
     return matched(product, op, args, kwargs, product.weight.nodes)
 
 

@@ -1,7 +1,8 @@
 """int4 weights as programs unpack them: two to a byte, the even element in the low half.
 
 Two's complement, spelled as `where(n < 8, n, n - 16)` or `(n ^ 8) - 8` of halves that `& 15` and
-`>> 4` cut out of uint8, or as `(b << 4) >> 4` and `b >> 4` of int8.
+`>> 4` cut out of uint8, or as `(b << 4) >> 4` and `b >> 4` of int8; or offset binary, the halves
+themselves, perhaps less 8.
 """
 
 from __future__ import annotations
@@ -19,18 +20,27 @@ _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32)
 
 @dataclass(frozen=True)
 class Nibbles:
-    """`packed` [*, C] of bytes, and the nodes that make [*, 2 C] of it."""
+    """Bytes, and what they stand for.
+
+    Attributes:
+        packed: [*, C].
+        nodes: those that make [*, 2 C] of it.
+        offset_binary: whether a code c, from -8 to 7, is stored as c + 8.
+        lift: what the program has is a code and this number.
+    """
 
     packed: fx.Node
     nodes: frozenset[fx.Node]
+    offset_binary: bool = False
+    lift: int = 0
 
 
-def read_nibbles(node: Any) -> Nibbles | str | None:
-    """Elements from -8 to 7 behind `node`: a sentence for a zero point of 8, None for others."""
+def read_nibbles(node: Any) -> Nibbles | None:
+    """Elements of four bits behind `node`, or None."""
     if not isinstance(node, fx.Node) or dtype(node) not in _INTEGERS:
         return None
     seen: set[fx.Node] = set()
-    codes, is_signed = _signed(_through_casts(node, seen), seen)
+    codes, made = _signed(_through_casts(node, seen), seen)
     codes = _through_casts(codes, seen)
     halves = _interleaved(codes, seen)
     if halves is None:
@@ -39,15 +49,15 @@ def read_nibbles(node: Any) -> Nibbles | str | None:
     low, high = shifted
     if low is None or high is None or low[0] is not high[0] or (low[1], high[1]) != ("low", "high"):
         return None
-    packed = low[0]
-    if dtype(packed) == torch.uint8 and low[2] == "int8":
-        is_signed = "by shifting"
-    if not is_signed:
-        reason = f"{node.name} has elements from 0 to 15; kernels take int4 in two's complement"
-        return reason if dtype(packed) == torch.uint8 else None
-    if dtype(packed) != torch.uint8 or is_signed == "minus 8":
-        return f"{node.name} has a zero point of 8; kernels take int4 in two's complement"
-    return Nibbles(packed, frozenset(seen))
+    packed, by_shifting = low[0], low[2] == "int8"
+    if dtype(packed) != torch.uint8 or (made and dtype(node) == torch.uint8):
+        return None  # what is below zero wraps around in uint8
+    if by_shifting and made == "by flipping":
+        return None
+    less = 8 if made == "minus 8" else 0
+    if by_shifting or made in ("by cases", "by flipping"):
+        return Nibbles(packed, frozenset(seen), lift=-less)
+    return Nibbles(packed, frozenset(seen), offset_binary=True, lift=8 - less)
 
 
 def read_codes(node: Any) -> Nibbles | None:

@@ -28,6 +28,7 @@ from aiter_inductor.patterns.raising.gemm_e2m1 import read_e2m1
 from aiter_inductor.patterns.raising.gemm_int4 import read_nibbles
 from aiter_inductor.patterns.raising.quant_rows import adaptation
 
+SIGNED = (torch.int8, torch.int16, torch.int32)
 _UNREAD_FP8 = (torch.float8_e5m2, torch.float8_e5m2fnuz)
 
 
@@ -41,6 +42,7 @@ class Placed:
         divides: of a scale, whether the operand is divided by it.
         packed: of int4 or e2m1 values, the bytes that hold two each.
         e2m1: whether those are e2m1, the elements of MXFP4.
+        offset_binary: of int4 values, whether the bytes hold them with 8 added.
     """
 
     node: fx.Node
@@ -48,11 +50,25 @@ class Placed:
     divides: bool = False
     packed: fx.Node | None = None
     e2m1: bool = False
+    offset_binary: bool = False
 
     def through(self, change: Callable[[Axes], Axes | None]) -> Placed | None:
         """The same tensor behind one more view."""
         axes = change(self.axes)
         return None if axes is None else replace(self, axes=axes)
+
+
+@dataclass(frozen=True)
+class Zero:
+    """What int4 values are shifted by.
+
+    Attributes:
+        placed: the tensor.
+        added: to scaled values; else it is subtracted before they are scaled.
+    """
+
+    placed: Placed
+    added: bool
 
 
 @dataclass(frozen=True)
@@ -63,11 +79,15 @@ class Operand:
         values: the quantised tensor.
         scales: its factors.
         nodes: what the program computes from them, up to and with the operand.
+        zero: of int4 values, what shifts them.
+        lift: of int4 values, a number that is added before they are scaled.
     """
 
     values: Placed
     scales: tuple[Placed, ...] = ()
     nodes: frozenset[fx.Node] = frozenset()
+    zero: Zero | None = None
+    lift: float = 0
 
     def seen_through(
         self, node: fx.Node | None, change: Callable[[Axes], Axes | None]
@@ -78,7 +98,14 @@ class Operand:
         if values is None or None in scales:
             return None
         kept = tuple(scale for scale in scales if scale is not None)
-        return Operand(values, kept, self.nodes | ({node} if node else set()))
+        zero = self.zero
+        if zero is not None:
+            moved = zero.placed.through(change)
+            if moved is None:
+                return None
+            zero = replace(zero, placed=moved)
+        nodes = self.nodes | ({node} if node else set())
+        return replace(self, values=values, scales=kept, nodes=nodes, zero=zero)
 
     def transposed(self) -> Operand | None:
         """The operand of a product that reads it the other way round."""
@@ -99,15 +126,15 @@ def read_operand(node: Any) -> Operand | str | None:
     if not isinstance(node, fx.Node):
         return None
     found = dtype(node)
-    nibbles = read_nibbles(node)
-    if isinstance(nibbles, str):
-        return nibbles
-    if nibbles is not None:
-        values = Placed(node, start(sizes(node) or ()), packed=nibbles.packed)
-        return Operand(values, nodes=nibbles.nodes)
+    if nibbles := read_nibbles(node):
+        axes, offset_binary = start(sizes(node) or ()), nibbles.offset_binary
+        values = Placed(node, axes, packed=nibbles.packed, offset_binary=offset_binary)
+        return Operand(values, nodes=nibbles.nodes, lift=nibbles.lift)
     if elements := read_e2m1(node):
         values = Placed(node, start(sizes(node) or ()), packed=elements.packed, e2m1=True)
         return Operand(values, nodes=elements.nodes)
+    if found in SIGNED and isinstance(shifted := _shifted(node), Operand):
+        return shifted
     if found in QUANT_DTYPES:
         return Operand(Placed(node, start(sizes(node) or ())))
     if found in _UNREAD_FP8:
@@ -127,12 +154,14 @@ def read_operand(node: Any) -> Operand | str | None:
     return _shifted(node)
 
 
-def read_scale(node: fx.Node, shape: tuple[Dim, ...]) -> Placed | None:
+def read_scale(
+    node: fx.Node, shape: tuple[Dim, ...], dtypes: tuple[torch.dtype, ...] = ROW_DTYPES
+) -> Placed | None:
     """A factor of an operand of this shape, back to where its elements are first repeated."""
     chain = [node]
     while is_view(chain[-1]) or kind(chain[-1]) == "cast":
         before = behind(chain[-1])
-        if not isinstance(before, fx.Node) or dtype(before) not in ROW_DTYPES:
+        if not isinstance(before, fx.Node) or dtype(before) not in dtypes:
             break
         chain.append(before)
     elements = product_of(sizes(chain[-1]) or ())
@@ -219,13 +248,34 @@ def _scaled(node: fx.Node) -> Operand | str | None:
     return None
 
 
-def _shifted(node: fx.Node) -> str | None:
+def _shifted(node: fx.Node) -> Operand | str | None:
     for name in ("sub", "add"):
-        for inner in operands(node, name) or ():
+        left, right = operands(node, name) or (None, None)
+        for inner, other in ((left, right), (right, left)):
             found = read_operand(inner)
-            if isinstance(found, Operand) and dtype(found.values.node) == torch.int8:
+            if not isinstance(found, Operand):
+                continue
+            if found.values.packed and not found.values.e2m1 and (name == "add" or inner is left):
+                return _with_zero(node, found, other)
+            if dtype(found.values.node) == torch.int8:
                 return f"{found.values.node.name} has a zero point; kernels take symmetric scales"
     return None
+
+
+def _with_zero(node: fx.Node, found: Operand, other: Any) -> Operand | str:
+    """int4 values less a zero point, or scaled ones and a zero."""
+    name, adds = found.values.node.name, kind(node) == "add"
+    if found.zero is not None or adds != bool(found.scales):
+        return f"{name} is shifted in {node.name} by more than one zero point"
+    if isinstance(other, int | float) and not adds:
+        return replace(found, lift=found.lift - other, nodes=found.nodes | {node})
+    shape = sizes(node) or ()
+    moved = found.seen_through(node, lambda axes: broadcast(axes, shape))
+    is_tensor = isinstance(other, fx.Node) and dtype(other) in (*ROW_DTYPES, *SIGNED, torch.uint8)
+    zero = read_scale(other, shape, (*ROW_DTYPES, *SIGNED, torch.uint8)) if is_tensor else None
+    if moved is None or zero is None:
+        return f"{name} is shifted in {node.name} in a way no kernel does"
+    return replace(moved, zero=Zero(zero, adds))
 
 
 def natural(shape: Sequence[Dim]) -> tuple[Digit, ...]:

@@ -13,6 +13,7 @@ from aiter_inductor.core.match import Derived
 from aiter_inductor.core.problem import Dim, fixed
 from aiter_inductor.patterns.raising.gemm_operand import (
     Operand,
+    Placed,
     Span,
     as_matrix,
     product_of,
@@ -118,7 +119,15 @@ def read_scaling(operand: Operand) -> Scaling | str:
     if len(operand.scales) != 1:
         names = " and ".join(scale.node.name for scale in operand.scales)
         return f"{operand.values.node.name} has {len(operand.scales)} scales, {names}"
-    scale = operand.scales[0]
+    made = scaling_of(operand.scales[0])
+    if isinstance(made, Scaling) and made.rows.axes and made.columns.axes:
+        if made.rows.block == made.columns.block == 1:
+            return f"{made.name} scales every element of {operand.values.node.name} on its own"
+    return made
+
+
+def scaling_of(scale: Placed) -> Scaling | str:
+    """How a tensor that is spread over an operand varies, or why no kernel takes it."""
     found = spans(scale)
     if isinstance(found, str):
         return found
@@ -128,8 +137,6 @@ def read_scaling(operand: Operand) -> Scaling | str:
         return f"{scale.node.name} is rearranged while it is spread over blocks"
     if rows.axes and rows.block > 1 and len(scale.axes.sizes) > 2:
         return f"{scale.node.name} is shared by {rows.block} tokens; kernels scale each"
-    if rows.axes and columns.axes and rows.block == columns.block == 1:
-        return f"{scale.node.name} scales every element of {operand.values.node.name} on its own"
     shape = scale.axes.sizes
     return Scaling(scale.node, rows, columns, matrix[1], scale.divides, shape)
 

@@ -1,4 +1,4 @@
-"""Linear layers whose weight is one of torchao's quantised tensors.
+"""Linear layers whose weight is one of torchao's quantised tensors: float8, int8 and int4.
 
 Dynamo's graph holds `F.linear` on the tensor subclass; what torchao computes appears only when AOT
 takes it apart, in one form on a CPU and others on each chip. So the subclass is read here: its
@@ -9,6 +9,7 @@ int8 divides by 127.5: Inductor makes one kernel of it, with what feeds it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -27,6 +28,8 @@ from aiter_inductor.lowerings.gemm import (
     gemm_int8,
     gemm_w8a16,
 )
+from aiter_inductor.lowerings.gemm_int4 import gemm_w4a16
+from aiter_inductor.lowerings.gemm_tile_packed import gemm_w4a16_tile_packed
 from aiter_inductor.patterns.raising.gemm import every_token
 
 PATTERN = "gemm"
@@ -45,15 +48,16 @@ def torchao_linear(node: fx.Node) -> Match | Miss | None:
     found = tensor(node)
     if torch.is_grad_enabled() and found is not None and found.requires_grad:
         return Miss(PATTERN, node, "gradients flow through what torchao quantises for inference")
-    read = {"Float8Tensor": _float8, "Int8Tensor": _int8}.get(type(held).__name__)
-    if read is None:
-        return Miss(PATTERN, node, _not_read(held))
-    made = read(node, held)
+    made = _READERS.get(type(held).__name__, _not_read)(node, held)
     if isinstance(made, str):
         return Miss(PATTERN, node, made)
     op, args, kwargs = made
-    args = (*args, arg(node, "bias"))
-    if op is gemm_w8a16 and dtype(args[0]) != dtype(node):
+    args = (
+        (*args[:3], arg(node, "bias"), *args[3:])
+        if op is gemm_w4a16
+        else (*args, arg(node, "bias"))
+    )
+    if op in (gemm_w8a16, gemm_w4a16, gemm_w4a16_tile_packed) and dtype(args[0]) != dtype(node):
         shown = short_name(dtype(args[0]) or torch.float32)
         return Miss(PATTERN, node, f"x is {shown} and the result another dtype")
     assert isinstance(weight, fx.Node)
@@ -119,6 +123,50 @@ def _int8(node: fx.Node, held: Any) -> Made | str:
     return gemm_int8, (q, q_weight, by_token, by_row), {"out_dtype": dtype(x)}
 
 
+def _int4(node: fx.Node, held: Any) -> Made | str:
+    """An Int4Tensor: `qdata` [N, K / 2] in two's complement, scales and zeros [K / group, N].
+
+    The zero is what a code of 0 stands for (mslk's `int4_row_quantize_zp`).
+    """
+    weight, x = arg(node, "weight"), arg(node, "input")
+    if held.activation_dtype != torch.bfloat16:
+        return f"x becomes {short_name(held.activation_dtype)}; kernels of int4 take it as it is"
+    if reason := _unusual_int4(held):
+        return reason
+    q = Derived(int4_bytes, (Derived(getattr, (weight, "qdata")),))
+    scale, zero = (
+        Derived(int4_scales, (Derived(getattr, (weight, name)),))
+        for name in ("scale", "zero_point")
+    )
+    return gemm_w4a16, (x, q, scale, zero), {"group_size": held.block_size[-1]}
+
+
+def _int4_tiles(node: fx.Node, held: Any) -> Made | str:
+    """An Int4TilePackedTo4dTensor: words in the order of the chip's tiles, scales with zeros."""
+    weight, x = arg(node, "weight"), arg(node, "input")
+    if reason := _unusual_int4(held):
+        return reason
+    if dtype(x) != torch.bfloat16:
+        return (
+            f"x is {short_name(dtype(x) or torch.float32)}, which torchao rounds to bfloat16 first"
+        )
+    inner = [Derived(getattr, (weight, name)) for name in ("qdata", "scale_and_zero")]
+    sizes_of = {
+        "group_size": held.block_size[-1],
+        "out_features": held.shape[0],
+        "tile_n": 16 if torch.version.hip else 8,
+    }
+    return gemm_w4a16_tile_packed, (x, *inner), sizes_of
+
+
+def _unusual_int4(held: Any) -> str | None:
+    if held.act_pre_scale is not None:
+        return "x is multiplied by act_pre_scale before the product"
+    if len(held.block_size) != 2 or held.block_size[0] != 1:
+        return f"the weight has a scale and a zero point for each {_shown(held.block_size)}"
+    return None
+
+
 def _weight_only(x: Any, weight: Any, q: Derived, scale: Derived, scaling: str) -> Made:
     if scaling == "block":
         return gemm_w8a16, (x, q, scale), {"block_n": BLOCK, "block_k": BLOCK}
@@ -180,7 +228,17 @@ def int8_rows(scale: Tensor, weight: Tensor) -> Tensor:
     return scale.flatten().float().expand(weight.shape[0])
 
 
-def _not_read(held: Tensor) -> str:
+def int4_scales(scale: Tensor) -> Tensor:
+    """[K / group_size, N], as CUTLASS reads them, seen as the op takes them."""
+    return scale.t()
+
+
+def int4_bytes(codes: Tensor) -> Tensor:
+    """Bytes of two elements each, without a sign of their own."""
+    return codes.view(torch.uint8)
+
+
+def _not_read(node: fx.Node, held: Any) -> str:
     name = type(held).__name__
     if hasattr(held, "zero_point"):
         return f"{name} has a zero point for each group; kernels take symmetric weights"
@@ -189,3 +247,11 @@ def _not_read(held: Tensor) -> str:
 
 def _shown(block_size: Any) -> str:
     return " x ".join(map(str, block_size or ("?",)))
+
+
+_READERS: dict[str, Callable[[fx.Node, Any], Made | str]] = {
+    "Float8Tensor": _float8,
+    "Int8Tensor": _int8,
+    "Int4Tensor": _int4,
+    "Int4TilePackedTo4dTensor": _int4_tiles,
+}

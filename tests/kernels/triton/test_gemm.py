@@ -7,8 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from aiter_inductor.kernels.triton import bmm, gemm, gemm_weight
+from aiter_inductor.kernels.triton import bmm, gemm, gemm_tile_packed, gemm_weight
 from aiter_inductor.kernels.triton.gemm_config import GemmConfig, scale_step
+from aiter_inductor.lowerings.gemm_tile_packed import in_rows
 from aiter_inductor.lowerings.gemm_tiles import in_tiles
 from tests.lowerings.test_gemm import unpacked
 
@@ -137,6 +138,37 @@ def test_gemm_w4a16(M, N, K, group_size):
         out = run(x, packed, scale, biased, group_size=group_size, config=config)
         exact = spread(scale, unpacked(packed), 1, group_size)
         assert_product(out, x, exact, biased, 2**-8)
+
+
+@pytest.mark.parametrize("group_size", [32, 256])
+@pytest.mark.parametrize("offset_binary", [False, True])
+def test_gemm_w4a16_with_zeros(offset_binary, group_size):
+    """Scales and zeros as torchao keeps them: [K / group_size, N], in x's dtype."""
+    M, N, K = 19, 70, 272
+    x, packed = torch.randn(M, K).bfloat16(), torch.randint(0, 256, (N, K // 2), dtype=torch.uint8)
+    groups = cdiv(K, group_size)
+    scale, zero = (scales(groups, N, seed=s).bfloat16().t() for s in (5, 6))
+    out = gemm_weight.gemm_w4a16(
+        x, packed, scale, None, zero, group_size=group_size, offset_binary=offset_binary,
+        config=GemmConfig(16, 32, 32, split_k=2, group_m=2),
+    )  # fmt: skip
+    codes = unpacked(packed, offset_binary=offset_binary)
+    exact = spread(scale, codes, 1, group_size) + spread(zero, torch.ones(N, K), 1, group_size)
+    assert_product(out, x, exact, None, 2**-8)
+
+
+@pytest.mark.parametrize("group_size", [32, 64, 256])
+@pytest.mark.parametrize("tile_n", [8, 16])
+def test_gemm_w4a16_tile_packed(tile_n, group_size):
+    M, N, K = 19, 70, 500
+    words = torch.randint(-(1 << 31), 1 << 31, (10, 4, 32, 4), dtype=torch.int64).to(torch.int32)
+    x, bias = torch.randn(M, K).bfloat16(), torch.randn(N)
+    both = scales(512 // group_size, 80, 2).bfloat16()
+    sizes = {"group_size": group_size, "out_features": N, "tile_n": tile_n}
+    for config in (None, GemmConfig(16, 32, 32, split_k=2, group_m=2)):
+        out = gemm_tile_packed.gemm_w4a16_tile_packed(x, words, both, bias, **sizes, config=config)
+        exact = in_rows(words, both, group_size, tile_n, torch.float64)[:N, :K]
+        assert_product(out, x, exact, bias, 2**-8)
 
 
 def test_no_rows_and_nothing_to_sum():

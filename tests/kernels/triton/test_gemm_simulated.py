@@ -49,10 +49,14 @@ def test_dequantised_weights(arch):
         by_blocks = dequantised(weight, blocks, 32, 128, dtype=torch.bfloat16)
         by_rows = dequantised(weight, rows, 1, 0, dtype=torch.float32)
         by_groups = dequantised(nibbles, groups, 1, 32, dtype=torch.float32)
+        moving = {"zero": -groups, "offset_binary": True}
+        moved = dequantised(nibbles, groups, 1, 32, dtype=torch.float32, **moving)
     of_blocks = spread(blocks, torch.ones(35, 530), 32, 128).float()
     assert torch.equal(by_blocks, (weight.float() * of_blocks).bfloat16())
     assert torch.equal(by_rows, weight.float() * rows[:, None])
     assert torch.equal(by_groups, spread(groups, unpacked(nibbles), 1, 32).float())
+    wanted = spread(groups, unpacked(nibbles, offset_binary=True) - 1, 1, 32)
+    torch.testing.assert_close(moved, wanted.float())
 
 
 @pytest.mark.parametrize("style", ["block", "row"])

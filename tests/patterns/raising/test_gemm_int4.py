@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from tests.patterns.rewrite_check import check_rewrite
 
@@ -74,19 +74,89 @@ def unsigned(packed: Tensor) -> Tensor:
     return torch.stack((packed & 15, packed >> 4), -1).flatten(-2)
 
 
-@pytest.mark.parametrize(
-    ("unpack", "reason"),
-    [
-        (offset, "has a zero point of 8; kernels take int4 in two's complement"),
-        (unsigned, "has elements from 0 to 15; kernels take int4 in two's complement"),
-    ],
-)
-def test_near_miss(unpack, reason) -> None:
+@pytest.mark.parametrize("unpack", [offset, unsigned])
+def test_codes_from_zero_to_fifteen(unpack) -> None:
     def program(x: Tensor, packed: Tensor, scale: Tensor) -> Tensor:
         return F.linear(x, dequantised(unpack(packed), scale, torch.float32).to(x.dtype))
 
-    found = check_rewrite(program, *inputs(), expect={}, inserted=0)
-    assert any(sentence.endswith(reason) for sentence in found.reasons()), found.reasons()
+    check_rewrite(program, *inputs(), expect={"gemm_w4a16": 1})
+
+
+def before_scaling(codes: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
+    groups = codes.float().unflatten(-1, (-1, GROUP))
+    return ((groups - zero[..., None]) * scale[..., None]).flatten(-2)
+
+
+def spread_before_scaling(codes: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
+    points = zero.to(torch.int8).repeat_interleave(GROUP, 1)
+    return (codes.to(torch.int8) - points) * scale.repeat_interleave(GROUP, 1)
+
+
+def after_scaling(codes: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
+    groups = codes.float().unflatten(-1, (-1, GROUP))
+    return ((groups - 8) * scale[..., None] + zero[..., None]).flatten(-2)
+
+
+SHIFTS = [before_scaling, spread_before_scaling, after_scaling]
+
+
+class Shifted(nn.Module):
+    """A linear layer whose weight has a zero a group."""
+
+    def __init__(self, unpack, shift) -> None:
+        super().__init__()
+        self.unpack, self.shift = unpack, shift
+        _, self.packed, self.scale = map(nn.Buffer, inputs())
+        zero = torch.randint(0, 16, self.scale.shape).float()
+        self.zero = nn.Buffer(zero / 256 if shift is after_scaling else zero)
+
+    def forward(self, x: Tensor) -> Tensor:
+        columns = self.shift(self.unpack(self.packed), self.scale, self.zero)
+        return F.linear(x, columns.to(x.dtype))
+
+
+@pytest.mark.parametrize("dynamic", [False, True], ids=["", "dynamic"])
+@pytest.mark.parametrize("unpack", [unsigned, by_shifting])
+@pytest.mark.parametrize("shift", SHIFTS)
+def test_zero_points(shift, unpack, dynamic) -> None:
+    """Of groups: subtracted from the codes, or added to what was scaled."""
+    layer = Shifted(unpack, shift)
+    check_rewrite(layer, inputs()[0], expect={"gemm_w4a16": 1}, dynamic=dynamic)
+
+
+def twice(codes: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
+    groups = codes.float().unflatten(-1, (-1, GROUP))
+    return ((groups - zero[..., None]) * scale[..., None] + zero[..., None]).flatten(-2)
+
+
+def by_row(codes: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
+    moved = (codes.float() - zero[:, :1]).unflatten(-1, (-1, GROUP))
+    return (moved * scale[..., None]).flatten(-2)
+
+
+def in_bytes(codes: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
+    """Wraps around below zero."""
+    groups = (codes - 8).float().unflatten(-1, (-1, GROUP))
+    return (groups * scale[..., None]).flatten(-2)
+
+
+@pytest.mark.parametrize(
+    ("shift", "reason"),
+    [
+        (twice, "is shifted in add by more than one zero point"),
+        (by_row, "is rearranged while it is spread over blocks"),
+        (in_bytes, None),
+    ],
+)
+def test_near_miss(shift, reason) -> None:
+    def program(x: Tensor, packed: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
+        return F.linear(x, shift(unsigned(packed), scale, zero).to(x.dtype))
+
+    x, packed, scale = inputs()
+    zero = torch.randint(0, 16, scale.shape).float()
+    found = check_rewrite(program, x, packed, scale, zero, expect={}, inserted=0)
+    assert [s for s in found.reasons() if not s.endswith(reason or s)] == []
+    assert bool(found.reasons()) == bool(reason)
 
 
 def test_the_high_half_first_is_another_order() -> None:

@@ -1,0 +1,66 @@
+"""Linear layers on int4 weights in tiles; the host side of gemm_tile_packed_kernel.py."""
+
+from __future__ import annotations
+
+import torch
+import triton
+from torch import Tensor
+
+from aiter_inductor.kernels.triton.gemm import add_splits
+from aiter_inductor.kernels.triton.gemm_config import GemmConfig, scale_step
+from aiter_inductor.kernels.triton.gemm_tile_packed_kernel import tile_packed_kernel
+from aiter_inductor.kernels.triton.launch import launchable
+
+
+def gemm_w4a16_tile_packed(
+    x: Tensor,
+    weight: Tensor,
+    scale_and_zero: Tensor,
+    bias: Tensor | None = None,
+    *,
+    group_size: int,
+    out_features: int,
+    tile_n: int = 8,
+    config: GemmConfig | None = None,
+) -> Tensor:
+    """`x` [*, K] times a weight [out_features, K] in tiles; see the op of this name."""
+    N, K = out_features, x.shape[-1]
+    x, weight = x.contiguous(), weight.contiguous()
+    bias = None if bias is None else bias.contiguous()
+    x_rows = x.flatten(0, -2) if x.dim() > 1 else x.unsqueeze(0)
+    M = x_rows.shape[0]
+    if config is None:
+        step = scale_step("weight_group", (group_size, 0, 0))
+        amd = torch.version.hip is not None
+        config = GemmConfig.default_weight_only(M, N, K, amd=amd, block_k=step)
+    split_k = config.split_k
+    out = x.new_empty((*x.shape[:-1], N))
+    target = out if split_k == 1 else x.new_empty((split_k, M, N), dtype=torch.float32)
+    tiles = triton.cdiv(M, config.block_m) * triton.cdiv(N, config.block_n)
+    launchable(tile_packed_kernel)[(tiles, split_k)](
+        x_rows,
+        weight,
+        scale_and_zero,
+        bias if split_k == 1 else None,
+        target,
+        M,
+        N,
+        K,
+        weight.shape[1],
+        x_rows.stride(0),
+        scale_and_zero.stride(0),
+        scale_and_zero.stride(1),
+        scale_and_zero.stride(2),
+        triton.cdiv(K, config.block_k * split_k) * config.block_k,
+        GROUP_SIZE=group_size,
+        TILE_N=tile_n,
+        BLOCK_M=config.block_m,
+        BLOCK_N=config.block_n,
+        BLOCK_K=config.block_k,
+        GROUP_M=config.group_m,
+        EVEN_K=K % config.block_k == 0,
+        **config.launch(),
+    )
+    if split_k > 1:
+        add_splits(target, bias, out)
+    return out
