@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from aiter_inductor.lowerings.gemm_tile_packed import in_rows
+
 
 def _spread(scale: Tensor, N: int, K: int, block_n: int, block_k: int) -> Tensor:
     return scale.repeat_interleave(block_n, 0)[:N].repeat_interleave(block_k, 1)[:, :K]
@@ -121,7 +123,10 @@ def gemm_w4a16_tile_packed(
     out_features: int,
     tile_n: int = 8,
 ) -> Tensor:
-    """torch's own kernel, of x padded as the weight is, on the chip whose tiles these are."""
+    """torch's own kernel, of x padded as the weight is; a CPU has none for these tiles."""
+    if x.device.type == "cpu":
+        columns = in_rows(weight, scale_and_zero, group_size, tile_n, torch.float32)
+        return F.linear(x, columns[:out_features, : x.shape[-1]].to(x.dtype), bias)
     rows = F.pad(x.flatten(0, -2), (0, 128 * weight.shape[1] - x.shape[-1]))
     out: Tensor = torch.ops.aten._weight_int4pack_mm(rows, weight, group_size, scale_and_zero)
     out = out[:, :out_features].reshape(*x.shape[:-1], out_features)

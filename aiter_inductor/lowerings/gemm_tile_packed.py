@@ -17,7 +17,7 @@ from torch import Tensor
 
 from aiter_inductor.core.dtypes import ROW_DTYPES, accumulate_dtype, short_name
 from aiter_inductor.core.op import op
-from aiter_inductor.core.problem import dim, fixed, product
+from aiter_inductor.core.problem import Dim, dim, fixed, product
 from aiter_inductor.lowerings.gemm import linear_of, spread_last
 from aiter_inductor.lowerings.gemm_problem import GemmProblem, is_row_major
 from aiter_inductor.lowerings.gemm_providers import triton_unsupported
@@ -39,6 +39,13 @@ class TilePackedProblem(GemmProblem):
     padded_n: int = 0
     padded_k: int = 0
     tile_n: int = 8
+
+    def bytes_moved(self) -> Dim:
+        """x, words, scales with zeros, and bias read once, the result written once."""
+        held = self.padded_n * self.padded_k
+        rows = self.M * (self.K + self.N) * self.dtype.itemsize
+        bias = self.N * self.bias_dtype.itemsize if self.bias_dtype else 0
+        return rows + held // 2 + 2 * self.dtype.itemsize * held // self.group_size + bias
 
     def sample(self, *, seed: int, device: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """All codes, scales that give a result of about one, and zeros as large as a step."""
