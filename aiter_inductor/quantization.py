@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from aiter_inductor.core.arch import arch_of
 from aiter_inductor.core.dtypes import ROW_DTYPES, quant_max, short_name
+from aiter_inductor.lowerings.gemm_tiles import TILE, in_rows, in_tiles
 from aiter_inductor.lowerings.mxfp4 import GROUP, dequantised, quant_mxfp4
 
 BLOCK = 128
@@ -25,10 +26,17 @@ AMAX_MIN = 1e-10
 
 
 class QuantisedLinear(nn.Module):
-    """What quantised linears share: a weight in eight or four bits, and an optional bias [N]."""
+    """What quantised linears share: a weight in eight or four bits, and an optional bias [N].
+
+    Attributes:
+        layout: of the weight in memory, `rows`, or `16x16`: tiles, [N / 16, 16 K], as
+            `lowerings/gemm_tiles.py` describes them. A state dict holds the weight as it is stored
+            and may be loaded by a layer of the other layout.
+    """
 
     weight: Tensor
     bias: Tensor | None
+    layout: str = "rows"
 
     def __init__(self, linear: nn.Linear, dtype: torch.dtype) -> None:
         super().__init__()
@@ -40,7 +48,28 @@ class QuantisedLinear(nn.Module):
     def extra_repr(self) -> str:
         """Sizes and format, as `nn.Linear` prints its own."""
         sizes = f"in_features={self.in_features}, out_features={self.out_features}"
-        return f"{sizes}, bias={self.bias is not None}, dtype={short_name(self.dtype)}"
+        shown = f"{sizes}, bias={self.bias is not None}, dtype={short_name(self.dtype)}"
+        return shown if self.layout == "rows" else f"{shown}, layout={self.layout}"
+
+    def rows(self) -> Tensor:
+        """The weight, one row an output feature, however it is stored."""
+        return self.weight if self.layout == "rows" else in_rows(self.weight)
+
+    def store_in_tiles(self) -> None:
+        """Lay the weight out anew, once."""
+        self.weight, self.layout = in_tiles(self.weight), "16x16"
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        """The shape of a stored weight says how it is laid out."""
+        given = state_dict.get(f"{prefix}weight")
+        N, K = self.out_features, self.in_features
+        if given is not None and self.layout == "16x16" and given.shape == (N, K):
+            state_dict[f"{prefix}weight"] = in_tiles(given)
+        elif given is not None and self.layout == "rows" and given.shape == (N // TILE, TILE * K):
+            state_dict[f"{prefix}weight"] = in_rows(given)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def quantise(self, values: Tensor) -> tuple[Tensor, Tensor]:
         """`(q, scale)` of float32 values, one scale for the last dimension."""
@@ -91,7 +120,7 @@ class BlockScaledLinear(QuantisedLinear):
         rows = (q.float() * scale).flatten(-2).to(x.dtype)
         rows = straight_through(x, rows) if in_training(x) else rows
         spread = self.weight_scale_inv.repeat_interleave(BLOCK, 0).repeat_interleave(BLOCK, 1)
-        columns = (self.weight.float() * spread[: self.out_features]).to(x.dtype)
+        columns = (self.rows().float() * spread[: self.out_features]).to(x.dtype)
         return F.linear(rows, columns, self.bias)
 
 
@@ -114,7 +143,7 @@ class RowScaledLinear(QuantisedLinear):
         q, scale = self.quantise(x.detach().float() if in_training(x) else x.float())
         rows = (q.float() * scale).to(x.dtype)
         rows = straight_through(x, rows) if in_training(x) else rows
-        return F.linear(rows, (self.weight.float() * self.weight_scale).to(x.dtype), self.bias)
+        return F.linear(rows, (self.rows().float() * self.weight_scale).to(x.dtype), self.bias)
 
 
 class WeightOnlyLinear(RowScaledLinear):
@@ -199,12 +228,15 @@ _SCHEMES: dict[str, tuple[type[QuantisedLinear], bool]] = {
     "mxfp4": (MxLinear, False),
 }
 """By name: the module, and whether it holds fp8."""
+_TILED = ("fp8_blockscale", "fp8_rowwise")
 
 
 def quantize_(
     model: nn.Module,
     scheme: str,
     filter: Callable[[str, nn.Linear], bool] | None = None,  # noqa: A002, as a keyword it reads well
+    *,
+    layout: str = "rows",
 ) -> nn.Module:
     """Replace the `nn.Linear`s inside `model` by quantised ones.
 
@@ -216,15 +248,22 @@ def quantize_(
         scheme: `fp8_blockscale`, `fp8_rowwise`, `int8`, `mxfp4` (activations are quantised too),
             `fp8_weight_only`, `int8_weight_only` or `int4_weight_only`.
         filter: `(name, linear) -> whether to convert it`; None converts all.
+        layout: of the weights in memory. `16x16`, of `fp8_blockscale` and `fp8_rowwise`, stores
+            them as the matrix cores of CDNA read them, which the graph then records; anything else
+            puts them back into rows at each call.
 
     Returns:
         `model`.
 
     Raises:
-        ValueError: for an unknown scheme, a linear that cannot be converted, or none selected.
+        ValueError: for an unknown scheme or layout, a linear that cannot be converted, or none
+            selected.
     """
     if scheme not in _SCHEMES:
         raise ValueError(f"there is no scheme {scheme!r}; known are {', '.join(_SCHEMES)}")
+    if layout != "rows" and (layout != "16x16" or scheme not in _TILED):
+        known = f"rows, and 16x16 for {' and '.join(_TILED)}"
+        raise ValueError(f"there is no layout {layout!r} of {scheme}; known are {known}")
     module, is_fp8 = _SCHEMES[scheme]
     linears = [(n, m) for n, m in model.named_modules(remove_duplicate=False) if _is_linear(m)]
     chosen = [(n, m) for n, m in linears if filter is None or filter(n, m)]
@@ -233,13 +272,16 @@ def quantize_(
             f"none of the {len(linears)} linears of {type(model).__name__} is selected"
         )
     for name, linear in chosen:
-        if reason := _refusal(model, name, linear, module):
+        if reason := _refusal(model, name, linear, module) or _no_tiles(linear, layout):
             raise ValueError(f"{name or type(model).__name__} cannot be {scheme}: {reason}")
     made: dict[nn.Module, nn.Module] = {}
     for name, linear in chosen:
         if linear not in made:
             dtype = _fp8_of(linear.weight.device) if is_fp8 else torch.int8
-            made[linear] = module(linear, dtype).train(linear.training)
+            converted = module(linear, dtype).train(linear.training)
+            if layout == "16x16":
+                converted.store_in_tiles()
+            made[linear] = converted
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, made[linear])
     return model
@@ -264,6 +306,14 @@ def _refusal(model: nn.Module, name: str, linear: nn.Linear, module: type) -> st
     for path, other in model.named_modules():
         if other is not linear and any(p is linear.weight for p in other._parameters.values()):
             return f"its weight is also {path}'s; leave it out with filter"
+    return None
+
+
+def _no_tiles(linear: nn.Linear, layout: str) -> str | None:
+    """Why a weight cannot be laid out so, or None; AITER pairs two tiles along K."""
+    N, K = linear.out_features, linear.in_features
+    if layout == "16x16" and (N % TILE or K % (2 * TILE)):
+        return f"its weight [{N}, {K}] is not made of pairs of tiles of {TILE} x {TILE}"
     return None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 
 import pytest
 import torch
@@ -155,6 +156,59 @@ def test_training_multiplies_in_eight_bits(scheme, shape):
     gemm, quant = SCHEMES[scheme]
     expect = {quant: 1, f"{gemm}_straight_through": 1}
     check_rewrite(layer, torch.randn(shape, requires_grad=True), expect=expect, backward=True)
+
+
+TILED = pytest.mark.parametrize("scheme", ["fp8_blockscale", "fp8_rowwise"])
+
+
+def wide_model():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(256, 384), nn.ReLU(), nn.Linear(384, 208)).to(BF16)
+
+
+@TILED
+@pytest.mark.parametrize("stored", ["rows", "16x16"])
+@pytest.mark.parametrize("loaded", ["rows", "16x16"])
+def test_a_weight_in_tiles_is_the_same_layer(scheme, stored, loaded, tmp_path):
+    """From either layout into either, through a state dict and through safetensors."""
+    safetensors = pytest.importorskip("safetensors.torch")
+    x, file = torch.randn(4, 256, dtype=BF16), tmp_path / "model.safetensors"
+    wanted = aiter_inductor.quantize_(wide_model(), scheme)(x)
+    source = aiter_inductor.quantize_(wide_model(), scheme, layout=stored)
+    assert torch.equal(source(x), wanted)
+    shape = (384, 256) if stored == "rows" else (24, 4096)
+    assert tuple(source.state_dict()["0.weight"].shape) == shape
+    assert ("layout=16x16" in repr(source)) is (stored == "16x16")
+    safetensors.save_model(source, file)
+    for load in (
+        lambda target: target.load_state_dict(source.state_dict()),
+        lambda target: safetensors.load_model(target, file),
+    ):
+        target = aiter_inductor.quantize_(
+            nn.Sequential(nn.Linear(256, 384), nn.ReLU(), nn.Linear(384, 208)).to(BF16),
+            scheme, layout=loaded,
+        )  # fmt: skip
+        load(target)
+        assert torch.equal(target(x), wanted)
+
+
+LAYOUTS_REFUSED = [
+    (
+        "int8",
+        "16x16",
+        "there is no layout '16x16' of int8; known are rows, and 16x16 for fp8_block",
+    ),
+    ("fp8_rowwise", "32x32", "there is no layout '32x32' of fp8_rowwise"),
+    ("fp8_rowwise", "16x16", "down cannot be fp8_rowwise: its weight [200, 384] is not made of"),
+]
+
+
+@pytest.mark.parametrize(("scheme", "layout", "sentence"), LAYOUTS_REFUSED)
+def test_layouts_that_are_refused_change_nothing(scheme, layout, sentence):
+    made = model()
+    with pytest.raises(ValueError, match=re.escape(sentence)):
+        aiter_inductor.quantize_(made, scheme, layout=layout)
+    assert type(made.up) is type(made.down) is nn.Linear
 
 
 def test_zero_weights_stay_zero():
