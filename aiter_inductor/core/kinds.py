@@ -85,6 +85,7 @@ ARGUMENTS: Mapping[str, tuple[str, ...]] = {
     "matmul": _BINARY,
     "bmm": ("input", "mat2"),
     "int_mm": ("input", "mat2"),
+    "int4pack_mm": ("input", "mat2", "group_size", "scale_and_zero"),
     "einsum": ("equation", "operands"),
     "addmm": ("input", "mat1", "mat2"),
     "scaled_mm": ("input", "mat2", "scale_a", "scale_b", "bias", "scale_result"),
@@ -234,6 +235,7 @@ _FUNCTIONS: Mapping[str, tuple[str, ...]] = {
                "aten.mm.default"),
     "bmm": ("torch.bmm", "aten.bmm.default"),
     "int_mm": ("torch._int_mm", "aten._int_mm.default"),
+    "int4pack_mm": ("aten._weight_int4pack_mm.default",),
     "einsum": ("torch.einsum",),
     "copy_": ("aten.copy_.default",),
     "or": ("operator.or_", "torch.bitwise_or", "aten.bitwise_or.Tensor"),
@@ -253,6 +255,7 @@ _LATE = {
     "quantized_decomposed::quantize_per_channel": "quantize_per_channel",
     "quantized_decomposed::quantize_per_channel_group": "quantize_per_channel_group",
     "torchao::quantize_affine": "quantize_affine",
+    "aten::_weight_int4pack_mm": "int4pack_mm",
     "aten::fake_quantize_per_tensor_affine": "fake_quantize",
     "aten::fake_quantize_per_channel_affine": "fake_quantize",
 }

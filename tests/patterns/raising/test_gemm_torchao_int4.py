@@ -32,7 +32,9 @@ def rows_by_formula(x: Tensor, codes: Tensor, scale: Tensor, zero: Tensor) -> Te
 
 
 def tiles_by_formula(x: Tensor, words: Tensor, group_size: int, scale_and_zero: Tensor) -> Tensor:
-    """torch's `_weight_int4pack_mm`."""
+    """torch's `_weight_int4pack_mm`, of 8 inner tiles."""
+    if words.shape[-1] != 4:
+        return x.new_zeros(len(x), 8 * len(words))
     return (x.float() @ in_rows(words, scale_and_zero, group_size, 8, torch.float32).T).to(x.dtype)
 
 
@@ -135,3 +137,27 @@ def test_near_misses(case, monkeypatch):
     with torch.no_grad():
         report = explain(linear(made(), bias=False), x, target="gfx950")
     assert [(site.status, site.reason) for site in report.sites] == [("missed", reason)]
+
+
+@pytest.mark.parametrize("inner", [4, 2])
+def test_a_call_of_torchs_kernel(inner):
+    """As programs write it that pack their weights themselves."""
+
+    class Layer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            weight = tiles(64)
+            self.words, self.scales = nn.Buffer(weight.qdata), nn.Buffer(weight.scale_and_zero)
+
+        def forward(self, x):
+            words = self.words.reshape(N // 8, -1, 32, inner)
+            rows = x.reshape(-1, K)
+            out = torch.ops.aten._weight_int4pack_mm(rows, words, 64, self.scales)
+            return out.reshape(*x.shape[:-1], N)
+
+    layer, x = Layer(), torch.randn(2, 3, K).to(BF16)
+    if inner == 4:
+        check_rewrite(layer, x, expect={"gemm_w4a16_tile_packed": 1}, dynamic=True)
+        return
+    found = check_rewrite(layer, x, expect={}, inserted=0)
+    assert "words has 4 inner tiles of 16; the kernel reads 8" in found.reasons()
