@@ -20,10 +20,18 @@ from aiter_inductor.core.op import Op
 
 @dataclass(frozen=True)
 class Derived:
-    """An op argument that the graph does not hold yet: `function(*args)`, inserted on rewrite."""
+    """An op argument that the graph does not hold yet: `function(*args)`, inserted on rewrite.
+
+    Attributes:
+        function, args: the call.
+        kwargs: its keywords, pairs of name and value without nodes.
+        shared: it is inserted once for all ops that ask for it. Nothing may write to what it reads.
+    """
 
     function: Callable[..., Any]
     args: tuple[Any, ...]
+    kwargs: tuple[tuple[str, Any], ...] = ()
+    shared: bool = False
 
 
 @dataclass(frozen=True)
@@ -189,7 +197,7 @@ def fake(argument: Any) -> Any:
     if isinstance(argument, fx.Node):
         return value(argument)
     if isinstance(argument, Derived):
-        return argument.function(*(fake(item) for item in argument.args))
+        return argument.function(*(fake(a) for a in argument.args), **dict(argument.kwargs))
     if isinstance(argument, tuple | list):
         return type(argument)(fake(item) for item in argument)
     return argument

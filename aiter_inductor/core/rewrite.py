@@ -31,20 +31,22 @@ def apply(graph: fx.Graph, decisions: Iterable[Decision]) -> int:
         call.kwargs = {**call.kwargs, "provider": "reference"}
     position = {node: i for i, node in enumerate(graph.nodes)}
     taken = [d for d in decisions if d.provider is not None and d.before is not None]
+    shared: dict[Derived, fx.Node] = {}
     for decision in sorted(taken, key=lambda d: position[d.before], reverse=True):
-        _insert(graph, decision)
+        _insert(graph, decision, shared)
     if taken:
         _erase_dead(graph, taken)
         graph.lint()
     return len(taken) + len(calls)
 
 
-def _insert(graph: fx.Graph, decision: Decision) -> None:
+def _insert(graph: fx.Graph, decision: Decision, shared: dict[Derived, fx.Node]) -> None:
     match = decision.match
     assert decision.provider is not None
     assert decision.before is not None
     with graph.inserting_before(decision.before):
-        args, kwargs = (_materialise(graph, v, match) for v in (match.args, dict(match.kwargs)))
+        given = (match.args, dict(match.kwargs))
+        args, kwargs = (_materialise(graph, v, match, decision.before, shared) for v in given)
         call = graph.call_function(
             match.op.overload, args, {**kwargs, "provider": decision.provider.name}
         )
@@ -70,17 +72,31 @@ def _substitute(graph: fx.Graph, result: fx.Node, output: Output, match: Match) 
     result.meta["example_value"] = value(output.node)
 
 
-def _materialise(graph: fx.Graph, argument: Any, match: Match) -> Any:
-    """`argument` with every `Derived` inserted into the graph."""
+def _materialise(
+    graph: fx.Graph,
+    argument: Any,
+    match: Match,
+    before: fx.Node,
+    shared: dict[Derived, fx.Node],
+) -> Any:
+    """`argument` with every `Derived` inserted into the graph.
+
+    One in `shared` stands at a later op yet: it moves up to this one.
+    """
     if isinstance(argument, Derived):
-        args = tuple(_materialise(graph, item, match) for item in argument.args)
-        node = graph.call_function(argument.function, args)
+        if argument.shared and argument in shared:
+            before.prepend(shared[argument])
+            return shared[argument]
+        args = _materialise(graph, argument.args, match, before, shared)
+        node = graph.call_function(argument.function, args, dict(argument.kwargs))
         _describe(node, match, fake(argument))
+        if argument.shared:
+            shared[argument] = node
         return node
     if isinstance(argument, dict):
-        return {k: _materialise(graph, v, match) for k, v in argument.items()}
+        return {k: _materialise(graph, v, match, before, shared) for k, v in argument.items()}
     if isinstance(argument, tuple | list):
-        return type(argument)(_materialise(graph, item, match) for item in argument)
+        return type(argument)(_materialise(graph, v, match, before, shared) for v in argument)
     return argument
 
 

@@ -30,6 +30,7 @@ def attention(
     v: Tensor,
     mask: Tensor | None = None,
     sinks: Tensor | None = None,
+    first_keys: Tensor | None = None,
     *,
     scale: float,
     causal: str = "none",
@@ -48,6 +49,8 @@ def attention(
         mask: [B or 1, H or 1, S or 1, T or 1] or None; bool (True is seen) or float (added to the
             scaled scores).
         sinks: [H] or None, one more logit a head whose probability goes nowhere.
+        first_keys: [B, S], int32, or None: the first key that a query sees, where documents lie
+            packed in a row its document's; never before that of the query before it.
         scale: factor on the scores.
         causal: `top_left` lets query i see the keys up to i, `bottom_right` those up to
             i + T - S, `none` all.
@@ -58,7 +61,7 @@ def attention(
     Returns:
         [B, H, S, Dv], dtype of q, dense in the order of `layout`.
     """
-    scores = masked(capped_scores(q, k, scale, softcap), mask, causal, window)
+    scores = masked(capped_scores(q, k, scale, softcap), mask, causal, window, first_keys)
     probabilities = _softmax(scores, sinks)
     grouped = probabilities.unflatten(1, (v.shape[1], q.shape[1] // v.shape[1]))
     out = (grouped @ v.to(scores.dtype).unsqueeze(2)).flatten(1, 2).to(q.dtype)
@@ -74,9 +77,18 @@ def capped_scores(q: Tensor, k: Tensor, scale: float, softcap: float | None) -> 
     return scores if softcap is None else softcap * torch.tanh(scores / softcap)
 
 
-def masked(scores: Tensor, mask: Tensor | None, causal: str, window: int | None) -> Tensor:
+def masked(
+    scores: Tensor,
+    mask: Tensor | None,
+    causal: str,
+    window: int | None,
+    first_keys: Tensor | None = None,
+) -> Tensor:
     """`scores` with a float mask added, and minus infinity where a key is hidden."""
     hidden = _hidden(scores, causal, window)
+    if first_keys is not None:
+        before = torch.arange(scores.shape[-1], device=scores.device) < first_keys[:, None, :, None]
+        hidden = before if hidden is None else hidden | before
     if mask is not None and mask.dtype == torch.bool:
         hidden = ~mask if hidden is None else hidden | ~mask
     elif mask is not None:
@@ -105,6 +117,7 @@ def _(
     v: Tensor,
     mask: Tensor | None = None,
     sinks: Tensor | None = None,
+    first_keys: Tensor | None = None,
     *,
     scale: float,
     causal: str = "none",

@@ -22,7 +22,7 @@ from aiter_inductor.lowerings.attention_problem import (
 )
 from aiter_inductor.lowerings.providers import add_cuda, add_triton
 
-SAVED = ("q", "k", "v", "mask", "sinks")
+SAVED = ("q", "k", "v", "mask", "sinks", "first_keys")
 
 
 @op(problem=AttentionProblem.of_training)
@@ -32,6 +32,7 @@ def attention_with_lse(
     v: Tensor,
     mask: Tensor | None = None,
     sinks: Tensor | None = None,
+    first_keys: Tensor | None = None,
     *,
     scale: float,
     causal: str = "none",
@@ -42,14 +43,15 @@ def attention_with_lse(
     """`attention`, and what its gradients need to compute the probabilities anew.
 
     Args:
-        q, k, v, mask, sinks, scale, causal, window, softcap, layout: as in `attention`.
+        q, k, v, mask, sinks, first_keys, scale, causal, window, softcap, layout: as in
+            `attention`.
 
     Returns:
         out: [B, H, S, Dv], as `attention` returns it.
         lse: [B, H, S], fp32 (fp64 for fp64): the logarithm of the sum of a query's exponentials,
             its sink's included; minus infinity where it sees nothing.
     """
-    scores = masked(capped_scores(q, k, scale, softcap), mask, causal, window)
+    scores = masked(capped_scores(q, k, scale, softcap), mask, causal, window, first_keys)
     logits = scores
     if sinks is not None:
         sink = sinks.to(scores.dtype)[:, None, None].expand(*scores.shape[:-1], 1)
@@ -72,6 +74,7 @@ def attention_backward(
     mask: Tensor | None = None,
     sinks: Tensor | None = None,
     grad_lse: Tensor | None = None,
+    first_keys: Tensor | None = None,
     *,
     scale: float,
     causal: str = "none",
@@ -82,7 +85,8 @@ def attention_backward(
 
     Args:
         grad: [B, H, S, Dv], the gradient of `out`.
-        q, k, v, mask, sinks, scale, causal, window, softcap: as given to `attention_with_lse`.
+        q, k, v, mask, sinks, first_keys, scale, causal, window, softcap: as given to
+            `attention_with_lse`.
         out, lse: its results.
         grad_lse: [B, H, S], the gradient of `lse`, or None.
 
@@ -91,7 +95,8 @@ def attention_backward(
         dsinks: [H], dtype of the sinks; empty without them.
     """
     scores = capped_scores(q, k, scale, softcap)
-    p = _probabilities(masked(scores, mask, causal, window), lse.unsqueeze(-1))
+    seen = masked(scores, mask, causal, window, first_keys)
+    p = _probabilities(seen, lse.unsqueeze(-1))
     acc, groups = scores.dtype, (k.shape[1], q.shape[1] // k.shape[1])
     delta = _delta(grad, out, grad_lse, acc)
     of_grad = grad.to(acc).unflatten(1, groups)
@@ -131,7 +136,8 @@ def _mask_gradient(
     """
     q, k, v, mask = (inputs[name] for name in ("q", "k", "v", "mask"))
     scores = capped_scores(q, k, inputs["scale"], inputs["softcap"])
-    p = _probabilities(masked(scores, mask, inputs["causal"], inputs["window"]), lse.unsqueeze(-1))
+    hiding = (mask, inputs["causal"], inputs["window"], inputs["first_keys"])
+    p = _probabilities(masked(scores, *hiding), lse.unsqueeze(-1))
     acc, groups = scores.dtype, (k.shape[1], q.shape[1] // k.shape[1])
     of_grad = grad.to(acc).unflatten(1, groups)
     dp = (of_grad @ v.to(acc).unsqueeze(2).transpose(-1, -2)).flatten(1, 2)
@@ -145,8 +151,10 @@ def _gradients(
 ) -> Mapping[str, Tensor | None]:
     """By name, those of attention's inputs."""
     how = {name: inputs[name] for name in ("scale", "causal", "window", "softcap")}
-    q, k, v, mask, sinks = (inputs[name] for name in SAVED)
-    dq, dk, dv, dsinks = attention_backward(grad, q, k, v, out, lse, mask, sinks, grad_lse, **how)
+    q, k, v, mask, sinks, first_keys = (inputs[name] for name in SAVED)
+    dq, dk, dv, dsinks = attention_backward(
+        grad, q, k, v, out, lse, mask, sinks, grad_lse, first_keys, **how
+    )
     found = {"q": dq, "k": dk, "v": dv, "sinks": dsinks}
     if inputs["needed"].get("mask"):
         found["mask"] = _mask_gradient(inputs, out, lse, grad, grad_lse)

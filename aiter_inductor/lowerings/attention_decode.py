@@ -48,6 +48,8 @@ def sdpa_decodes_faster(problem: AttentionProblem, use: Use) -> str | None:
 
 
 def _mask_unsupported(problem: AttentionProblem) -> str | None:
+    if problem.first_keys:
+        return "it reads all keys that a mask shows, and the query names the first that it sees"
     if problem.mask == "none":
         return None
     if problem.mask not in MASK_DTYPES:

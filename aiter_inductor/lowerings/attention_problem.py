@@ -28,6 +28,7 @@ class AttentionProblem:
         mask_shape: its sizes; empty without one, and for one [B, 1, S, T].
         mismatch: why the arguments do not fit together, or empty.
         asked: `out`, `out and lse` or `gradients`.
+        first_keys: whether each query names the first key that it sees.
     """
 
     batch: Dim
@@ -48,6 +49,7 @@ class AttentionProblem:
     layout: str
     mismatch: str = ""
     asked: str = "out"
+    first_keys: bool = False
 
     @classmethod
     def of(
@@ -57,6 +59,7 @@ class AttentionProblem:
         v: Tensor,
         mask: Tensor | None = None,
         sinks: Tensor | None = None,
+        first_keys: Tensor | None = None,
         *,
         scale: float,
         causal: str = "none",
@@ -83,7 +86,8 @@ class AttentionProblem:
             mask_shape=() if mask is None else tuple(map(dim, mask.shape)),
             sinks=sinks is not None,
             layout=layout,
-            mismatch=mismatch_of(q, k, v),
+            mismatch=mismatch_of(q, k, v) or _unfit_first_keys(first_keys, q),
+            first_keys=first_keys is not None,
         )
 
     @classmethod
@@ -103,6 +107,7 @@ class AttentionProblem:
         mask: Tensor | None = None,
         sinks: Tensor | None = None,
         grad_lse: Tensor | None = None,
+        first_keys: Tensor | None = None,
         *,
         scale: float,
         causal: str = "none",
@@ -111,7 +116,11 @@ class AttentionProblem:
     ) -> AttentionProblem:
         """The problem behind the arguments of `attention_backward`."""
         forward = cls.of(
-            q, k, v, mask, sinks, scale=scale, causal=causal, window=window, softcap=softcap
+            *(q, k, v, mask, sinks, first_keys),
+            scale=scale,
+            causal=causal,
+            window=window,
+            softcap=softcap,
         )
         return replace(forward, asked="gradients")
 
@@ -158,14 +167,23 @@ class AttentionProblem:
             drawn = normal(*shape)
             mask = drawn > -0.67 if self.mask == "bool" else drawn.to(getattr(torch, self.mask))
         sinks = normal(self.num_heads).to(self.dtype) if self.sinks else None
+        first_keys = self._sample_first_keys(generator, device) if self.first_keys else None
         names = ("scale", "causal", "window", "softcap", "layout")
         kwargs = {name: getattr(self, name) for name in names}
         if self.asked != "gradients":
-            return (q, k, v, mask, sinks), kwargs
-        out, lse = OPS["attention_with_lse"].reference(q, k, v, mask, sinks, **kwargs)
+            return (q, k, v, mask, sinks, first_keys), kwargs
+        forward = OPS["attention_with_lse"].reference
+        out, lse = forward(q, k, v, mask, sinks, first_keys, **kwargs)
         grad = normal(*out.shape).to(self.dtype)
         del kwargs["layout"]
-        return (grad, q, k, v, out, lse, mask, sinks, None), kwargs
+        return (grad, q, k, v, out, lse, mask, sinks, None, first_keys), kwargs
+
+    def _sample_first_keys(self, generator: torch.Generator, device: str) -> Tensor:
+        """[B, S], int32: one query in eight starts a document at the key of its own number."""
+        at = torch.arange(self.num_queries, dtype=torch.int32, device=device)
+        drawn = torch.rand(self.batch, self.num_queries, generator=generator, device=device)
+        starts = torch.where(drawn < 0.125, at, 0)
+        return starts.cummax(-1).values if starts.numel() else starts
 
     def _pairs(self) -> Dim:
         """Pairs of query and key that are seen; every pair where sizes are not known."""
@@ -187,6 +205,8 @@ def sdpa_unsupported(problem: AttentionProblem, use: Use) -> str | None:
             return f"SDPA has no {name}, and {name}={given:g} is asked for"
     if problem.sinks:
         return "SDPA has no attention sinks"
+    if problem.first_keys:
+        return "SDPA hides other documents by a mask of all pairs only"
     if problem.causal == "bottom_right":
         S, T = problem.num_queries, problem.num_keys
         return f"SDPA counts S={S} queries from the first of T={T} keys, not from the last"
@@ -246,6 +266,16 @@ def mismatch_of(q: Tensor, k: Tensor, v: Tensor) -> str:
     heads, kv_heads = dim(q.shape[1]), dim(k.shape[1])
     if isinstance(heads, int) and isinstance(kv_heads, int) and heads % max(kv_heads, 1):
         return f"{heads} query heads do not divide into {kv_heads} groups"
+    return ""
+
+
+def _unfit_first_keys(first_keys: Tensor | None, q: Tensor) -> str:
+    if first_keys is None:
+        return ""
+    found, wanted = tuple(map(dim, first_keys.shape)), (dim(q.shape[0]), dim(q.shape[2]))
+    if found != wanted or first_keys.dtype != torch.int32:
+        kinds = short_name(first_keys.dtype)
+        return f"first keys are {kinds}{list(found)}, not int32{list(wanted)}"
     return ""
 
 

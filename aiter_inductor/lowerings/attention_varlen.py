@@ -115,7 +115,7 @@ class VarlenProblem:
     def sample(self, *, seed: int, device: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Random heads; sequences as long as the longest, the last one shorter or empty."""
         whole = replace(self.heads, asked="out")
-        (q, k, v, _, sinks), kwargs = whole.sample(seed=seed, device=device)
+        (q, k, v, _, sinks, _), kwargs = whole.sample(seed=seed, device=device)
         q, k, v = (x.squeeze(0).transpose(0, 1).contiguous() for x in (q, k, v))
         starts = torch.arange(self.num_sequences + 1, dtype=torch.int32, device=device)
         of_queries = (starts * self.max_seqlen_q).clamp(max=q.shape[0])

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import copy
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
+from transformers import DynamicCache, StaticCache
 
 import aiter_inductor
+from aiter_inductor.transformers import register
 from tests.models import zoo
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no accelerator here")
@@ -60,6 +64,136 @@ def test_gradients(name: str) -> None:
     for parameter, gradient in wanted.items():
         assert error(found[parameter], gradient) < 5e-3, parameter
     assert aiter_inductor.report(compiled).count("rms_norm", "fused") > 0
+
+
+LATENT = {"qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128, "kv_lora_rank": 256}
+SIZES: dict[str, dict[str, Any]] = {
+    "llama": {"head_dim": 128},
+    "mistral": {"head_dim": 128, "sliding_window": 64},
+    "qwen2": {"hidden_size": 256},
+    "qwen3": {"head_dim": 128},
+    "gemma2": {"head_dim": 256, "sliding_window": 64},
+    "gemma3": {"head_dim": 256, "sliding_window": 64},
+    "phi3": {"hidden_size": 256},
+    "gpt_oss": {"head_dim": 64, "sliding_window": 64},
+    "mixtral": {"head_dim": 128},
+    "qwen3_moe": {"head_dim": 128},
+    "deepseek_v2": LATENT,
+    "deepseek_v3": LATENT,
+}
+"""Heads as wide as the real models have, and windows that 200 tokens exceed."""
+ROUTED = ("gpt_oss", "mixtral", "qwen3_moe", "deepseek_v2", "deepseek_v3")
+"""Families whose router takes other experts after a rounding: they are compared in fp32."""
+LENGTH = 200
+
+
+def wide(name: str, **sizes: Any) -> tuple[torch.nn.Module, torch.Tensor]:
+    """A model of `SIZES` and more tokens than its window."""
+    dtype = torch.float32 if name in ROUTED else torch.bfloat16
+    model = zoo.build(name, dtype=dtype, max_position_embeddings=512, **SIZES[name], **sizes)
+    return model.cuda(), zoo.token_ids(2, LENGTH + 2).cuda()
+
+
+def assert_as_near(
+    found: dict[str, torch.Tensor],
+    by_inductor: dict[str, torch.Tensor],
+    wanted: dict[str, torch.Tensor],
+) -> None:
+    """Every result as near to `wanted` as Inductor's, or equal but for the rounding of fp32."""
+    assert found.keys() == wanted.keys()
+    for name, exact in wanted.items():
+        limit = 1.5 * error(by_inductor[name], exact) + 1e-3
+        assert error(found[name], exact) < limit, (name, limit, error(found[name], exact))
+
+
+def after_prefill_and_decode(
+    model: torch.nn.Module, run: Callable[..., Any], ids: torch.Tensor, kind: str
+) -> dict[str, torch.Tensor]:
+    """Logits of a prompt and of two tokens after it, and what the cache holds then."""
+    cache: Any = DynamicCache(config=model.config)
+    if kind == "static":
+        cache = StaticCache(config=model.config, max_cache_len=LENGTH + 24)
+    found = {"prompt": run(ids[:, :LENGTH], past_key_values=cache).logits}
+    for at in range(LENGTH, LENGTH + 2):
+        found[f"token {at}"] = run(ids[:, at : at + 1], past_key_values=cache).logits
+    for number, layer in enumerate(cache.layers):
+        found |= {f"keys {number}": layer.keys.clone(), f"values {number}": layer.values.clone()}
+    return found
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [*((name, "static") for name in SIZES), ("llama", "dynamic"), ("deepseek_v3", "dynamic")],
+)
+@torch.no_grad()
+def test_prompt_tokens_and_cache_are_as_near_as_inductors(name: str, kind: str) -> None:
+    model, ids = wide(name)
+    exact = copy.deepcopy(model).float()
+    wanted = after_prefill_and_decode(exact, exact, ids, kind)
+    found = {}
+    for backend in ("inductor", "aiter"):
+        torch._dynamo.reset()
+        run = torch.compile(model, backend=backend)
+        found[backend] = after_prefill_and_decode(model, run, ids, kind)
+    assert_as_near(found["aiter"], found["inductor"], wanted)
+
+
+def masks_read(report: aiter_inductor.Report) -> list[str]:
+    sites = (s for s in report.sites if s.pattern in ("attention", "mla_decode"))
+    return [str(s) for s in sites if "mask=" in s.problem and "mask=none" not in s.problem]
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("name", SIZES)
+def test_losses_and_gradients_are_as_near_as_inductors(name: str, packed: bool) -> None:
+    """No mask is read, and kernels take attention or say why not, packed documents included."""
+    model, ids = wide(name)
+    model.train()
+    inputs: dict[str, Any] = {"use_cache": False}
+    if packed:
+        at = torch.arange(ids.shape[1], device="cuda").expand_as(ids)
+        inputs["position_ids"] = at % torch.tensor([[77], [130]], device="cuda")
+
+    def gradients(of: torch.nn.Module, run: Callable[..., Any]) -> dict[str, torch.Tensor]:
+        of.zero_grad()
+        run(ids, labels=ids, **inputs).loss.backward()
+        return {n: p.grad.clone() for n, p in of.named_parameters() if p.grad is not None}
+
+    exact = copy.deepcopy(model).float()
+    wanted, found = gradients(exact, exact), {}
+    for backend in ("inductor", "aiter"):
+        torch._dynamo.reset()
+        found[backend] = gradients(model, torch.compile(model, backend=backend))
+    assert_as_near(found["aiter"], found["inductor"], wanted)
+    report = aiter_inductor.report(model)
+    sites = [s for s in report.sites if s.pattern == "attention"]
+    assert len(sites) == 2, str(report)
+    assert not masks_read(report), str(report)
+    for site in sites:
+        assert site.status == "fused" or site.reason, str(report)
+    print(name, [(s.status, s.provider, s.reason, s.problem) for s in sites])
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("name", ["llama", "gemma3", "qwen3_moe"])
+@torch.no_grad()
+def test_generated_tokens_are_those_of_sdpa(name: str, side: str) -> None:
+    """`attn_implementation="aiter"` with a padded batch, both kinds of caches."""
+    register()
+    model = zoo.build(name, dtype=torch.float32, attention="sdpa", **SIZES[name]).cuda()
+    ids = zoo.token_ids(2, 24).cuda()
+    seen = torch.ones_like(ids)
+    seen[0, slice(None, 7) if side == "left" else slice(-7, None)] = 0
+    how = {"attention_mask": seen, "max_new_tokens": 8, "do_sample": False, "disable_compile": True}
+    logits, tokens = [], []
+    for attention in ("sdpa", "aiter"):
+        model.set_attn_implementation(attention)
+        logits.append(model(ids, attention_mask=seen, use_cache=False).logits[seen.bool()])
+        kinds = (None, "static")
+        tokens += [model.generate(ids, cache_implementation=kind, **how) for kind in kinds]
+    assert error(logits[1], logits[0]) < 1e-4
+    for other in tokens[1:]:
+        assert torch.equal(other, tokens[0])
 
 
 @pytest.mark.parametrize("mode", ["reduce-overhead", "max-autotune"])

@@ -95,9 +95,9 @@ def test_a_mask_that_says_more_is_read(name, scenario):
     assert "mask=bool" in site.problem, site
 
 
+@pytest.mark.parametrize("call", ["plain", "packed", "packed training"])
 @pytest.mark.parametrize("name", ["llama", "qwen3_moe", "deepseek_v3", "gemma3", "gpt_oss"])
-@torch.no_grad()
-def test_nothing_is_left_of_a_mask_that_is_understood(name):
+def test_nothing_is_left_of_a_mask_that_is_understood(name, call):
     """Once attention is rewritten, dead code takes the whole computation of the mask along."""
     length, left = 37, []
 
@@ -115,8 +115,14 @@ def test_nothing_is_left_of_a_mask_that_is_understood(name):
         return [n.name for n, v in values if v is not None and v.shape[-2:] == (length, length)]
 
     model = zoo.build(name, layers=2)
-    with pytest.raises(torch._dynamo.exc.BackendCompilerFailed, match="not here"):
-        torch.compile(model, backend=capture)(zoo.token_ids(1, length), use_cache=False)
+    starts = torch.arange(length)[None] % 15
+    inputs = {"use_cache": False} | ({"position_ids": starts} if "packed" in call else {})
+    torch._dynamo.reset()
+    with (
+        pytest.raises(torch._dynamo.exc.BackendCompilerFailed, match="not here"),
+        torch.set_grad_enabled("training" in call),
+    ):
+        torch.compile(model, backend=capture)(zoo.token_ids(1, length), **inputs)
     ((before, after),) = left
     assert before
     assert not after

@@ -284,7 +284,6 @@ STYLES: Mapping[str, tuple[Style, ...]] = {
     "bmm_fp8": (
         Style("by row", fields={"x_scales": (2, 3, 1), "weight_scales": (2, 130, 1), "block_n": 1}),
         Style("by tensor", fields={"x_scales": (1, 1, 1), "weight_scales": (3, 1, 1)}),
-        Style("along N", fields={"turned": True}),
     ),
     "gemm_w4a16": (
         Style("zeros", fields={"has_zero": True}),
@@ -330,10 +329,11 @@ STYLES: Mapping[str, tuple[Style, ...]] = {
         *2 * (Style("one query", fields=_ONE_QUERY),),
         Style("one query, masked", fields={**_ONE_QUERY, "mask": "bool"}),
     ),
-    "attention_with_lse": (Style("sinks", fields={"sinks": True}),),
+    "attention_with_lse": (Style("sinks", fields={"sinks": True, "first_keys": True}),),
     "attention_backward": (
         Style("window", fields={"window": 20, "softcap": 3.0, "sinks": True}),
         Style("masked", fields={"mask": "bool", "causal": "none"}),
+        Style("documents", fields={"first_keys": True}),
     ),
     "mla_decode": (
         Style("masked", fields={"mask": "bool"}),

@@ -105,6 +105,7 @@ struct Multiplier {
   KvRing k_ring, v_ring;
   ItemRing items;
   Softmax softmax;
+  FirstKeys first_keys;
   float s[BLOCK_N / 2];  // scores, then exponentials
   u32 p[BLOCK_N / 4];    // exponentials in 16 bits
   float o[V_DIM / 2];
@@ -188,7 +189,8 @@ struct Multiplier {
     const int first_row = item.rows + 64 * warpgroup;
     const int row = first_row + threadIdx.x % WARPGROUP / WARP * 16 + threadIdx.x % WARP / 4;
     if (SOFTCAP) cap(s, cap_scale);
-    hide(s, problem, item, first_row, row, number);
+    if (FIRST) first_keys.read(problem, item, first_row, row);
+    hide(s, problem, item, first_keys, first_row, row, number);
     softmax.template see<FIRST>(s, scale);
   }
 
@@ -266,7 +268,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
                      const __grid_constant__ TensorMap q_rest_map,
                      const __grid_constant__ TensorMap k_rest_map, u16* out, float* lse,
                      const float* sinks, int* counter, const int* q_starts, const int* k_starts,
-                     int num_heads, int heads_per_kv, int all_heads, int num_queries, int num_keys,
+                     const int* first_keys, int num_heads, int heads_per_kv, int all_heads, int num_queries, int num_keys,
                      int shift, int window, int row_blocks, int heads_together, int num_sequences,
                      int from_end, int v_dim, float scale, float scale_log2, float cap_scale,
                      i64 batch_stride, i64 head_stride, i64 row_stride) {
@@ -274,7 +276,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
   const Shared shared{(shared_address(storage) + 1023) & ~1023u};
   const Problem problem{num_heads,  heads_per_kv,   all_heads, num_queries, num_keys,
                         shift,      window,         row_blocks, heads_together, q_starts,
-                        k_starts,   num_sequences,  from_end};
+                        k_starts,   num_sequences,  from_end,  first_keys};
   if (threadIdx.x == 0) {
     for (int w = 0; w < WARPGROUPS; w++) shared.q_ring(w).init();
     shared.k_ring().init();

@@ -25,6 +25,15 @@ NO_MAP = bytes(128)
 
 
 @dataclass(frozen=True)
+class Hiding:
+    """What queries do not see: arguments of the op `attention`."""
+
+    causal: str
+    window: int | None = None
+    first_keys: Tensor | None = None
+
+
+@dataclass(frozen=True)
 class Packed:
     """Where the sequences of a batch start, and the end of the last: [num_sequences + 1], int32."""
 
@@ -53,6 +62,7 @@ def attention(
     v: Tensor,
     mask: Tensor | None = None,
     sinks: Tensor | None = None,
+    first_keys: Tensor | None = None,
     *,
     scale: float,
     causal: str = "none",
@@ -64,7 +74,8 @@ def attention(
     """Attention without its log-sum-exp; see the op of this name."""
     refuse_mask(mask)
     out = heads_like(q, v, layout)
-    _attend(q, k, v, sinks, out, None, scale, causal, window, softcap, config)
+    hiding = Hiding(causal, window, first_keys)
+    _attend(q, k, v, sinks, out, None, scale, hiding, softcap, config)
     return out
 
 
@@ -74,6 +85,7 @@ def attention_with_lse(
     v: Tensor,
     mask: Tensor | None = None,
     sinks: Tensor | None = None,
+    first_keys: Tensor | None = None,
     *,
     scale: float,
     causal: str = "none",
@@ -86,7 +98,8 @@ def attention_with_lse(
     refuse_mask(mask)
     out = heads_like(q, v, layout)
     lse = q.new_empty(q.shape[:-1], dtype=torch.float32)
-    _attend(q, k, v, sinks, out, lse, scale, causal, window, softcap, config)
+    hiding = Hiding(causal, window, first_keys)
+    _attend(q, k, v, sinks, out, lse, scale, hiding, softcap, config)
     return out, lse
 
 
@@ -109,7 +122,8 @@ def attention_varlen(
     out = q.new_empty(*q.shape[:2], v.shape[-1])
     packed = Packed(cu_seqlens_q.contiguous(), cu_seqlens_k.contiguous())
     q, k, v, of_heads = map(heads_first, (q, k, v, out))
-    _attend(q, k, v, sinks, of_heads, None, scale, causal, window, softcap, config, packed)
+    hiding = Hiding(causal, window)
+    _attend(q, k, v, sinks, of_heads, None, scale, hiding, softcap, config, packed)
     return out
 
 
@@ -134,7 +148,8 @@ def attention_varlen_with_lse(
     packed = Packed(cu_seqlens_q.contiguous(), cu_seqlens_k.contiguous())
     q, k, v, of_heads = map(heads_first, (q, k, v, out))
     of_lse = lse.unsqueeze(0)
-    _attend(q, k, v, sinks, of_heads, of_lse, scale, causal, window, softcap, config, packed)
+    hiding = Hiding(causal, window)
+    _attend(q, k, v, sinks, of_heads, of_lse, scale, hiding, softcap, config, packed)
     return out, lse
 
 
@@ -153,7 +168,7 @@ def mla_prefill(
     """Attention of heads in two parts; see the op of this name."""
     out = heads_like(q_nope, v, layout)
     parts, rest = (q_nope, k_nope, v), (q_rope, k_rope)
-    _attend(*parts, None, out, None, scale, causal, None, None, config, rest=rest)
+    _attend(*parts, None, out, None, scale, Hiding(causal), None, config, rest=rest)
     return out
 
 
@@ -171,8 +186,7 @@ def _attend(
     out: Tensor,
     lse: Tensor | None,
     scale: float,
-    causal: str,
-    window: int | None,
+    hiding: Hiding,
     softcap: float | None,
     config: AttentionConfig | None,
     packed: Packed | None = None,
@@ -190,14 +204,16 @@ def _attend(
     rest_dim = 0 if rest is None else rest[0].shape[-1]
     widths = padded(qk_dim) + padded(rest_dim), padded(v.shape[-1])
     many = packed is not None
-    config = config or AttentionConfig.default(*widths, num_queries, packed=many)
+    causal, window, first_keys = hiding.causal, hiding.window, hiding.first_keys
+    named = first_keys is not None
+    config = config or AttentionConfig.default(*widths, num_queries, packed=many or named)
     kinds = causal != "none", window is not None, softcap is not None, many
     fp16 = q.dtype == torch.float16
-    variant = AttentionVariant(config, *widths, *kinds, fp16, padded(rest_dim) // COLUMN)
+    variant = AttentionVariant(config, *widths, *kinds, fp16, padded(rest_dim) // COLUMN, named)
     kernel = load_kernel(variant, arch_name(q.device), q.device.type)
     row_blocks, per_kv = blocks_of(num_queries, config.rows, packed), num_heads // kv_heads
     items, num_sms = batch * num_heads * row_blocks, _num_sms(q.device)
-    uneven = (variant.causal or variant.window or many) and items > num_sms
+    uneven = (variant.causal or variant.window or many or named) and items > num_sms
     key_bytes = num_keys * (qk_dim + rest_dim + v.shape[-1]) * 2
     together = max(L2_BYTES // max(key_bytes, 1), 1) * per_kv
     sizes = (num_heads, per_kv, batch * num_heads, num_queries, num_keys)
@@ -213,7 +229,8 @@ def _attend(
         *_rest_maps(rest, config),
         *(out, lse, None if sinks is None else sinks.float()),
         torch.zeros(1, dtype=torch.int32, device=q.device) if uneven else None,
-        *(*starts_of(packed), *sizes, num_keys - num_queries if from_end else 0, *order),
+        *(*starts_of(packed), first_keys.contiguous() if first_keys is not None else None),
+        *(*sizes, num_keys - num_queries if from_end else 0, *order),
         *(packed.num_sequences if packed else 0, int(from_end), v.shape[-1]),
         *(*_scales(scale, softcap), *out.stride()[:3]),
     )

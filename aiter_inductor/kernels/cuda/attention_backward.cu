@@ -227,6 +227,7 @@ struct Multiplier {
     bool hides = own + 64 > walk.num_keys;
     if (CAUSAL) hides |= walk.seer + own + 63 > query;
     if (WINDOW) hides |= walk.seer + own + window <= query + QUERIES - 1;
+    if (FIRST_KEYS) hides |= walk.first_key(query + QUERIES - 1) > own;
     if (!hides) return;
     const int lane = threadIdx.x % WARP;
     const int key = own + threadIdx.x % WARPGROUP / WARP * 16 + lane / 4;
@@ -236,6 +237,8 @@ struct Multiplier {
       bool hidden = key + 8 * h >= walk.num_keys;
       if (CAUSAL) hidden |= seer + 8 * h > column;
       if (WINDOW) hidden |= seer + 8 * h + window <= column;
+      if (FIRST_KEYS)
+        hidden |= walk.first_key(query + 2 * (lane % 4) + column) > key + 8 * h;
       if (hidden) s[i] = -INF;
     }
   }
@@ -428,8 +431,8 @@ extern "C" __global__ void __launch_bounds__(3 * WARPGROUP, 1)
                        const __grid_constant__ TensorMap v_map,
                        const __grid_constant__ TensorMap do_map, const float* lse,
                        const float* delta, float* dq, u16* dk, u16* dv, const int* q_starts,
-                       const int* k_starts, int num_heads, int heads_per_kv, int all_kv_heads,
-                       int num_queries, int num_keys, int shift, int window, int key_blocks,
+                       const int* k_starts, const int* first_keys, int num_heads,
+                       int heads_per_kv, int all_kv_heads, int num_queries, int num_keys, int shift, int window, int key_blocks,
                        int query_blocks, int together, int num_sequences, int from_end, int qk_dim,
                        int v_dim, float scale, float scale_log2, i64 dk_batch, i64 dk_head,
                        i64 dk_row, i64 dv_batch, i64 dv_head, i64 dv_row) {
@@ -439,7 +442,8 @@ extern "C" __global__ void __launch_bounds__(3 * WARPGROUP, 1)
                         all_kv_heads, num_queries,  num_keys,
                         shift,        window,       key_blocks,
                         query_blocks, together,     q_starts,
-                        k_starts,     num_sequences, from_end};
+                        k_starts,     num_sequences, from_end,
+                        first_keys};
   if (threadIdx.x == 0) {
     KeyRing(base + BARRIERS_AT).init();
     QRing(base + Q_BARRIERS_AT).init();

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from aiter_inductor.core.heads import heads_first
 from aiter_inductor.kernels.cuda.attention import (
+    Hiding,
     Packed,
     blocks_of,
     heads_map,
@@ -44,6 +45,7 @@ def attention_backward(
     mask: Tensor | None = None,
     sinks: Tensor | None = None,
     grad_lse: Tensor | None = None,
+    first_keys: Tensor | None = None,
     *,
     scale: float,
     causal: str = "none",
@@ -58,7 +60,7 @@ def attention_backward(
     _refuse_softcap(softcap)
     gradients = tuple(torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
     inputs = (grad, q, k, v, out, lse.contiguous(), grad_lse)
-    sums = _fill(gradients, inputs, scale, causal, window, None)
+    sums = _fill(gradients, inputs, scale, Hiding(causal, window, first_keys), None)
     return *gradients, _of_sinks(sinks, q, sums)
 
 
@@ -87,7 +89,7 @@ def attention_varlen_backward(
     inputs = (grad, of_q, k, v, out, lse.contiguous().unsqueeze(0), grad_lse)
     packed = Packed(cu_seqlens_q.contiguous(), cu_seqlens_k.contiguous())
     dq, dk, dv = map(heads_first, gradients)
-    sums = _fill((dq, dk, dv), inputs, scale, causal, window, packed)
+    sums = _fill((dq, dk, dv), inputs, scale, Hiding(causal, window), packed)
     return *gradients, _of_sinks(sinks, q, sums)
 
 
@@ -100,8 +102,7 @@ def _fill(
     gradients: tuple[Tensor, Tensor, Tensor],
     inputs: tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None],
     scale: float,
-    causal: str,
-    window: int | None,
+    hiding: Hiding,
     packed: Packed | None,
 ) -> tuple[Tensor, Tensor] | None:
     """Fill those of q, k and v, heads first; what `_rows` gives, or None where there is nothing."""
@@ -112,7 +113,10 @@ def _fill(
             gradient.zero_()
         return None
     grad, q, k, v, out = map(readable, heads)
-    kind = Kind(causal != "none", window is not None, packed is not None, q.dtype == torch.float16)
+    causal, window, first_keys = hiding.causal, hiding.window, hiding.first_keys
+    named = None if first_keys is None else first_keys.contiguous()
+    kinds = causal != "none", window is not None, packed is not None, q.dtype == torch.float16
+    kind = Kind(*kinds, named is not None)
     (batch, num_heads, num_queries, qk_dim), (kv_heads, num_keys, v_dim) = q.shape, v.shape[1:]
     sequences = packed.num_sequences if packed else 0
     blocks = blocks_of(num_queries, QUERIES, packed)
@@ -127,7 +131,7 @@ def _fill(
             BackwardVariant(of, kind),
             (all_kv_heads * key_blocks, THREADS, of.shared_bytes),
             *(heads_map(q, QUERIES), heads_map(k, KEYS), heads_map(v, KEYS)),
-            *(heads_map(grad, QUERIES), lse_log2, delta, parts, dk, dv, *starts_of(packed)),
+            *(heads_map(grad, QUERIES), lse_log2, delta, parts, dk, dv, *starts_of(packed), named),
             *(num_heads, num_heads // kv_heads, all_kv_heads, num_queries, num_keys),
             *(num_keys - num_queries if from_end else 0, window or 0, key_blocks, blocks),
             *(_together(walked, all_kv_heads), sequences, int(from_end), qk_dim, v_dim),

@@ -85,12 +85,14 @@ class Kind:
         causal, window: whether queries see no later keys, and only so many.
         packed: whether sequences lie one after the other in one batch.
         fp16: whether all but the sums is fp16 rather than bf16.
+        first_keys: whether each query names the first key that it sees.
     """
 
     causal: bool
     window: bool
     packed: bool
     fp16: bool
+    first_keys: bool = False
 
     @property
     def dtype(self) -> torch.dtype:
@@ -118,6 +120,7 @@ class BackwardVariant:
             DO_STAGES=self.of.do_stages,
             CAUSAL=self.kind.causal,
             WINDOW=self.kind.window,
+            FIRST_KEYS=self.kind.first_keys,
             PACKED=self.kind.packed,
             FP16=self.kind.fp16,
             SHARED_BYTES=self.of.shared_bytes,
@@ -141,6 +144,7 @@ class BackwardVariant:
                 pointer("dv", dtype, align=16),
                 pointer("q_starts", torch.int32, optional=True),
                 pointer("k_starts", torch.int32, optional=True),
+                pointer("first_keys", torch.int32, optional=True),
                 *map(i32, (*sizes, *order, *last)),
                 f32("scale"),
                 f32("scale_log2"),

@@ -2,7 +2,8 @@
 //
 // The build defines QK_DIM and V_DIM (elements of a head, rounded up to multiples of 64), MAKES_DK
 // and MAKES_DV (0 or 1), Q_STAGES and DO_STAGES (blocks of queries, and of output gradients, in
-// flight), CAUSAL, WINDOW, PACKED and FP16 (0 or 1), and SHARED_BYTES (what the launch asks for).
+// flight), CAUSAL, WINDOW, FIRST_KEYS, PACKED and FP16 (0 or 1), and SHARED_BYTES (what the launch
+// asks for).
 #pragma once
 
 #include "attention_packed.h"
@@ -47,6 +48,7 @@ struct Problem {
   int key_blocks, query_blocks, together;
   const int *q_starts, *k_starts;
   int num_sequences, from_end;
+  const int* first_keys;  // [batch, num_queries], where FIRST_KEYS: the first key that each sees
 };
 
 // KEYS keys of one head, from `key` of its sequence on, seen by query blocks [begin, end) of each
@@ -59,6 +61,19 @@ struct Item {
 
 // The first of `end` blocks of queries that sees keys from that of query `seer` on.
 DEVICE int first_block(int seer, int end) { return CAUSAL ? min(max(seer, 0) / QUERIES, end) : 0; }
+
+// How many of `end` blocks of queries, from the first on, begin with one that sees key `key`.
+DEVICE int blocks_seeing(const int* first_keys, int key, int end) {
+  int low = 0, high = end;
+  while (low < high) {
+    const int middle = (low + high) / 2;
+    if (first_keys[middle * QUERIES] <= key)
+      low = middle + 1;
+    else
+      high = middle;
+  }
+  return low;
+}
 
 // Under a causal mask the first keys are seen by most queries: they come first.
 DEVICE Item item_at(const Problem& problem, int index) {
@@ -83,6 +98,10 @@ DEVICE Item item_at(const Problem& problem, int index) {
     const int newest = item.key + KEYS - 2 + problem.window - item.shift;
     item.end = min(item.end, newest < 0 ? 0 : newest / QUERIES + 1);
   }
+  if (FIRST_KEYS) {
+    const int* first_keys = problem.first_keys + (i64)item.batch * problem.num_queries;
+    item.end = blocks_seeing(first_keys, min(item.key + KEYS, item.num_keys) - 1, item.end);
+  }
   item.begin = first_block(item.key - item.shift, item.end);
   return item;
 }
@@ -94,15 +113,20 @@ struct Walk {
   int seer;                   // the query that stands at that key
   int end, head, block;
   int chunk;  // of what is kept for each block of queries of each head
+  int row;    // where FIRST_KEYS, of the batch's first query among those of all
 
   __device__ Walk(const Problem& problem, const Item& item)
       : problem(problem), num_queries(item.num_queries), num_keys(item.num_keys - item.key),
         seer(item.key - item.shift), end(item.end), head(item.kv_head * problem.heads_per_kv),
-        block(item.begin) {
+        block(item.begin), row(item.batch * problem.num_queries) {
     chunk = (item.batch * problem.num_heads + head) * problem.query_blocks + item.first_block +
             block;
   }
   __device__ int begin() const { return first_block(seer, end); }
+  // Where FIRST_KEYS, by how many keys that of query `index` lies behind the item's first one.
+  __device__ int first_key(int index) const {
+    return problem.first_keys[row + min(index, num_queries - 1)] - seer - problem.shift;
+  }
   __device__ int count() const { return (end - begin()) * problem.heads_per_kv; }
   __device__ void next() {
     chunk++;

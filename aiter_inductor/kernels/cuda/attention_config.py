@@ -60,7 +60,8 @@ class AttentionConfig:
         Args:
             qk_dim, v_dim: elements a head, one of `WIDTHS`.
             num_queries: of a sequence.
-            packed: whether those are of several sequences; registers of a third warpgroup spill.
+            packed: whether those are of several sequences, or name the first keys that they see;
+                registers of a third warpgroup spill.
         """
         if qk_dim == v_dim == COLUMN and num_queries >= FULL_BLOCKS and not packed:
             return cls(128, warpgroups=3)
@@ -100,6 +101,7 @@ class AttentionVariant:
         softcap: whether scores are capped.
         packed: whether sequences lie one after the other in one batch.
         fp16: whether inputs and output are fp16 rather than bf16.
+        first_keys: whether each query names the first key that it sees.
         shared_columns: last columns of queries and keys that come from tensors of their own, the
             keys from one head for all.
     """
@@ -113,6 +115,7 @@ class AttentionVariant:
     packed: bool
     fp16: bool
     shared_columns: int = 0
+    first_keys: bool = False
 
     @property
     def shared_bytes(self) -> int:
@@ -131,6 +134,7 @@ class AttentionVariant:
             STAGES=self.config.stages,
             CAUSAL=self.causal,
             WINDOW=self.window,
+            FIRST_KEYS=self.first_keys,
             SOFTCAP=self.softcap,
             PACKED=self.packed,
             FP16=self.fp16,
@@ -152,6 +156,7 @@ class AttentionVariant:
                 pointer("counter", torch.int32, optional=True),
                 pointer("q_starts", torch.int32, optional=True),
                 pointer("k_starts", torch.int32, optional=True),
+                pointer("first_keys", torch.int32, optional=True),
                 *map(i32, (*sizes, *order, "v_dim")),
                 *map(f32, ("scale", "scale_log2", "cap_scale")),
                 *map(i64, ("batch_stride", "head_stride", "row_stride")),

@@ -4,14 +4,28 @@
 #include "attention_rows.h"
 #include "attention_work.h"
 
+// Where FIRST_KEYS, the first keys that two rows see, 8 apart, and the last of the warpgroup's rows.
+struct FirstKeys {
+  int own[2], last;
+
+  __device__ void read(const Problem& problem, const Item& item, int first_row, int row) {
+    if (!FIRST_KEYS) return;
+    const int most = problem.num_queries - 1;
+    const int* keys = problem.first_keys + (i64)(item.head / problem.num_heads) * (most + 1);
+    UNROLL for (int h = 0; h < 2; h++) own[h] = keys[min(row + 8 * h, most)];
+    last = keys[min(first_row + 63, most)];
+  }
+};
+
 // Hides what row `row` (and the one 8 below) of the queries must not see of tile `tile`.
 // `first_row`: of the warpgroup, by which all its threads agree whether there is anything to hide.
-DEVICE void hide(float (&s)[BLOCK_N / 2], const Problem& problem, const Item& item, int first_row,
-                 int row, int tile) {
+DEVICE void hide(float (&s)[BLOCK_N / 2], const Problem& problem, const Item& item,
+                 const FirstKeys& first_keys, int first_row, int row, int tile) {
   const int shift = problem.shift_of(item), first = first_row + shift, key = tile * BLOCK_N;
   bool hides = key + BLOCK_N > item.num_keys;
   if (CAUSAL) hides |= key + BLOCK_N - 1 > first;
   if (WINDOW) hides |= key <= first + 63 - problem.window;
+  if (FIRST_KEYS) hides |= key < first_keys.last;
   if (!hides) return;
   const int origin = key + 2 * (threadIdx.x % 4), own = row + shift;
   int last[2], before[2];
@@ -19,11 +33,12 @@ DEVICE void hide(float (&s)[BLOCK_N / 2], const Problem& problem, const Item& it
     last[h] = item.num_keys - 1;
     if (CAUSAL) last[h] = min(last[h], own + 8 * h);
     last[h] -= origin;
-    before[h] = own + 8 * h - problem.window - origin;
+    before[h] = WINDOW ? own + 8 * h - problem.window - origin : -1;
+    if (FIRST_KEYS) before[h] = max(before[h], first_keys.own[h] - 1 - origin);
   }
   UNROLL for (int i = 0; i < BLOCK_N / 2; i++) {
     const int column = 8 * (i / 4) + i % 2, h = i % 4 / 2;
-    if (column > last[h] || (WINDOW && column <= before[h])) s[i] = -INF;
+    if (column > last[h] || ((WINDOW || FIRST_KEYS) && column <= before[h])) s[i] = -INF;
   }
 }
 

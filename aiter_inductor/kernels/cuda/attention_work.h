@@ -2,8 +2,8 @@
 //
 // The build defines QK_DIM and V_DIM (elements of a head, rounded up to multiples of 64), BLOCK_N
 // (keys of a tile, a multiple of 16), WARPGROUPS (that share a tile, 64 queries each), STAGES
-// (tiles of keys and of values in flight), CAUSAL, WINDOW, SOFTCAP, PACKED and FP16 (0 or 1),
-// SHARED_COLUMNS (the last columns of queries and keys that lie in tensors of their own, all heads'
+// (tiles of keys and of values in flight), CAUSAL, WINDOW, FIRST_KEYS, SOFTCAP, PACKED and FP16 (0
+// or 1), SHARED_COLUMNS (the last columns of queries and keys that lie in tensors of their own, all heads'
 // keys in one head), and SHARED_BYTES (what the launch asks for).
 // SHARED_BYTES (what the launch asks for).
 #pragma once
@@ -81,6 +81,7 @@ struct Problem {
   int row_blocks, heads_together;
   const int *q_starts, *k_starts;
   int num_sequences, from_end;
+  const int* first_keys;  // [batch, num_queries], where FIRST_KEYS: the first key that each sees
 
   __device__ int shift_of(const Item& item) const {
     return !PACKED ? shift : from_end ? item.num_keys - item.num_queries : 0;
@@ -129,6 +130,11 @@ DEVICE Item item_at(const Problem& problem, int index) {
   if (WINDOW) {
     const int oldest = item.rows + shift - problem.window + 1;
     item.begin = min(max(oldest / BLOCK_N, 0), item.end - 1);
+  }
+  if (FIRST_KEYS) {
+    const int batch = item.head / problem.num_heads;
+    const int first_key = problem.first_keys[(i64)batch * problem.num_queries + item.rows];
+    item.begin = max(item.begin, min(first_key / BLOCK_N, item.end - 1));
   }
   return item;
 }

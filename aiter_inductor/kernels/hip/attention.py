@@ -19,6 +19,7 @@ def attention(
     v: Tensor,
     mask: Tensor | None = None,
     sinks: Tensor | None = None,
+    first_keys: Tensor | None = None,
     *,
     scale: float,
     causal: str = "none",
@@ -30,7 +31,12 @@ def attention(
 
     The one query is the last of its sequence, whatever `causal` is; rows of one query lie in memory
     the same in either `layout`.
+
+    Raises:
+        ValueError: for `first_keys`, which the kernel does not read.
     """
+    if first_keys is not None:
+        raise ValueError("the kernel reads no first keys, and some are given")
     k, v = (x if _is_aligned(x) else x.contiguous() for x in (k, v))
     batch, kv_heads, num_keys, v_dim = v.shape
     rows = None if mask is None else mask.expand(batch, 1, 1, num_keys)[:, 0, 0]

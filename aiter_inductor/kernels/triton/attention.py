@@ -84,6 +84,7 @@ def attention(
     v: Tensor,
     mask: Tensor | None = None,
     sinks: Tensor | None = None,
+    first_keys: Tensor | None = None,
     *,
     scale: float,
     causal: str = "none",
@@ -94,7 +95,8 @@ def attention(
 ) -> Tensor:
     """Attention without its log-sum-exp; see the op of this name."""
     out = heads_like(q, v, layout)
-    _attend(q, k, v, mask, sinks, out, None, scale, causal, window, softcap, config)
+    hiding = (mask, causal, window, first_keys)
+    _attend(q, k, v, hiding, sinks, out, None, scale, softcap, config)
     return out
 
 
@@ -104,6 +106,7 @@ def attention_with_lse(
     v: Tensor,
     mask: Tensor | None = None,
     sinks: Tensor | None = None,
+    first_keys: Tensor | None = None,
     *,
     scale: float,
     causal: str = "none",
@@ -115,7 +118,8 @@ def attention_with_lse(
     """Attention and its log-sum-exp; see the op of this name."""
     out = heads_like(q, v, layout)
     lse = q.new_empty(q.shape[:-1], dtype=torch.float32)
-    _attend(q, k, v, mask, sinks, out, lse, scale, causal, window, softcap, config)
+    hiding = (mask, causal, window, first_keys)
+    _attend(q, k, v, hiding, sinks, out, lse, scale, softcap, config)
     return out, lse
 
 
@@ -138,7 +142,8 @@ def attention_varlen(
     out = q.new_empty(*q.shape[:2], v.shape[-1])
     starts = (cu_seqlens_q, cu_seqlens_k, max_seqlen_q)
     q, k, v, of_heads = map(heads_first, (q, k, v, out))
-    _attend(q, k, v, None, sinks, of_heads, None, scale, causal, window, softcap, config, starts)
+    hiding = (None, causal, window, None)
+    _attend(q, k, v, hiding, sinks, of_heads, None, scale, softcap, config, starts)
     return out
 
 
@@ -163,13 +168,19 @@ def attention_varlen_with_lse(
     starts = (cu_seqlens_q, cu_seqlens_k, max_seqlen_q)
     q, k, v, of_heads = map(heads_first, (q, k, v, out))
     of_lse = lse.unsqueeze(0)
-    _attend(q, k, v, None, sinks, of_heads, of_lse, scale, causal, window, softcap, config, starts)
+    hiding = (None, causal, window, None)
+    _attend(q, k, v, hiding, sinks, of_heads, of_lse, scale, softcap, config, starts)
     return out, lse
 
 
 def innermost(x: Tensor) -> Tensor:
     """`x`, copied if its last dimension is not contiguous."""
     return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
+
+
+def contiguous(x: Tensor | None) -> Tensor | None:
+    """`x`, copied if it is not contiguous."""
+    return None if x is None else x.contiguous()
 
 
 def spread(mask: Tensor | None, *sizes: Any) -> tuple[Tensor | None, tuple[Any, ...]]:
@@ -201,13 +212,11 @@ def _attend(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    mask: Tensor | None,
+    hiding: tuple[Tensor | None, str, int | None, Tensor | None],
     sinks: Tensor | None,
     out: Tensor,
     lse: Tensor | None,
     scale: float,
-    causal: str,
-    window: int | None,
     softcap: float | None,
     config: AttentionConfig | None,
     packed: tuple[Tensor, Tensor, int] | None = None,
@@ -215,9 +224,11 @@ def _attend(
     """Fill `out`, and `lse` if it is asked for.
 
     Args:
+        hiding: the mask, `causal`, the window and the first keys.
         packed: where each sequence starts among queries and keys, with the end of the last, and
             the most queries a sequence has; None if sequences are the batch.
     """
+    mask, causal, window, first_keys = hiding
     q, k, v = innermost(q), innermost(k), innermost(v)
     batch, num_heads, S, qk_dim = q.shape
     T, v_dim = k.shape[2], v.shape[-1]
@@ -238,6 +249,7 @@ def _attend(
         v,
         mask,
         sinks,
+        contiguous(first_keys),
         cu_seqlens_q,
         cu_seqlens_k,
         out,

@@ -9,7 +9,12 @@ import triton
 from torch import Tensor
 
 from aiter_inductor.core.heads import heads_first
-from aiter_inductor.kernels.triton.attention import head_sizes, innermost, spread
+from aiter_inductor.kernels.triton.attention import (
+    contiguous,
+    head_sizes,
+    innermost,
+    spread,
+)
 from aiter_inductor.kernels.triton.attention_backward_kernel import (
     attention_backward_keys_kernel,
     attention_backward_queries_kernel,
@@ -69,6 +74,7 @@ def attention_backward(
     mask: Tensor | None = None,
     sinks: Tensor | None = None,
     grad_lse: Tensor | None = None,
+    first_keys: Tensor | None = None,
     *,
     scale: float,
     causal: str = "none",
@@ -79,7 +85,7 @@ def attention_backward(
     """Gradients of q, k, v and the sinks; see the op of this name."""
     gradients = tuple(torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
     delta = _delta(grad, out, grad_lse)
-    inputs = (grad, q, k, v, mask, lse.contiguous(), delta)
+    inputs = (grad, q, k, v, mask, lse.contiguous(), delta, contiguous(first_keys))
     _fill(gradients, inputs, scale, causal, window, softcap, config)
     return *gradients, _of_sinks(sinks, q, lse, delta)
 
@@ -108,7 +114,7 @@ def attention_varlen_backward(
     grad, of_q, k, v, out = map(heads_first, (grad, q, k, v, out))
     lse = lse.contiguous().unsqueeze(0)
     delta = _delta(grad, out, None if grad_lse is None else grad_lse.unsqueeze(0))
-    inputs = (grad, of_q, k, v, None, lse, delta)
+    inputs = (grad, of_q, k, v, None, lse, delta, None)
     starts = (cu_seqlens_q, cu_seqlens_k)
     of_heads = tuple(map(heads_first, gradients))
     _fill(of_heads, inputs, scale, causal, window, softcap, config, starts)
@@ -143,7 +149,8 @@ def _fill(
 
     Args:
         gradients: those of q, k and v, heads first.
-        inputs: the gradient of the result, q, k, v, a mask or None, log-sum-exp and `_delta`.
+        inputs: the gradient of the result, q, k, v, a mask or None, log-sum-exp, `_delta`, and
+            first keys or None.
         packed: where each sequence starts among queries and keys, with the end of the last; None if
             sequences are the batch.
     """

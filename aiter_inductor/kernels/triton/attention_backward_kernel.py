@@ -76,6 +76,7 @@ def gather_from_queries(
     lse,
     delta,
     mask,  # pointer to the pair of row 0 and the first key, or None
+    first_keys,  # [S], the first key that each row sees, or None
     begin,
     end,
     S,
@@ -111,6 +112,9 @@ def gather_from_queries(
         if mask is not None:
             pairs = mask + offset * mask_query + m[None, :] * mask_query + n[:, None] * mask_key
         seen = visible((row + shift)[None, :], (first_key + n)[:, None], T, window, CAUSAL)
+        if HIDES and first_keys is not None:
+            oldest = tl.load(first_keys + row, mask=live, other=0)
+            seen = seen & ((first_key + n)[:, None] >= oldest[None, :])
         p, slope = probabilities(scores, scale, softcap, pairs, exists, peak, seen, HIDES)
         grads, grads_rest = load_head(
             grad + offset * grad_row, m, grad_row, live, DV, values.shape[1], REST_DV
@@ -136,6 +140,7 @@ def attention_backward_keys_kernel(
     mask,  # [batch, num_heads, S, T]: uint8, float or None
     lse,  # [batch, num_heads, S], contiguous, fp32
     delta,  # the same: the sum of each row of out * grad
+    first_keys,  # [batch, S], int32, contiguous, or None
     cu_seqlens_q,  # [num_sequences + 1], where sequences are packed in one batch, or None
     cu_seqlens_k,
     num_sequences,
@@ -183,7 +188,7 @@ def attention_backward_keys_kernel(
 ):
     """A block of keys of one head, over all queries of the heads that share it.
 
-    All rows of the middle part see all keys; the others are for what hides some.
+    All rows of the middle part see all keys; the last one is for windows and first keys.
     """
     num_kv_heads, all_rows = num_heads // groups, S
     num_blocks = blocks_of(T, cu_seqlens_k, num_sequences, BLOCK_N)
@@ -195,27 +200,26 @@ def attention_backward_keys_kernel(
     if first_key >= T:
         return
     q, grad = q + q_first * q_row, grad + q_first * grad_row
-    lse, delta = lse + q_first, delta + q_first
     n, offset = tl.arange(0, BLOCK_N), tl.cast(first_key, tl.int64) + k_first
     inside, scale = n < T - first_key, single(scale)
-    shift = T - S if FROM_END else 0
-    last_key = tl.minimum(first_key + BLOCK_N, T) - 1
-    ranges = queries_of(first_key, last_key, S, shift, window, CAUSAL, BLOCK_M)
+    shift, last_key = T - S if FROM_END else 0, tl.minimum(first_key + BLOCK_N, T) - 1
+    first_keys = first_keys if first_keys is None else first_keys + batch * S
+    ranges = queries_of(first_key, last_key, S, shift, window, first_keys, CAUSAL, BLOCK_M)
     k += batch * k_batch + kv_head * k_head + offset * k_row
     v += batch * v_batch + kv_head * v_head + offset * v_row
     keys, keys_rest = load_head(k, n, k_row, inside, D, BLOCK_D, REST_D)
     values, values_rest = load_head(v, n, v_row, inside, DV, BLOCK_DV, REST_DV)
-    dks = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
-    dvs = tl.zeros((BLOCK_N, BLOCK_DV), tl.float32)
+    dks, dvs = tl.zeros((BLOCK_N, BLOCK_D), tl.float32), tl.zeros((BLOCK_N, BLOCK_DV), tl.float32)
     dks_rest = tl.zeros((BLOCK_N, REST_D if REST_D > 0 else 1), tl.float32)
     dvs_rest = tl.zeros((BLOCK_N, REST_DV if REST_DV > 0 else 1), tl.float32)
     for member in range(groups):
         head = kv_head * groups + member
-        of_head = (batch * num_heads + head) * all_rows
+        of_head = (batch * num_heads + head) * all_rows + q_first
         of_mask = batch * mask_batch + head * mask_head + offset * mask_key
         mask_at = mask if mask is None else mask + of_mask
         for part in tl.static_range(3):
-            if part == 1 or (part == 0 and CAUSAL) or (part == 2 and window is not None):
+            behind = part == 2 and (window is not None or first_keys is not None)
+            if part == 1 or (part == 0 and CAUSAL) or behind:
                 dks, dks_rest, dvs, dvs_rest = gather_from_queries(
                     dks,
                     dks_rest,
@@ -230,6 +234,7 @@ def attention_backward_keys_kernel(
                     lse + of_head,
                     delta + of_head,
                     mask_at,
+                    first_keys,
                     (ranges[0], ranges[2], ranges[3])[part],
                     (ranges[2], ranges[3], ranges[1])[part],
                     S,
@@ -274,6 +279,7 @@ def gather_from_keys(
     end,
     T,
     first,  # the position of the first row
+    first_keys,  # pointer to the first key that the first row sees, or None
     window,
     scale,
     softcap,
@@ -302,6 +308,9 @@ def gather_from_keys(
         if mask is not None:
             pairs = mask + offset * mask_key + m[:, None] * mask_query + n[None, :] * mask_key
         seen = visible((first + m)[:, None], (start + n)[None, :], T, window, CAUSAL)
+        if HIDES and first_keys is not None:
+            oldest = tl.load(first_keys + m, mask=live, other=0)
+            seen = seen & ((start + n)[None, :] >= oldest[:, None])
         p, slope = probabilities(scores, scale, softcap, pairs, exists, peak[:, None], seen, HIDES)
         values, values_rest = load_head(
             v + offset * v_row, n, v_row, inside, DV, grads.shape[1], REST_DV
@@ -323,6 +332,7 @@ def attention_backward_queries_kernel(
     mask,  # [batch, num_heads, S, T]: uint8, float or None
     lse,  # [batch, num_heads, S], contiguous, fp32
     delta,  # the same: the sum of each row of out * grad
+    first_keys,  # [batch, S], int32, contiguous, or None
     cu_seqlens_q,  # [num_sequences + 1], where sequences are packed in one batch, or None
     cu_seqlens_k,
     num_sequences,
@@ -391,12 +401,13 @@ def attention_backward_queries_kernel(
         mask += batch * mask_batch + head * mask_head + offset * mask_query
     first = first_row + (T - S if FROM_END else 0)
     last = first + tl.minimum(BLOCK_M, S - first_row) - 1
-    ranges = keys_of(first, last, T, window, CAUSAL, BLOCK_N)
+    first_keys = first_keys if first_keys is None else first_keys + batch * S + first_row
+    ranges = keys_of(first, last, T, window, first_keys, CAUSAL, BLOCK_N)
     dqs = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
     dqs_rest = tl.zeros((BLOCK_M, REST_D if REST_D > 0 else 1), tl.float32)
     for part in tl.static_range(3):
-        # All rows see all keys of the middle part; the first is for windows only.
-        if part > 0 or window is not None:
+        # All rows see all keys of the middle part; the first is for windows and first keys only.
+        if part > 0 or window is not None or first_keys is not None:
             dqs, dqs_rest = gather_from_keys(
                 dqs,
                 dqs_rest,
@@ -413,6 +424,7 @@ def attention_backward_queries_kernel(
                 (ranges[2], ranges[3], ranges[1])[part],
                 T,
                 first,
+                first_keys,
                 window,
                 scale,
                 softcap,

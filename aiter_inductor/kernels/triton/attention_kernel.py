@@ -48,6 +48,7 @@ def attend(
     end,
     T,
     first,  # the position of row 0
+    first_keys,  # pointer to the first key that row 0 sees, or None
     window,
     scale,
     softcap,
@@ -83,6 +84,9 @@ def attend(
             scores = masked(scores, pairs, live[:, None] & inside[None, :])
         if HIDES:
             seen = visible((first + m)[:, None], (start + n)[None, :], T, window, CAUSAL)
+            if first_keys is not None:
+                oldest = tl.load(first_keys + m, mask=live, other=0)
+                seen = seen & ((start + n)[None, :] >= oldest[:, None])
             scores = tl.where(seen, scores, -float("inf"))
         higher = tl.maximum(peak, tl.max(scores, 1) * factor)
         base = higher
@@ -108,6 +112,7 @@ def attention_kernel(
     v,  # [batch, num_kv_heads, T, DV]
     mask,  # [batch, num_heads, S, T]: uint8, float or None
     sinks,  # [num_heads] or None
+    first_keys,  # [batch, S], int32, contiguous, or None
     cu_seqlens_q,  # [batch + 1], first row of each sequence, where sequences are packed, or None
     cu_seqlens_k,
     out,  # [batch, num_heads, S, DV]
@@ -167,16 +172,16 @@ def attention_kernel(
         q, out = q + q_first * q_row, out + q_first * out_row
         k, v = k + k_first * k_row, v + k_first * v_row
         lse = lse + q_first if lse is not None else lse
-    m = tl.arange(0, BLOCK_M)
+    m, shift = tl.arange(0, BLOCK_M), T - S if FROM_END else 0
     live, scale = m < S - first_row, single(scale)
-    shift = T - S if FROM_END else 0
-    last = tl.minimum(first_row + BLOCK_M, S) - 1 + shift
-    begin, end, all_begin, all_end = keys_of(first_row + shift, last, T, window, CAUSAL, BLOCK_N)
+    first, last = first_row + shift, tl.minimum(first_row + BLOCK_M, S) - 1 + shift
+    first_keys = first_keys if first_keys is None else first_keys + batch * S + first_row
+    begin, end, all_begin, all_end = keys_of(first, last, T, window, first_keys, CAUSAL, BLOCK_N)
     offset = tl.cast(first_row, tl.int64)
     q, out = q + offset * q_row, out + offset * out_row
     queries, queries_rest = load_head(q, m, q_row, live, D, BLOCK_D, REST_D)
-    if mask is not None:
-        mask += batch * mask_batch + head * mask_head + offset * mask_query
+    of_mask = batch * mask_batch + head * mask_head + offset * mask_query
+    mask = mask if mask is None else mask + of_mask
     peak, total = tl.full((BLOCK_M,), -float("inf"), tl.float32), tl.zeros((BLOCK_M,), tl.float32)
     if sinks is not None:
         peak = tl.zeros((BLOCK_M,), tl.float32) + tl.load(sinks + head).to(tl.float32) * LOG2E
@@ -184,8 +189,8 @@ def attention_kernel(
     acc = tl.zeros((BLOCK_M, BLOCK_DV), tl.float32)
     acc_rest = tl.zeros((BLOCK_M, REST_DV if REST_DV > 0 else 1), tl.float32)
     for part in tl.static_range(3):
-        # All rows see all keys of the middle part; the first is for windows only.
-        if part > 0 or window is not None:
+        # All rows see all keys of the middle part; the first is for windows and first keys only.
+        if part > 0 or window is not None or first_keys is not None:
             peak, total, acc, acc_rest = attend(
                 peak,
                 total,
@@ -199,7 +204,8 @@ def attention_kernel(
                 (begin, all_begin, all_end)[part],
                 (all_begin, all_end, end)[part],
                 T,
-                first_row + shift,
+                first,
+                first_keys,
                 window,
                 scale,
                 softcap,
@@ -220,5 +226,4 @@ def attention_kernel(
         at_lse = lse + batch * lse_batch + head * lse_head + first_row + m
         tl.store(at_lse, tl.where(total == 0.0, peak, (peak + tl.log2(total)) * LN2), mask=live)
     divisor = tl.where(total == 0.0, 1.0, total)[:, None]
-    acc, acc_rest = acc / divisor, acc_rest / divisor
-    store_head(out, m, out_row, live, acc, acc_rest, DV, BLOCK_DV, REST_DV)
+    store_head(out, m, out_row, live, acc / divisor, acc_rest / divisor, DV, BLOCK_DV, REST_DV)

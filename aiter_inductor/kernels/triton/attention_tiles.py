@@ -140,8 +140,11 @@ def visible(position, key, num_keys, window, CAUSAL: tl.constexpr):
 
 
 @triton.jit
-def keys_of(first, last, num_keys, window, CAUSAL: tl.constexpr, BLOCK_N: tl.constexpr):
+def keys_of(first, last, num_keys, window, first_keys, CAUSAL: tl.constexpr, BLOCK_N: tl.constexpr):
     """Keys that queries at positions `first` to `last` see.
+
+    Args:
+        first_keys: pointer to what `attention` calls so, at the first of these queries, or None.
 
     Returns:
         begin, end: none of them sees a key outside.
@@ -155,19 +158,42 @@ def keys_of(first, last, num_keys, window, CAUSAL: tl.constexpr, BLOCK_N: tl.con
     if window is not None:
         begin = tl.maximum(first - window + 1, 0) // BLOCK_N * BLOCK_N
         all_begin = tl.cdiv(tl.maximum(last - window + 1, 0), BLOCK_N) * BLOCK_N
+    if first_keys is not None:
+        begin = tl.maximum(begin, tl.load(first_keys) // BLOCK_N * BLOCK_N)
+        most = tl.load(first_keys + (last - first))
+        all_begin = tl.maximum(all_begin, tl.cdiv(most, BLOCK_N) * BLOCK_N)
     all_end = tl.maximum(all_end // BLOCK_N * BLOCK_N, begin)
     all_begin = tl.minimum(all_begin, all_end)
     return begin, end, all_begin, all_end
 
 
 @triton.jit
+def rows_seeing(first_keys, key, num_queries):
+    """How many queries, from the first on, have none later than `key` for their first key."""
+    count, few = 0, tl.arange(0, 512)
+    for start in range(0, num_queries, 512):
+        live = start + few < num_queries
+        found = tl.load(first_keys + start + few, mask=live, other=0)
+        count += tl.sum((live & (found <= key)).to(tl.int32))
+    return count
+
+
+@triton.jit
 def queries_of(
-    first, last, num_queries, shift, window, CAUSAL: tl.constexpr, BLOCK_M: tl.constexpr
+    first,
+    last,
+    num_queries,
+    shift,
+    window,
+    first_keys,
+    CAUSAL: tl.constexpr,
+    BLOCK_M: tl.constexpr,
 ):
     """Rows of queries that see keys of `first` to `last`; the counterpart of `keys_of`.
 
     Args:
         shift: the position of row 0.
+        first_keys: pointer to what `attention` calls so, at row 0, or None.
     """
     begin, end, all_begin, all_end = 0, num_queries, 0, num_queries
     if CAUSAL:
@@ -176,6 +202,10 @@ def queries_of(
     if window is not None:
         end = tl.minimum(tl.maximum(last + window - shift, 0), num_queries)
         all_end = tl.minimum(tl.maximum(first + window - shift, 0) // BLOCK_M * BLOCK_M, end)
+    if first_keys is not None:
+        end = tl.minimum(end, rows_seeing(first_keys, last, num_queries))
+        rows = rows_seeing(first_keys, first, num_queries) // BLOCK_M * BLOCK_M
+        all_end = tl.minimum(tl.minimum(all_end, rows), end)
     all_end = tl.maximum(all_end, begin)
     all_begin = tl.minimum(tl.maximum(all_begin, begin), all_end)
     return begin, end, all_begin, all_end

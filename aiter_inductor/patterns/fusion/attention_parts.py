@@ -12,7 +12,7 @@ from aiter_inductor.lowerings.attention import attention
 from aiter_inductor.lowerings.mla_prefill import mla_prefill
 from aiter_inductor.patterns.raising.columns import Joined, joined
 
-_WITHOUT = ("mask", "sinks", "window", "softcap")
+_WITHOUT = ("mask", "sinks", "first_keys", "window", "softcap")
 _SETTINGS = ("scale", "causal", "layout")
 
 

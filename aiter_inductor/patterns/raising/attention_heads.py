@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -43,6 +44,8 @@ def build(
 ) -> Match | Miss:
     """The match for attention whose result is `end`, or why its operands do not fit the op.
 
+    A mask of documents is offered as their first keys, and as itself where nobody takes those.
+
     Args:
         end: the program's result, [B, H, S, Dv].
         heads: q, k and v as the program hands them over, repeated heads included.
@@ -59,27 +62,51 @@ def build(
     if layout is None:
         strides = list(tensor(end).stride())  # type: ignore[union-attr]
         return Miss(PATTERN, end, f"the result has strides {strides}, neither order of heads")
-    if mask is not None:
-        seen = shape_of_mask(mask, size(q, 2), size(k, 2))
-        if seen is not None:
-            mask = None
-            kwargs |= {"causal": seen.causal, "window": seen.window}
-        elif reason := _not_a_mask(mask):
-            return Miss(PATTERN, end, reason)
-        elif ndim(mask) < 4:
-            mask = Derived(operator.getitem, (mask, (None,) * (4 - ndim(mask)) + (Ellipsis,)))
-    said = {name: given for name, given in kwargs.items() if given not in (None, "none")}
     output = Output(end)
     if layout == "bhsd" and (rows := _stored_by_token(end)) is not None:
         layout, output = "bshd", Output(rows, ((torch.transpose, (1, 2)),))
         interior |= {rows, source(rows)}
-    if layout != "bhsd":
-        said["layout"] = layout
-    args = (q, k, v, mask, sinks)
-    found = tensor(end)
+    kwargs |= {} if layout == "bhsd" else {"layout": layout}
+    seen = None if mask is None else shape_of_mask(mask, size(q, 2), size(k, 2))
+    if seen is not None and not _numbers_tokens_of(seen.documents, q):
+        seen = None
+    said = kwargs if seen is None else {**kwargs, "causal": seen.causal, "window": seen.window}
+    documents = None if seen is None else seen.documents
+    if mask is None or (seen is not None and documents is None):
+        return _match((q, k, v, None, sinks), said, output, interior)
+    if reason := _not_a_mask(mask):
+        return Miss(PATTERN, end, reason)
+    if ndim(mask) < 4:
+        mask = Derived(operator.getitem, (mask, (None,) * (4 - ndim(mask)) + (Ellipsis,)))
+    masked = _match((q, k, v, mask, sinks), kwargs, output, interior)
+    if documents is None:
+        return masked
+    tensors = (q, k, v, None, sinks, _first_keys(documents))
+    return replace(_match(tensors, said, output, interior), pattern="", parts=(masked,))
+
+
+def _match(
+    tensors: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    output: Output,
+    interior: frozenset[fx.Node],
+) -> Match:
+    """With the log-sum-exp, which nothing in the graph reads, where gradients flow."""
+    said = {name: given for name, given in kwargs.items() if given not in (None, "none")}
+    found = tensor(output.node)
     if torch.is_grad_enabled() and found is not None and found.requires_grad:
-        return Match(PATTERN, attention_with_lse, args, said, (output, None), interior)
-    return Match(PATTERN, attention, args, said, (output,), interior)
+        return Match(PATTERN, attention_with_lse, tensors, said, (output, None), interior)
+    return Match(PATTERN, attention, tensors, said, (output,), interior)
+
+
+def _numbers_tokens_of(documents: fx.Node | None, q: fx.Node) -> bool:
+    return documents is None or sizes(documents) == (size(q, 0), size(q, 2))
+
+
+def _first_keys(documents: fx.Node) -> Derived:
+    """Where the document of each token begins: the first token with its number."""
+    how = (("out_int32", True),)
+    return Derived(torch.searchsorted, (documents, documents), how, shared=True)
 
 
 def shared_heads(k: fx.Node, v: fx.Node) -> tuple[fx.Node, fx.Node]:

@@ -17,17 +17,24 @@ from torch.utils._sympy.value_ranges import bound_sympy
 from aiter_inductor.core.graph import ndim, size, sizes, tensor
 from aiter_inductor.core.problem import Dim
 from aiter_inductor.patterns.raising.mask_affine import Additive, Affine, Condition, positive
-from aiter_inductor.patterns.raising.mask_values import Reader
+from aiter_inductor.patterns.raising.mask_values import Reader, counts_where_it_jumps
 
 Ranges = dict[Any, Any]
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What a mask lets through: arguments of the op `attention`."""
+    """What a mask lets through: arguments of the op `attention`.
+
+    Attributes:
+        causal, window: the op's.
+        documents: [B, S], int64, the number of each token's document, which never falls along a
+            row: tokens see those of their own. None where a row is one.
+    """
 
     causal: str = "none"
     window: int | None = None
+    documents: fx.Node | None = None
 
 
 def shape_of_mask(mask: fx.Node, num_queries: Dim, num_keys: Dim) -> Shape | None:
@@ -84,6 +91,12 @@ def _never_negative(number: Dim, ranges: Ranges) -> bool:
 
 def _classify(seen: Condition, shape: tuple[Dim, ...], extra: Dim, ranges: Ranges) -> Shape | None:
     """The shape of a condition on tensors of this `shape`; `extra` is T - S."""
+    documents = next(iter(seen.documents), None)
+    if len(seen.documents) > 1 or (documents is not None and shape[-1] != shape[-2]):
+        return None
+    for positions in seen.stepping:
+        if documents is None or not counts_where_it_jumps(documents, positions):
+            return None
     ahead: set[Dim] = set()
     behind: set[Dim] = set()
     for atom in seen.atoms:
@@ -101,10 +114,13 @@ def _classify(seen: Condition, shape: tuple[Dim, ...], extra: Dim, ranges: Range
         if shift not in (0, extra):
             return None
         causal = "top_left" if shift == 0 else "bottom_right"
+    if documents is not None and causal == "none":
+        return None
     if not behind:
-        return Shape(causal)
+        return Shape(causal, documents=documents)
     window = next(iter(behind)) + 1 + shift
-    return Shape(causal, window) if isinstance(window, int) and window > 0 else None
+    known = isinstance(window, int) and window > 0
+    return Shape(causal, window, documents) if known else None
 
 
 def _side(atom: Affine) -> int | None:

@@ -7,8 +7,11 @@ A mask that a model builds from `arange`s holds at `[b, h, i, j]` a comparison s
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from torch import fx
+
+from aiter_inductor.core.graph import size
 from aiter_inductor.core.problem import Dim
 
 
@@ -53,17 +56,57 @@ class Affine:
 
 
 @dataclass(frozen=True)
+class Numbers:
+    """An integer tensor: at each index, `offset` more than what `of` [B, S] holds at [row, token].
+
+    What that is only the run knows.
+    """
+
+    of: fx.Node
+    row: Affine
+    token: Affine
+    offset: Dim = 0
+
+    def plus(self, number: Dim) -> Numbers:
+        """The tensor with `number` added everywhere."""
+        return replace(self, offset=self.offset + number)
+
+    def is_beside(self, other: Numbers) -> bool:
+        """Whether two tensors over [B, H, S, S] read one row of `of` each batch, and the same."""
+        batch = size(self.of, 0)
+        row = Affine((0 if batch == 1 else 1, 0, 0, 0), 0)
+        return self.of is other.of and self.row == other.row == row
+
+
+@dataclass(frozen=True)
 class Condition:
-    """A bool tensor: True where every atom is at least 0; without atoms True everywhere."""
+    """A bool tensor: True where every atom is at least 0; without atoms True everywhere.
+
+    Attributes:
+        documents: nodes [B, S]; it is True at [b, h, i, j] only where tokens i and j of row b have
+            one number in each.
+        stepping: nodes [B, S]; the atoms hold where each rises by one a token in every document.
+    """
 
     atoms: frozenset[Affine] = frozenset()
+    documents: frozenset[fx.Node] = frozenset()
+    stepping: frozenset[fx.Node] = frozenset()
 
     def __and__(self, other: Condition) -> Condition:
-        return Condition(self.atoms | other.atoms)
+        return Condition(
+            self.atoms | other.atoms,
+            self.documents | other.documents,
+            self.stepping | other.stepping,
+        )
+
+    @property
+    def reads_numbers(self) -> bool:
+        """Whether something that only the run knows decides it."""
+        return bool(self.documents or self.stepping)
 
     def inverted(self) -> Condition | None:
         """True where this is False, if that is one comparison too."""
-        if len(self.atoms) > 1:
+        if len(self.atoms) > 1 or self.reads_numbers:
             return None
         return Condition(frozenset(-atom.plus(1) for atom in self.atoms)) if self.atoms else FALSE
 
@@ -80,7 +123,7 @@ class Additive:
     seen: Condition
 
 
-Value = Affine | Condition | Additive
+Value = Affine | Numbers | Condition | Additive
 TRUE = Condition()
 FALSE = Condition(frozenset({Affine((), -1)}))
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from aiter_inductor.patterns.raising.mask_affine import (
     Additive,
     Affine,
     Condition,
+    Numbers,
     Value,
     at_least_zero,
 )
@@ -59,14 +61,30 @@ class Reader:
         """The node's value, with no coefficient on dimensions of size 1."""
         rule = _RULES.get(_name(node))
         found = rule(self, node) if rule is not None else None
+        found = _unknown_numbers(node) if found is None else found
         shape = sizes(node)
         if found is None or shape is None:
             return None
         if isinstance(found, Affine):
             return _on(found, shape)
+        if isinstance(found, Numbers):
+            row, token = _on(found.row, shape), _on(found.token, shape)
+            return replace(found, row=row, token=token)
         condition = found.seen if isinstance(found, Additive) else found
         atoms = at_least_zero(*(_on(atom, shape) for atom in condition.atoms))
-        return Additive(atoms) if isinstance(found, Additive) else atoms
+        seen = replace(condition, atoms=atoms.atoms)
+        return Additive(seen) if isinstance(found, Additive) else seen
+
+
+def _unknown_numbers(node: fx.Node) -> Numbers | None:
+    """What only the run knows of an integer tensor [B, S]; rows may be one that was expanded."""
+    kinds = dtype(node)
+    if ndim(node) != 2 or kinds not in (torch.int32, torch.int64):
+        return None
+    while _name(node) == "expand" and (sizes(node.args[0]) or ())[1:] == (sizes(node) or ())[1:]:
+        node = node.args[0]  # type: ignore[assignment]
+    rows = 0 if (sizes(node) or ())[0] == 1 else 1
+    return Numbers(node, Affine((rows, 0), 0), Affine((0, 1), 0))
 
 
 def _on(found: Affine, shape: tuple[Any, ...]) -> Affine:
@@ -114,23 +132,77 @@ def _difference(reader: Reader, node: fx.Node) -> Value | None:
 
 
 def _linear(reader: Reader, node: fx.Node, sign: int) -> Value | None:
-    pair = _integers(reader, node)
-    if pair is None or node.kwargs.get("alpha", 1) != 1:
+    left, right = _operands(reader, node)
+    if node.kwargs.get("alpha", 1) != 1:
         return None
-    return pair[0] + pair[1] * sign
+    if isinstance(left, Affine) and isinstance(right, Affine):
+        return left + right * sign
+    if isinstance(right, Numbers) and sign > 0:
+        left, right = right, left
+    if isinstance(left, Numbers) and isinstance(right, Affine) and right.is_constant:
+        return left.plus(right.constant * sign)
+    return None
+
+
+def _operands(reader: Reader, node: fx.Node) -> tuple[Value | None, Value | None]:
+    return reader.read(_argument(node, 0, "input")), reader.read(_argument(node, 1, "other"))
 
 
 def _integers(reader: Reader, node: fx.Node) -> tuple[Affine, Affine] | None:
-    left, right = reader.read(_argument(node, 0, "input")), reader.read(_argument(node, 1, "other"))
+    left, right = _operands(reader, node)
     return (left, right) if isinstance(left, Affine) and isinstance(right, Affine) else None
 
 
 def _compare(atoms: Callable[[Affine], tuple[Affine, ...]]) -> Callable[..., Value | None]:
     def rule(reader: Reader, node: fx.Node) -> Value | None:
-        pair = _integers(reader, node)
-        return at_least_zero(*atoms(pair[0] - pair[1])) if pair else None
+        left, right = _operands(reader, node)
+        if isinstance(left, Affine) and isinstance(right, Affine):
+            return at_least_zero(*atoms(left - right))
+        if not isinstance(left, Numbers) or not isinstance(right, Numbers):
+            return None
+        if not left.is_beside(right):
+            return None
+        apart = (left.token - right.token).plus(left.offset - right.offset)
+        return at_least_zero(*atoms(apart)) & Condition(stepping=frozenset({left.of}))
 
     return rule
+
+
+_equal_integers = _compare(lambda d: (d, -d))
+
+
+def _equals(reader: Reader, node: fx.Node) -> Value | None:
+    """Of integers, or of the documents of queries [B, 1, S, 1] and keys [B, 1, 1, S]."""
+    left, right = _operands(reader, node)
+    if not isinstance(left, Numbers) or not isinstance(right, Numbers):
+        return _equal_integers(reader, node)
+    of_pairs = {Affine((0, 0, 1, 0), 0), Affine((0, 0, 0, 1), 0)}
+    if not left.is_beside(right) or {left.token, right.token} != of_pairs:
+        return None
+    if left.offset != right.offset or not counts_documents(left.of):
+        return None
+    return Condition(documents=frozenset({left.of}))
+
+
+def counts_documents(node: fx.Node) -> bool:
+    """Whether [B, S] counts along each row how often something held: equal numbers are a run."""
+    if _name(node) != "cumsum" or dtype(node.args[0]) != torch.bool:
+        return False
+    return _argument(node, 1, "dim") in (-1, 1)
+
+
+def counts_where_it_jumps(node: fx.Node, positions: fx.Node) -> bool:
+    """Whether documents begin wherever `positions` do not go on by one from the token before."""
+    jumps = node.args[0]
+    if not isinstance(jumps, fx.Node) or _name(jumps) != "ne" or _argument(jumps, 1, "other") != 1:
+        return False
+    steps = jumps.args[0]
+    if not isinstance(steps, fx.Node) or _name(steps) != "diff" or steps.kwargs.get("append"):
+        return False
+    prepended = sizes(steps.kwargs.get("prepend")) or ()
+    along = _argument(steps, 2, "dim", -1) in (-1, 1) and _argument(steps, 1, "n", 1) == 1
+    found = _unknown_numbers(steps.args[0]) if isinstance(steps.args[0], fx.Node) else None
+    return along and prepended[1:] == (1,) and found is not None and found.of is positions
 
 
 def _differs(reader: Reader, node: fx.Node) -> Value | None:
@@ -204,6 +276,17 @@ def _unsqueeze(reader: Reader, node: fx.Node) -> Value | None:
 def _getitem(reader: Reader, node: fx.Node) -> Value | None:
     found, index = reader.read(node.args[0]), node.args[1]
     index = index if isinstance(index, tuple) else (index,)
+    if isinstance(found, Numbers):
+        row, token = (_indexed(reader, part, index, node) for part in (found.row, found.token))
+        if not isinstance(row, Affine) or not isinstance(token, Affine):
+            return None
+        return replace(found, row=row, token=token)
+    return _indexed(reader, found, index, node)
+
+
+def _indexed(
+    reader: Reader, found: Value | None, index: tuple[Any, ...], node: fx.Node
+) -> Value | None:
     if any(isinstance(i, fx.Node) for i in index):
         return _gathered(reader, found, index, node)
     return _basic(found, index, ndim(node.args[0]))
@@ -215,9 +298,11 @@ def _basic(found: Value | None, index: tuple[Any, ...], rank: int) -> Value | No
         seen = _basic(found.seen, index, rank)
         return Additive(seen) if isinstance(seen, Condition) else None
     if isinstance(found, Condition):
+        if found.reads_numbers and not all(item in (Ellipsis, slice(None)) for item in index):
+            return None
         atoms = [_basic(atom, index, rank) for atom in found.atoms]
         kept = [atom for atom in atoms if isinstance(atom, Affine)]
-        return Condition(frozenset(kept)) if len(kept) == len(atoms) else None
+        return replace(found, atoms=frozenset(kept)) if len(kept) == len(atoms) else None
     if not isinstance(found, Affine):
         return None
     left = list((0,) * (rank - len(found.coefficients)) + found.coefficients)
@@ -329,7 +414,7 @@ _RULES: Mapping[str, Callable[[Reader, fx.Node], Value | None]] = {
     "lt": _compare(lambda d: (-d.plus(1),)),
     "ge": _compare(lambda d: (d,)),
     "gt": _compare(lambda d: (d.plus(-1),)),
-    "eq": _compare(lambda d: (d, -d)),
+    "eq": _equals,
     "ne": _differs,
     **dict.fromkeys(("and_", "and", "bitwise_and", "logical_and"), _both),
     **dict.fromkeys(("invert", "inv", "bitwise_not", "logical_not"), _inverse),

@@ -34,18 +34,21 @@ def test_every_width_has_a_tile_that_fits(qk_dim, v_dim):
 
 
 @pytest.mark.parametrize(
-    ("widths", "window", "softcap", "packed", "fp16", "shared"),
+    ("widths", "window", "softcap", "packed", "fp16", "shared", "named"),
     [
-        ((128, 128), False, False, False, False, 0),
-        ((192, 128), False, False, False, True, 1),
-        ((256, 256), True, True, False, False, 0),
-        ((64, 64), False, False, True, False, 0),
+        ((128, 128), False, False, False, False, 0, True),
+        ((192, 128), False, False, False, True, 1, False),
+        ((256, 256), True, True, False, False, 0, False),
+        ((64, 64), False, False, True, False, 0, False),
     ],
 )
-def test_variants_compile_without_spills(widths, window, softcap, packed, fp16, shared, tmp_path):
+def test_variants_compile_without_spills(
+    widths, window, softcap, packed, fp16, shared, named, tmp_path
+):
     settings = jit.JitSettings(tmp_path / "cache")
     config = AttentionConfig.default(*widths, 4096, packed=packed)
-    variant = AttentionVariant(config, *widths, True, window, softcap, packed, fp16, shared)
+    kinds = (True, window, softcap, packed, fp16, shared, named)
+    variant = AttentionVariant(config, *widths, *kinds)
     try:
         jit.find_compiler("sm_90", settings)
     except jit.NoCompilerError as error:
@@ -77,7 +80,22 @@ def heads(batch: int, num: int, tokens: int, width: int, dtype: torch.dtype) -> 
     return torch.randn(batch, num, tokens, width, device="cuda").to(dtype)
 
 
-def expected(q, k, v, sinks=None, *, scale, causal="none", window=None, softcap=None):
+def documents(batch, num_tokens, starts):
+    """[batch, num_tokens], int32: first keys of documents that start at `starts`, one row's half.
+
+    The other rows start theirs a token earlier.
+    """
+    at = torch.arange(num_tokens, device="cuda").repeat(batch, 1)
+    begins = torch.zeros_like(at)
+    for start in starts:
+        for row in range(batch):
+            begins[row, start - row % 2] = start - row % 2
+    return begins.cummax(-1).values.int()
+
+
+def expected(
+    q, k, v, sinks=None, *, scale, causal="none", window=None, softcap=None, first_keys=None
+):
     """Output and log-sum-exp in float64."""
     q, k, v = q.double(), k.double(), v.double()
     k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k, v))
@@ -91,6 +109,8 @@ def expected(q, k, v, sinks=None, *, scale, causal="none", window=None, softcap=
         scores = scores.masked_fill(key > at, -math.inf)
     if window is not None:
         scores = scores.masked_fill(key <= at - window, -math.inf)
+    if first_keys is not None:
+        scores = scores.masked_fill(key < first_keys[:, None, :, None], -math.inf)
     if sinks is not None:
         sink = sinks.double()[:, None, None].expand(*scores.shape[:-1], 1)
         scores = torch.cat((scores, sink), -1)
@@ -129,6 +149,24 @@ def test_attention_is_that_of_float64(name, dtype):
     assert torch.linalg.norm(out.double() - exact) <= error(dtype) * torch.linalg.norm(exact)
     assert torch.allclose(lse.double(), exact_lse, rtol=1e-5, atol=1e-5)
     assert torch.equal(kernels.attention(q, k, v, scale=qk_dim**-0.5, **how), out)
+
+
+STARTS = (1, 2, 3, 127, 128, 129, 300, 640, 641, 895)
+
+
+@NEEDS_GPU
+@pytest.mark.parametrize("how", [{}, {"window": 100}, {"softcap": 4.0}], ids=str)
+@pytest.mark.parametrize("widths", [(64, 64), (128, 128), (192, 128), (256, 256)], ids=str)
+def test_documents_are_each_by_itself(widths, how):
+    q = heads(2, 6, 901, widths[0], BF16)
+    k, v = heads(2, 2, 901, widths[0], BF16), heads(2, 2, 901, widths[1], BF16)
+    first_keys, sinks = documents(2, 901, STARTS), torch.randn(6, device="cuda").to(BF16)
+    how = {**how, "scale": widths[0] ** -0.5, "causal": "top_left"}
+    exact, exact_lse = expected(q, k, v, sinks, first_keys=first_keys, **how)
+    out, lse = kernels.attention_with_lse(q, k, v, None, sinks, first_keys, **how)
+    assert torch.linalg.norm(out.double() - exact) <= error(BF16) * torch.linalg.norm(exact)
+    assert torch.allclose(lse.double(), exact_lse, rtol=1e-5, atol=1e-5)
+    assert torch.equal(kernels.attention(q, k, v, None, sinks, first_keys, **how), out)
 
 
 def error(dtype: torch.dtype) -> float:

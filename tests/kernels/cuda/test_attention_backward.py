@@ -21,7 +21,14 @@ from aiter_inductor.kernels.cuda.attention_backward_config import (
     Kind,
     passes_for,
 )
-from tests.kernels.cuda.test_attention import NEEDS_GPU, error, expected, heads
+from tests.kernels.cuda.test_attention import (
+    NEEDS_GPU,
+    STARTS,
+    documents,
+    error,
+    expected,
+    heads,
+)
 
 BF16, FP16 = torch.bfloat16, torch.float16
 
@@ -32,6 +39,7 @@ BF16, FP16 = torch.bfloat16, torch.float16
         ((64, 64), Kind(causal=True, window=False, packed=False, fp16=True)),
         ((128, 128), Kind(causal=True, window=True, packed=True, fp16=False)),
         ((192, 128), Kind(causal=False, window=False, packed=False, fp16=False)),
+        ((128, 128), Kind(True, window=False, packed=False, fp16=False, first_keys=True)),
     ],
     ids=str,
 )
@@ -47,8 +55,9 @@ def test_variants_compile_without_spills(widths, kind, tmp_path):
         assert "serialized" not in artifact.log
         assert "warning" not in artifact.log
         spilled = re.search(r"(\d+) bytes spill stores", artifact.log)
-        # A packed sequence has numbers of its own, read again where one walk ends.
-        assert int(spilled[1] if spilled else 0) <= (32 if kind.packed else 0)
+        # A packed sequence has numbers of its own, read again where one walk ends, and so has a
+        # document, in tiles that hold the end of one.
+        assert int(spilled[1] if spilled else 0) <= (32 if kind.packed or kind.first_keys else 0)
 
 
 CASES = {
@@ -143,15 +152,27 @@ def test_no_keys_and_no_queries_give_zeros():
     assert not dv.any()
 
 
-def assert_gradients(q, k, v, grad, sinks=None, grad_lse=None, **how):
+@NEEDS_GPU
+@pytest.mark.parametrize("window", [None, 100])
+@pytest.mark.parametrize("widths", [(64, 64), (128, 128), (192, 128)], ids=str)
+def test_documents_are_each_by_itself(widths, window):
+    q, grad = (heads(2, 6, 901, width, BF16) for width in widths)
+    k, v = (heads(2, 2, 901, width, BF16) for width in widths)
+    first_keys = documents(2, 901, STARTS)
+    assert_gradients(q, k, v, grad, first_keys=first_keys, causal="top_left", window=window)
+
+
+def assert_gradients(q, k, v, grad, sinks=None, grad_lse=None, first_keys=None, **how):
     """Against autograd in float64."""
     scale = q.shape[-1] ** -0.5
-    out, lse = attention_with_lse(q, k, v, None, sinks, scale=scale, **how)
-    found = attention_backward(grad, q, k, v, out, lse, None, sinks, grad_lse, scale=scale, **how)
+    out, lse = attention_with_lse(q, k, v, None, sinks, first_keys, scale=scale, **how)
+    found = attention_backward(
+        *(grad, q, k, v, out, lse, None, sinks, grad_lse, first_keys), scale=scale, **how
+    )
     exact = [x.detach().double().requires_grad_() for x in (q, k, v)]
     if sinks is not None:
         exact.append(sinks.double().requires_grad_())
-    exact_out, exact_lse = expected(*exact, scale=scale, **how)
+    exact_out, exact_lse = expected(*exact, scale=scale, first_keys=first_keys, **how)
     total = (exact_out * grad.double()).sum()
     if grad_lse is not None:
         total = total + (exact_lse * grad_lse.double()).sum()

@@ -19,13 +19,15 @@ def window(size):
     return (j > i - size) & (j <= i)
 
 
-def packed(positions):
+def packed(positions, *, window=None, others=None, step=1):
     """transformers' packed-sequence mask: tokens see their own sequence."""
     first = positions[:, :1] - 1
-    sequence = (torch.diff(positions, prepend=first, dim=-1) != 1).cumsum(-1)
+    others = positions if others is None else others
+    sequence = (torch.diff(others, prepend=first, dim=-1) != step).cumsum(-1)
     b = torch.arange(positions.shape[0])[:, None, None, None]
     i, j = torch.arange(S)[None, None, :, None], torch.arange(S)[None, None, None, :]
-    return (sequence[b, i] == sequence[b, j]) & (positions[b, j] <= positions[b, i])
+    seen = (sequence[b, i] == sequence[b, j]) & (positions[b, j] <= positions[b, i])
+    return seen if window is None else seen & (positions[b, j] > positions[b, i] - window)
 
 
 def same_sequence():
@@ -100,13 +102,11 @@ NOT_UNDERSTOOD = {
     "shifted": lambda p: torch.arange(S) <= torch.arange(S)[:, None] + 1,
     "keys hidden": lambda p: (torch.arange(S) <= torch.arange(S)[:, None]) & (p > 0),
     "written to": lambda p: written(torch.ones(S, S, dtype=torch.bool).tril()),
-    "positions given": lambda p: packed(p[None].expand(2, -1)),
     "strided": lambda p: torch.arange(S) * 2 <= torch.arange(S)[:, None],
     "either": lambda p: (torch.arange(S) <= torch.arange(S)[:, None]) | (torch.arange(S) == 4),
     "not the lowest": lambda p: torch.where(torch.ones(S, S, dtype=torch.bool).tril(), 0.0, -1e4),
     "chunks": lambda p: (torch.arange(S) // 3) == (torch.arange(S)[:, None] // 3),
     "offset in a tensor": lambda p: torch.arange(S) <= torch.arange(S)[:, None] + p[0],
-    "broken sequence": lambda p: packed((torch.arange(S) * 2)[None].expand(2, -1)),
 }
 
 
@@ -169,3 +169,89 @@ def test_a_hidden_row_of_lowest_numbers_is_a_mean(hides):
 
     found = arguments(check_rewrite(run, *heads(T=3), expect={"attention": 1}))
     assert found["mask"] is not None
+
+
+def documents(positions, *, hide=lambda i, j: j <= i, number=None):
+    """transformers' mask of packed sequences: tokens see the earlier ones of their own."""
+    first = positions[:, :1] - 1
+    numbers = (torch.diff(positions, prepend=first, dim=-1) != 1).cumsum(-1)
+    numbers = numbers if number is None else number(numbers)
+    b = torch.arange(positions.shape[0])[:, None, None, None]
+    i, j = torch.arange(S)[None, None, :, None], torch.arange(S)[None, None, None, :]
+    return numbers[b, i].__eq__(numbers[b, j]) & hide(i, j)
+
+
+def by_views(positions):
+    """The same with the numbers spread by views, added to the scores."""
+    numbers = (positions == 0).cumsum(dim=1)
+    seen = numbers[:, None, :, None] == numbers[:, None, None, :]
+    seen = seen & torch.ones(S, S, dtype=torch.bool).tril()
+    return lowest_but(seen)[:, :, :, :]
+
+
+PACKED_POSITIONS = torch.tensor([[0, 1, 0, 0, 1, 2], [3, 4, 5, 6, 0, 1]])
+
+
+@pytest.mark.parametrize(
+    "build, size",
+    [
+        (documents, None),
+        (by_views, None),
+        (packed, None),
+        (lambda p: packed(p.amax(0, keepdim=True).expand(2, -1)), None),
+        (lambda p: packed(p // 2), None),
+        (lambda p: packed(p, window=2), 2),
+        (lambda p: documents(p, hide=lambda i, j: (j <= i) & (j > i - 2)), 2),
+        (lambda p: documents(p).expand(2, -1, S, S), None),
+    ],
+    ids=[
+        "of transformers 5.17", "by views", "of transformers 5.23", "of one row", "short steps",
+        "positions in a window", "in a window", "expanded",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("backward", [False, True])
+def test_documents_need_no_mask(build, size, backward):
+    def run(q, k, v, positions):
+        mask = build(positions)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)
+        return F.scaled_dot_product_attention(out, k, v, attn_mask=mask, enable_gqa=True)
+
+    given = [x.requires_grad_(backward) for x in heads()]
+    expect = {"attention": 2}
+    found = check_rewrite(run, *given, PACKED_POSITIONS, expect=expect, backward=backward)
+    arguments_ = found.decisions[0].match.op.bind(*found.decisions[0].match.args, scale=1.0)
+    assert arguments_["mask"] is None
+    assert {d.match.kwargs["causal"] for d in found.decisions} == {"top_left"}
+    assert {d.match.kwargs.get("window") for d in found.decisions} == {size}
+    # One table of first keys serves both.
+    assert found.graphs[0].count("torch.searchsorted") == 1
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda p: documents(p, hide=lambda i, j: j <= S),
+        lambda p: documents(p, number=lambda n: p),
+        lambda p: documents(p, number=lambda n: (p != 1).int().cumsum(-1)),
+        lambda p: documents(p, number=lambda n: n.flip(-1)),
+        lambda p: documents(p) & documents(p, number=lambda n: (p == 0).cumsum(-1)),
+        lambda p: documents(p).transpose(-1, -2),
+        lambda p: ~documents(p),
+        lambda p: documents(p)[1:],
+        lambda p: packed(p, others=p + 1),
+        lambda p: packed(p, step=2),
+        lambda p: packed(p) & (p[:, None, :, None] > p[:, None, None, :]),
+    ],
+    ids=[
+        "later tokens", "positions", "sums of numbers", "falling", "two counts", "transposed",
+        "inverted", "another row's", "other positions", "steps of two", "not itself",
+    ],
+)  # fmt: skip
+def test_what_may_be_no_documents_stays_a_mask(build):
+    def run(q, k, v, positions):
+        mask = build(positions)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)
+
+    found = arguments(check_rewrite(run, *heads(), PACKED_POSITIONS, expect={"attention": 1}))
+    assert found["mask"] is not None
+    assert found["first_keys"] is None
