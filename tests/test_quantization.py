@@ -149,12 +149,13 @@ def test_gradients_pass_the_quantisation(scheme, backend):
 
 
 @pytest.mark.parametrize("shape", [(5, 256), (2, 3, 256)])
-def test_training_by_blocks_multiplies_fp8(shape):
+@pytest.mark.parametrize("scheme", ["fp8_blockscale", "fp8_rowwise", "int8"])
+def test_training_multiplies_in_eight_bits(scheme, shape):
     """Forward the scaled product, backward straight through; gradients as eager's."""
-    layer = aiter_inductor.quantize_(nn.Sequential(nn.Linear(256, 200)), "fp8_blockscale")
-    x = torch.randn(shape, requires_grad=True)
-    expect = {"quant_per_group": 1, "gemm_fp8_blockscale_straight_through": 1}
-    check_rewrite(layer, x, expect=expect, backward=True)
+    layer = aiter_inductor.quantize_(nn.Sequential(nn.Linear(256, 200)), scheme)
+    gemm, quant = SCHEMES[scheme]
+    expect = {quant: 1, f"{gemm}_straight_through": 1}
+    check_rewrite(layer, torch.randn(shape, requires_grad=True), expect=expect, backward=True)
 
 
 TILED = pytest.mark.parametrize("scheme", ["fp8_blockscale", "fp8_rowwise"])

@@ -52,10 +52,14 @@ def _residual(scaling: str) -> Family:
     return Family(GEMM_DIMS, example)
 
 
-def _straight_through(dims: Dims, fp8: torch.dtype) -> Arguments:
-    """A block-scaled product, and the rows before they were quantised."""
-    args, kwargs = _gemm("block").example(dims, fp8)
-    return (torch.empty(args[0].shape, dtype=torch.bfloat16, device="meta"), *args), kwargs
+def _straight_through(scaling: str, dtype: torch.dtype | None = None) -> Family:
+    """Products, and the rows before they were quantised."""
+
+    def example(dims: Dims, fp8: torch.dtype) -> Arguments:
+        args, kwargs = _gemm(scaling, dtype).example(dims, fp8)
+        return (torch.empty(args[0].shape, dtype=torch.bfloat16, device="meta"), *args), kwargs
+
+    return Family(GEMM_DIMS, example)
 
 
 def _rows_of_32(dims: Dims, fp8: torch.dtype) -> Arguments:
@@ -117,5 +121,7 @@ GEMM_FAMILIES: Mapping[str, Family] = {
     "gemm_fp8_blockscale_add": _residual("block"),
     "gemm_fp8_rowwise_add": _residual("row"),
     "bmm_fp8": Family(BMM_DIMS, _bmm),
-    "gemm_fp8_blockscale_straight_through": Family(GEMM_DIMS, _straight_through),
+    "gemm_fp8_blockscale_straight_through": _straight_through("block"),
+    "gemm_fp8_rowwise_straight_through": _straight_through("row"),
+    "gemm_int8_straight_through": _straight_through("row", torch.int8),
 }

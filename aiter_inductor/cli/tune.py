@@ -18,6 +18,7 @@ from aiter_inductor.core import tuned_table
 from aiter_inductor.core.arch import Arch, arch_of
 from aiter_inductor.core.errors import OptionValueError
 from aiter_inductor.core.op import Op
+from aiter_inductor.core.tuned_table import CARD
 from aiter_inductor.core.tuning import SHIPPED, Tables
 
 ROWS = "1,2,4,8,16,32,64,128,256,512,1024,2048,4096,8192"
@@ -48,7 +49,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", type=Path, default=SHIPPED, help=f"folder of tables; default {SHIPPED}"
     )
-    parser.add_argument("--again", action="store_true", help="measure also what the table holds")
+    parser.add_argument(
+        "--again",
+        action="store_true",
+        help="measure also what the table holds, be it of this card or of another of its chip",
+    )
     parser.add_argument("--providers", default="", help="only these, separated by commas")
     parser.add_argument(
         "--jobs", type=int, default=0, help="compile all candidates in so many processes first"
@@ -77,7 +82,7 @@ def run(arguments: argparse.Namespace) -> int:
         if not found.best:
             print(f"{job}: nobody computes it")
             continue
-        rows = [row for row in rows if not _same(row, op.tables, arch, job, only)]
+        rows = [r for r in rows if r[CARD] != arch.card or not _same(r, op.tables, arch, job, only)]
         rows += [_row(op.tables, arch, job, each) for each in found.best]
         tuned_table.write(path, op.tables.tuning, rows)
         print(f"{job}: " + ", ".join(map(str, found.best)))

@@ -25,6 +25,7 @@ class Arch:
         tflops: of its data sheet, dense, with 8-bit operands; 0 where no table is kept.
         peak_gbs: GB/s of its memory, by the data sheet; 0 where no table is kept.
         emulated_fp8: formats that compiled code converts to and from by integer operations.
+        card: the product's name, where one is here: H100 and H200 are both sm_90.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Arch:
     tflops: float = 0.0
     peak_gbs: float = 0.0
     emulated_fp8: tuple[torch.dtype, ...] = ()
+    card: str = ""
 
     def peak_tflops(self, dtype: torch.dtype) -> float:
         """The most that products of this dtype can reach; 0 if it is not known."""
@@ -91,4 +93,4 @@ def _detect(index: int) -> Arch:
     else:
         name = f"sm_{properties.major}{properties.minor}"
     found = KNOWN.get(name) or Arch(name, "cuda", properties.warp_size, (), 0, ())
-    return replace(found, compute_units=properties.multi_processor_count)
+    return replace(found, compute_units=properties.multi_processor_count, card=properties.name)

@@ -27,6 +27,8 @@ MAX_ERROR = 5e-3
 SLACK = 1.05
 """How far a rate may lie above the chip's peak: clocks are not those of the data sheet."""
 FIGURES = ("latency_us", "tflops", "gbs", "error")
+CARD = "card"
+"""The product that was measured; empty where nobody wrote it down."""
 
 
 class TunedTableWarning(UserWarning):
@@ -39,13 +41,16 @@ class _RefusedRow(Exception):  # noqa: N818, it is a verdict and no error
 
 def columns(tuning: Tuning) -> tuple[str, ...]:
     """The header of an op's tables."""
-    return ("arch", "compute_units", tuning.rows, *tuning.key, "provider", "config", *FIGURES)
+    return ("arch", "compute_units", tuning.rows, *tuning.key, "provider", "config", *FIGURES, CARD)
 
 
 def read(
     path: Path, op: str, tuning: Tuning, arch: Arch, configs: Mapping[str, type | None]
 ) -> list[Measurement]:
-    """The believable measurements in `path` that were taken on this chip; none without the file."""
+    """The believable measurements in `path` that were taken on such a chip; none without the file.
+
+    Cards of one chip may differ in memory and power: each measurement says on which it was taken.
+    """
     found, refused = [], []
     for line, row in enumerate(rows_of(path), 2):
         if row.get("arch") == arch.name and row.get("compute_units") == str(arch.compute_units):
@@ -65,7 +70,7 @@ def rows_of(path: Path) -> list[dict[str, str]]:
     if not path.exists():
         return []
     with path.open(newline="") as file:
-        return list(csv.DictReader(file))
+        return [{CARD: "", **row} for row in csv.DictReader(file)]
 
 
 def write(path: Path, tuning: Tuning, rows: Iterable[Mapping[str, str]]) -> None:
@@ -96,7 +101,7 @@ def row(
     size, key = tuning.of_problem(problem)
     values = (arch.name, arch.compute_units, size, *key, provider, config_text(config))
     tflops, gbs = rates(problem, latency_us)
-    figures = (f"{latency_us:.2f}", f"{tflops:.4g}", f"{gbs:.4g}", f"{error:.2e}")
+    figures = (f"{latency_us:.2f}", f"{tflops:.4g}", f"{gbs:.4g}", f"{error:.2e}", arch.card)
     shown = (str(value).removeprefix("torch.") for value in (*values, *figures))
     return dict(zip(columns(tuning), shown, strict=True))
 
@@ -126,7 +131,7 @@ def _measurement(
     if error > MAX_ERROR:
         raise _RefusedRow(f"error={error:.1e} is above {MAX_ERROR:.0e}")
     size, key = tuning.of_problem(problem)
-    return Measurement(size, key, provider, config, latency_us)
+    return Measurement(size, key, provider, config, latency_us, row[CARD])
 
 
 def _check_rates(problem: Any, arch: Arch, latency_us: float, written: tuple[float, float]) -> None:

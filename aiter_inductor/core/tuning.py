@@ -70,6 +70,7 @@ class Measurement:
         provider: who computed it.
         config: with which launch parameters; None for a provider that has none.
         latency_us: how long a call took.
+        card: the product it was taken on; empty if that is not known.
     """
 
     rows: int
@@ -77,6 +78,7 @@ class Measurement:
     provider: str
     config: Any
     latency_us: float
+    card: str = ""
 
 
 @dataclass(frozen=True)
@@ -142,15 +144,15 @@ class Tables:
     ) -> None:
         """`configs` gives, by the name of each provider the op has, the class of its config."""
         self.op, self.tuning, self._configs = op, tuning, configs
-        self._read: dict[tuple[str, int], dict[Key, list[Measurement]]] = {}
-        self._ladders: dict[tuple[str, int, Key, frozenset[str]], Ladder | None] = {}
+        self._read: dict[Chip, dict[Key, list[Measurement]]] = {}
+        self._ladders: dict[tuple[Chip, Key, frozenset[str]], Ladder | None] = {}
 
     def ladder(self, arch: Arch, key: Key, providers: Collection[str]) -> Ladder | None:
         """What was measured of these providers for `key`; None if nothing was."""
-        where = (arch.name, arch.compute_units, key, frozenset(providers))
+        where = (_chip(arch), key, frozenset(providers))
         if where not in self._ladders:
             found = [m for m in self._measured(arch).get(key, ()) if m.provider in providers]
-            self._ladders[where] = Ladder.of(found) if found else None
+            self._ladders[where] = Ladder.of(_of_card(found, arch.card)) if found else None
         return self._ladders[where]
 
     def forget(self) -> None:
@@ -159,7 +161,7 @@ class Tables:
         self._ladders.clear()
 
     def _measured(self, arch: Arch) -> dict[Key, list[Measurement]]:
-        chip = (arch.name, arch.compute_units)
+        chip = _chip(arch)
         if chip not in self._read:
             from aiter_inductor.core import tuned_table
 
@@ -169,6 +171,25 @@ class Tables:
                     by_key[found.key].append(found)
             self._read[chip] = dict(by_key)
         return self._read[chip]
+
+
+Chip = tuple[str, int, str]
+
+
+def _chip(arch: Arch) -> Chip:
+    return arch.name, arch.compute_units, arch.card
+
+
+def _of_card(measured: Sequence[Measurement], card: str) -> list[Measurement]:
+    """Where a number of rows was measured on this card, that; else what another one took.
+
+    Times of two cards are not compared with each other.
+    """
+    cards: dict[int, str] = {}
+    for found in measured:
+        if found.rows not in cards or found.card == card:
+            cards[found.rows] = found.card
+    return [found for found in measured if found.card == cards[found.rows]]
 
 
 class ByRows:

@@ -16,7 +16,7 @@ from aiter_inductor.core.dtypes import FP8_DTYPES, ROW_DTYPES, accumulate_dtype,
 from aiter_inductor.core.op import Use, op
 from aiter_inductor.core.problem import Dim, dim, fixed
 from aiter_inductor.lowerings.gemm import spread_last
-from aiter_inductor.lowerings.gemm_problem import ceil_div
+from aiter_inductor.lowerings.gemm_problem import ceil_div, is_row_major
 from aiter_inductor.lowerings.gemm_providers import LEAST_K
 from aiter_inductor.lowerings.providers import add_triton
 
@@ -33,6 +33,7 @@ class BmmProblem:
         group_size: elements of K that share a scale of x, unless all do.
         block_n, block_k: rows and columns of the weight that share a scale, unless all do.
         mismatch: why the tensors do not belong together, or None.
+        turned: whether the weight is a view of one that is stored [B, K, N].
     """
 
     B: Dim
@@ -48,6 +49,7 @@ class BmmProblem:
     block_n: int = 128
     block_k: int = 128
     mismatch: str | None = None
+    turned: bool = False
 
     def bytes_moved(self) -> Dim:
         """Operands and scales read once, the result written once."""
@@ -73,7 +75,8 @@ class BmmProblem:
             return unit * (0.5 + torch.rand(shape, generator=generator, device=device))
 
         unit = 1 / max(1, self.K) ** 0.5
-        operands = values(self.M, self.dtype), values(self.N, self.weight_dtype)
+        x, weight = values(self.M, self.dtype), values(self.N, self.weight_dtype)
+        operands = x, weight.mT.contiguous().mT if self.turned else weight
         made = scales(self.x_scales, 1), scales(self.weight_scales, unit)
         blocks = {"block_n": self.block_n, "block_k": self.block_k}
         return (*operands, *made), {
@@ -111,6 +114,7 @@ def of_bmm(
         block_n=block_n,
         block_k=block_k,
         mismatch=_mismatch(shapes, (group_size, block_n, block_k), (x_scale, weight_scale)),
+        turned=weight.dim() == 3 and not is_row_major(weight) and is_row_major(weight.mT),
     )
 
 
@@ -130,7 +134,7 @@ def bmm_fp8(
 
     Args:
         x: [B, M, K], fp8.
-        weight: [B, N, K], fp8.
+        weight: [B, N, K], fp8; kernels read a view of [B, K, N] without a copy, too.
         x_scale: [B or 1, M or 1, ceil(K / group_size) or 1], fp32.
         weight_scale: [B or 1, ceil(N / block_n) or 1, ceil(K / block_k) or 1], fp32.
         out_dtype: bfloat16, float16 or float32.

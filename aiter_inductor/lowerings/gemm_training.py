@@ -1,11 +1,12 @@
-"""The block-scaled product in training: rounding has no gradient, so it is passed straight through.
+"""Quantised products in training: rounding has no gradient, so it is passed straight through.
 
-What is multiplied are numbers in fp8; the gradient goes to the rows that they were quantised from,
-as if those had been multiplied with the dequantised weight (Bengio et al. 2013, section 3).
+What is multiplied are numbers in eight bits; the gradient goes to the rows that they were quantised
+from, as if those had been multiplied with the dequantised weight (Bengio et al. 2013, section 3).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -13,10 +14,14 @@ import torch
 from torch import Tensor
 
 from aiter_inductor.core.arch import arch_of
-from aiter_inductor.core.op import Use, op
+from aiter_inductor.core.op import Op, Use, Verdict, op
 from aiter_inductor.lowerings.gemm import (
     gemm_fp8_blockscale,
+    gemm_fp8_rowwise,
+    gemm_int8,
+    gradients_of_rows,
     of_gemm_blockscale,
+    of_gemm_rowwise,
     spread,
     spread_last,
 )
@@ -30,7 +35,8 @@ class TrainedGemmProblem(GemmProblem):
     def sample(self, *, seed: int, device: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """As the product's, with x as it is after dequantisation in front."""
         (x, weight, x_scale, *others), kwargs = super().sample(seed=seed, device=device)
-        wide = (x.float() * spread_last(x_scale, x.shape[-1], self.group_size)).to(self.out_dtype)
+        group_size = self.group_size or x.shape[-1]
+        wide = (x.float() * spread_last(x_scale, x.shape[-1], group_size)).to(self.out_dtype)
         return (wide, x, weight, x_scale, *others), kwargs
 
 
@@ -50,6 +56,24 @@ def of_straight_through(
     """The problem of the product itself: `wide` is not read."""
     blocks = {"group_size": group_size, "block_n": block_n, "block_k": block_k}
     made = of_gemm_blockscale(x, weight, x_scale, weight_scale, bias, **blocks, out_dtype=out_dtype)
+    return _trained(made)
+
+
+def of_rowwise_straight_through(
+    wide: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    x_scale: Tensor,
+    weight_scale: Tensor,
+    bias: Tensor | None = None,
+    *,
+    out_dtype: torch.dtype = torch.bfloat16,
+) -> TrainedGemmProblem:
+    """As `of_straight_through`, of products scaled by rows."""
+    return _trained(of_gemm_rowwise(x, weight, x_scale, weight_scale, bias, out_dtype=out_dtype))
+
+
+def _trained(made: GemmProblem) -> TrainedGemmProblem:
     return TrainedGemmProblem(**{f.name: getattr(made, f.name) for f in fields(made)})
 
 
@@ -86,18 +110,81 @@ def gemm_fp8_blockscale_straight_through(
 
 @gemm_fp8_blockscale_straight_through.backward("weight", "weight_scale", "bias")
 def _(saved: dict[str, Any], grad: Tensor) -> dict[str, Tensor | None]:
-    weight, bias = saved["weight"], saved["bias"]
+    weight = saved["weight"]
     factor = spread(saved["weight_scale"], weight.shape, (saved["block_n"], saved["block_k"]))
-    columns = (weight.to(factor.dtype) * factor).to(grad.dtype)
-    of_bias = None if bias is None else grad.flatten(0, -2).sum(0).to(bias.dtype)
-    return {"wide": grad @ columns, "bias": of_bias}
+    return _to_wide(saved, grad, factor)
 
 
-def product_unsupported(problem: GemmProblem, use: Use) -> str | None:
-    """Why nobody computes the product without the gradient."""
-    plain = Use(use.arch, force=use.force, disabled=use.disabled)
-    found = gemm_fp8_blockscale.select(problem, plain)
-    return None if found.provider else found.reason
+def _to_wide(saved: dict[str, Any], grad: Tensor, factor: Tensor) -> dict[str, Tensor | None]:
+    """Gradients of `wide` and of the bias; `factor` dequantises the weight."""
+    columns = saved["weight"].to(factor.dtype) * factor
+    found = gradients_of_rows(grad, columns, saved["bias"])
+    return {"wide": found["x"], "bias": found["bias"]}
+
+
+@op(problem=of_rowwise_straight_through)
+def gemm_fp8_rowwise_straight_through(
+    wide: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    x_scale: Tensor,
+    weight_scale: Tensor,
+    bias: Tensor | None = None,
+    *,
+    out_dtype: torch.dtype = torch.bfloat16,
+) -> Tensor:
+    """`gemm_fp8_rowwise`, whose gradient goes to what x was quantised from.
+
+    Args:
+        wide: [*, K], any float dtype: gets the gradient `grad @ weight`, dequantised.
+        x, weight, x_scale, weight_scale, bias, out_dtype: as there; the bias gets a gradient too.
+
+    Returns:
+        [*, N], `out_dtype`.
+    """
+    out: Tensor = gemm_fp8_rowwise.reference(
+        x, weight, x_scale, weight_scale, bias, out_dtype=out_dtype
+    )
+    return out
+
+
+@op(problem=of_rowwise_straight_through)
+def gemm_int8_straight_through(
+    wide: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    x_scale: Tensor,
+    weight_scale: Tensor,
+    bias: Tensor | None = None,
+    *,
+    out_dtype: torch.dtype = torch.bfloat16,
+) -> Tensor:
+    """`gemm_int8`, whose gradient goes to what x was quantised from.
+
+    Args:
+        wide: [*, K], any float dtype: gets the gradient `grad @ weight`, dequantised.
+        x, weight, x_scale, weight_scale, bias, out_dtype: as there; the bias gets a gradient too.
+
+    Returns:
+        [*, N], `out_dtype`.
+    """
+    out: Tensor = gemm_int8.reference(x, weight, x_scale, weight_scale, bias, out_dtype=out_dtype)
+    return out
+
+
+for made in (gemm_fp8_rowwise_straight_through, gemm_int8_straight_through):
+
+    @made.backward("weight", "weight_scale", "bias")
+    def _(saved: dict[str, Any], grad: Tensor) -> dict[str, Tensor | None]:
+        return _to_wide(saved, grad, saved["weight_scale"].reshape(-1, 1))
+
+
+TRAINED = {
+    gemm_fp8_blockscale: gemm_fp8_blockscale_straight_through,
+    gemm_fp8_rowwise: gemm_fp8_rowwise_straight_through,
+    gemm_int8: gemm_int8_straight_through,
+}
+"""Of each product the op through which gradients pass."""
 
 
 def slower_in_training(problem: GemmProblem, use: Use) -> str | None:
@@ -111,30 +198,34 @@ def slower_in_training(problem: GemmProblem, use: Use) -> str | None:
     return "a step of 4096 x 4096 x 4096 took 582 us on an H100 and Inductor's code 469"
 
 
-@gemm_fp8_blockscale_straight_through.provider(
-    "torch", refuse=product_unsupported, decline=slower_in_training, traceable=True
-)
-def _(
-    wide: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    x_scale: Tensor,
-    weight_scale: Tensor,
-    bias: Tensor | None = None,
-    *,
-    group_size: int = 128,
-    block_n: int = 128,
-    block_k: int = 128,
-    out_dtype: torch.dtype = torch.bfloat16,
-) -> Tensor:
-    blocks = {"group_size": group_size, "block_n": block_n, "block_k": block_k}
-    problem = of_straight_through(
-        wide, x, weight, x_scale, weight_scale, bias, **blocks, out_dtype=out_dtype
-    )
-    # By name, so that a compiled graph does not select at each call.
-    found = gemm_fp8_blockscale.select(problem, Use(arch_of(x.device))).provider
-    name = "reference" if found is None else found.name
-    out: Tensor = gemm_fp8_blockscale(
-        x, weight, x_scale, weight_scale, bias, **blocks, out_dtype=out_dtype, provider=name
-    )
-    return out
+def _multiplying(product: Op) -> Callable[..., Tensor]:
+    """The product by whom its own op selects, when the graph is made, and by name in the graph."""
+    signature = TRAINED[product].signature
+
+    def run(*args: Any, **kwargs: Any) -> Tensor:
+        given = signature.bind(*args, **kwargs).arguments
+        device = given.pop("wide").device
+        found = product.select(product.problem(**given), Use(arch_of(device))).provider
+        name = "reference" if found is None else found.name
+        out: Tensor = product(**given, provider=name)
+        return out
+
+    run.__signature__ = signature  # type: ignore[attr-defined]
+    return run
+
+
+def _unsupported(product: Op) -> Verdict:
+    """Why nobody computes the product without the gradient."""
+
+    def verdict(problem: GemmProblem, use: Use) -> str | None:
+        plain = Use(use.arch, force=use.force, disabled=use.disabled)
+        found = product.select(problem, plain)
+        return None if found.provider else found.reason
+
+    return verdict
+
+
+for product, trained in TRAINED.items():
+    trained.provider(
+        "torch", refuse=_unsupported(product), decline=slower_in_training, traceable=True
+    )(_multiplying(product))

@@ -184,3 +184,22 @@ def test_every_row_that_ships_is_believed(path):
     configs = {p.name: p.config() if p.config else None for p in tuned.providers.values()}
     read = tuned_table.read(path, path.stem, tuned.tables.tuning, arch, configs)
     assert len(read) == len(tuned_table.rows_of(path)) > 0
+
+
+def test_a_card_follows_what_was_measured_on_it_and_on_others_what_was_not(table):
+    """Times of two cards at one number of rows are not compared."""
+    other, this = (replace(HOPPER, card=name) for name in ("NVIDIA H100 80GB HBM3", "NVIDIA H200"))
+
+    def of(card: str, *row) -> dict[str, str]:
+        return at(*row) | {"card": card}
+
+    table(
+        of(other.card, 64, "triton", TILES, 9.0),
+        of(this.card, 64, "vendor", None, 10.0),
+        of(this.card, 64, "triton", TILES, 11.0),
+        of(other.card, 256, "triton", TILES, 30.0),
+    )
+    assert op.select(PROBLEM, Use(this)).provider is op.providers["vendor"]
+    assert op.select(PROBLEM, Use(other)).provider is op.providers["triton"]
+    beyond = op.select(replace(PROBLEM, M=256), Use(this))
+    assert beyond.reason == "triton took 30 µs at M=256"

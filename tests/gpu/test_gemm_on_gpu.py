@@ -13,6 +13,7 @@ from aiter_inductor.core.arch import arch_of
 from aiter_inductor.core.op import Use
 from aiter_inductor.lowerings.bmm import BmmProblem
 from aiter_inductor.lowerings.gemm_problem import GemmProblem
+from aiter_inductor.lowerings.gemm_tile_packed import codes_of, in_rows
 from tests.lowerings.test_gemm import expected
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no accelerator here")
@@ -150,3 +151,23 @@ def test_batches(by: str, shape: tuple[int, int, int, int]) -> None:
     difference = (found.cpu().double() - exact.double()).norm()
     # Hopper's tensor cores add fp8 products with 14 bits: 1.2e-4 on an H100.
     assert difference <= 6e-4 * exact.double().norm(), op.name
+
+
+@pytest.mark.parametrize("group_size", [32, 64, 128, 256])
+@pytest.mark.parametrize("rows", [1, 16, 77])
+def test_int4_in_tiles_as_torch_packs_them(rows: int, group_size: int) -> None:
+    """The layout against torch's packing, and the product against its kernel and float64."""
+    N, K, tile_n = 272, 1024, 16 if torch.version.hip else 8
+    codes = torch.randint(0, 16, (N, K), device="cuda", dtype=torch.int32)
+    pairs = ((codes[:, ::2] << 4) | codes[:, 1::2]).to(torch.uint8)
+    words = torch.ops.aten._convert_weight_to_int4pack(pairs, 8)
+    assert torch.equal(codes_of(words, tile_n), (codes - 8).to(torch.int8))
+    scales = (torch.rand(K // group_size, N, 2, device="cuda") / 64).to(BF16)
+    x = torch.randn(rows, K, device="cuda").to(BF16)
+    sizes = {"group_size": group_size, "out_features": N, "tile_n": tile_n}
+    found = OPS["gemm_w4a16_tile_packed"].providers["triton"].run(x, words, scales, **sizes)
+    columns = in_rows(words, scales, group_size, tile_n, torch.float64)
+    wanted = x.double() @ columns.T
+    assert (found.double() - wanted).norm() <= 2e-3 * wanted.norm()
+    theirs = torch.ops.aten._weight_int4pack_mm(x, words, group_size, scales).double()
+    assert (theirs - wanted).norm() <= 1e-2 * wanted.norm()

@@ -284,6 +284,7 @@ STYLES: Mapping[str, tuple[Style, ...]] = {
     "bmm_fp8": (
         Style("by row", fields={"x_scales": (2, 3, 1), "weight_scales": (2, 130, 1), "block_n": 1}),
         Style("by tensor", fields={"x_scales": (1, 1, 1), "weight_scales": (3, 1, 1)}),
+        Style("along N", fields={"turned": True}),
     ),
     "gemm_w4a16": (
         Style("zeros", fields={"has_zero": True}),

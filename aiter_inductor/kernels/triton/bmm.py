@@ -24,10 +24,13 @@ def bmm_fp8(
     out_dtype: torch.dtype = torch.bfloat16,
     config: GemmConfig | None = None,
 ) -> Tensor:
-    """`x` [B, M, K] times `weight` [B, N, K] transposed; see the op of this name."""
+    """`x` [B, M, K] times `weight` [B, N, K] transposed; see the op of this name.
+
+    A weight that is a view of [B, K, N] is read as it is stored.
+    """
     B, N, K = weight.shape
-    M = x.shape[1]
-    x, weight = x.contiguous(), weight.contiguous()
+    M, turned = x.shape[1], not weight.is_contiguous() and weight.mT.is_contiguous()
+    x, weight = x.contiguous(), weight if turned else weight.contiguous()
     # One scale for all of K is one block that every tile lies in.
     whole = triton.cdiv(max(K, 1), 128) * 128
     sizes = (
@@ -59,7 +62,7 @@ def bmm_fp8(
         N,
         K,
         K,
-        K,
+        N if turned else K,
         of_x.stride(1),
         of_weight.stride(1),
         triton.cdiv(K, config.block_k * split_k) * config.block_k,
@@ -79,6 +82,7 @@ def bmm_fp8(
         FN_AS_FNUZ=as_fnuz,
         SHUFFLED=False,
         BATCHED=True,
+        TURNED=turned,
         **config.launch(),
     )
     if split_k > 1:

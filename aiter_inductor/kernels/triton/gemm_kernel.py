@@ -88,8 +88,12 @@ def gemm_kernel(
     FN_AS_FNUZ: tl.constexpr,
     SHUFFLED: tl.constexpr,
     BATCHED: tl.constexpr,
+    TURNED: tl.constexpr = False,
 ):
-    """One tile of the product, or of its share of K as fp32; SHUFFLED weights are 16 x 16 tiles."""
+    """One tile of the product, or of its share of K as fp32.
+
+    SHUFFLED weights are tiles of 16 x 16, TURNED ones are stored [K, N] and not [N, K].
+    """
     if BATCHED:
         batch = tl.program_id(2).to(tl.int64)
         x_ptr += batch * x_batch
@@ -108,6 +112,9 @@ def gemm_kernel(
         band = tl.minimum(tile_n * (BLOCK_N // 16) + tl.arange(0, BLOCK_N // 16), N // 16 - 1)
         across = tl.arange(0, BLOCK_K * 16)[None, :]
         weight_rows = weight_ptr + band.to(tl.int64)[:, None] * weight_stride + across
+    elif TURNED:
+        across = inner[:, None]
+        weight_rows = weight_ptr + column[None, :] + across.to(tl.int64) * weight_stride
     else:
         across = inner[:, None]
         weight_rows = weight_ptr + column.to(tl.int64)[None, :] * weight_stride + across
@@ -118,11 +125,12 @@ def gemm_kernel(
     total = tl.zeros([BLOCK_M, BLOCK_N], tl.int32 if WHOLE else tl.float32)
     start = tl.program_id(1) * k_per_split
     for k in tl.range(start, tl.minimum(start + k_per_split, K), BLOCK_K):
+        behind = k.to(tl.int64) * weight_stride if TURNED else k * DEEP
         if EVEN_K:
-            x, weight = tl.load(x_rows + k), tl.load(weight_rows + k * DEEP)
+            x, weight = tl.load(x_rows + k), tl.load(weight_rows + behind)
         else:
             x = tl.load(x_rows + k, inner[None, :] < K - k, 0.0)
-            weight = tl.load(weight_rows + k * DEEP, across < (K - k) * DEEP, 0.0)
+            weight = tl.load(weight_rows + behind, across < (K - k) * DEEP, 0.0)
         if SHUFFLED:
             weight = as_columns(weight, BLOCK_N, BLOCK_K)
         if FN_AS_FNUZ:

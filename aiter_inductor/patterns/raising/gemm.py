@@ -34,7 +34,7 @@ from aiter_inductor.lowerings.gemm import (
     gemm_w8a16,
 )
 from aiter_inductor.lowerings.gemm_int4 import gemm_w4a16
-from aiter_inductor.lowerings.gemm_training import gemm_fp8_blockscale_straight_through
+from aiter_inductor.lowerings.gemm_training import TRAINED
 from aiter_inductor.patterns.raising.gemm_operand import Operand, in_order, read_operand, shaped
 from aiter_inductor.patterns.raising.gemm_scale import Scaling, every_row, read_scaling
 from aiter_inductor.patterns.raising.gemm_zero import read_zeros
@@ -100,12 +100,12 @@ def _trained(
 ) -> Match | Miss | None:
     """A product through which gradients pass to what x was quantised from.
 
-    Only that by blocks has such a form; of others the weight alone is read as quantised.
+    Not every one has such a form; of others the weight alone is read as quantised.
     """
-    if not isinstance(made, Match) or made.op is not gemm_fp8_blockscale:
+    if not isinstance(made, Match) or made.op not in TRAINED:
         return _weight_only(product, weight, scaling)
     wide, _, nodes = trained
-    op = gemm_fp8_blockscale_straight_through
+    op = TRAINED[made.op]
     args, kept = (wide, *made.args), made.kept | nodes
     return replace(made, pattern=op.name, op=op, args=args, kept=kept)
 

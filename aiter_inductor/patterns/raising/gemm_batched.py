@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 from aiter_inductor.core.dtypes import FP8_DTYPES, short_name
 from aiter_inductor.core.graph import arg, dtype, kind, ndim, sizes
 from aiter_inductor.core.match import Derived, Match, Miss, Output, recogniser
 from aiter_inductor.core.problem import Dim, fixed
 from aiter_inductor.lowerings.bmm import bmm_fp8
-from aiter_inductor.patterns.raising.gemm_axes import merged, reorder
+from aiter_inductor.patterns.raising.gemm_axes import Axes, merged, reorder
 from aiter_inductor.patterns.raising.gemm_operand import (
     Operand,
     Span,
@@ -51,7 +51,7 @@ def dequantised_bmm(node: fx.Node) -> Match | Miss | None:
         return None
     if not x.scales or not turned.scales:
         return None
-    weight = turned.seen_through(None, lambda axes: reorder(axes, (0, 2, 1)))
+    weight = turned.seen_through(None, _turned)
     assert weight is not None
     made = _arguments(node, x, weight)
     if isinstance(made, str):
@@ -73,15 +73,18 @@ def _arguments(
     node: fx.Node, x: Operand, weight: Operand
 ) -> tuple[tuple[Any, ...], dict[str, Any]] | str:
     """The op's arguments, or why it does not compute this."""
-    held = []
+    held: list[Any] = []
     for operand in (x, weight):
         stored = operand.values.node
         if dtype(stored) not in FP8_DTYPES:
             return f"{stored.name} is {short_name(dtype(stored) or torch.int8)}, not float8_e4m3"
-        shape = operand.values.axes.sizes
-        made = shaped(stored, shape) if in_order(operand.values) else None
+        made = _stored(operand)
+        if made is None and operand is weight:
+            turned = operand.seen_through(None, _turned)
+            seen = None if turned is None else _stored(turned)
+            made = None if seen is None else Derived(as_rows, (seen,))
         if made is None:
-            return f"{stored.name} is no batch of rows along K as it is stored"
+            return f"{stored.name} is no batch of matrices as it is stored"
         held.append(made)
     if not all(fixed(n) is not None for n in weight.values.axes.sizes[1:]):
         return f"the weight is {list(weight.values.axes.sizes)}, not known when compiling"
@@ -101,6 +104,21 @@ def _arguments(
     return (*held, of_x.argument, of_weight.argument), kwargs
 
 
+def as_rows(columns: Tensor) -> Tensor:
+    """A weight that is stored [B, K, N] as [B, N, K]."""
+    return columns.mT
+
+
+def _stored(operand: Operand) -> Any:
+    """The operand's tensor in its shape, or None if its elements are in another order."""
+    values = operand.values
+    return shaped(values.node, values.axes.sizes) if in_order(values) else None
+
+
+def _turned(axes: Axes) -> Axes:
+    return reorder(axes, (0, 2, 1))
+
+
 def _scale(operand: Operand) -> BatchScale | str:
     """The operand's one scale, or why no kernel takes it."""
     if len(operand.scales) != 1:
@@ -114,17 +132,25 @@ def _scale(operand: Operand) -> BatchScale | str:
     spans = [each for each in found if each is not None]
     if len(spans) < 3 or (spans[0].axes and spans[0].block != 1):
         return f"{scale.node.name} is not repeated in blocks of neighbours"
-    digits = merged(digit for each in spans for digit in each.axes)
-    if digits != natural(sizes(scale.node) or ()):
-        return f"{scale.node.name} is rearranged while it is spread over blocks"
-    made = shaped(scale.node, tuple(each.count for each in spans))
+    made: Any = _in_spans(scale.node, spans)
     if made is None:
-        return f"{scale.node.name} cannot be reshaped to one scale a block"
+        seen = _in_spans(scale.node, [spans[0], spans[2], spans[1]])
+        made = None if seen is None else Derived(as_rows, (seen,))
+    if made is None:
+        return f"{scale.node.name} is rearranged while it is spread over blocks"
     if dtype(scale.node) != torch.float32:
         made = Derived(torch.Tensor.float, (made,))
     if scale.divides:
         made = Derived(torch.reciprocal, (made,))
     return BatchScale(made, spans[1], spans[2])
+
+
+def _in_spans(node: fx.Node, spans: list[Span]) -> Any:
+    """A scale with one element a span's value, if its elements are in that order."""
+    digits = merged(digit for each in spans for digit in each.axes)
+    if digits != natural(sizes(node) or ()):
+        return None
+    return shaped(node, tuple(each.count for each in spans))
 
 
 def _block(along: Span) -> int:

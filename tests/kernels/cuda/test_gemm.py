@@ -229,3 +229,31 @@ def test_graphs_and_streams_run_it():
     found.fill_(float("nan"))
     graph.replay()
     assert torch.equal(found, eager)
+
+
+@on_gpu
+def test_a_result_beyond_2_31_elements():
+    """Its last rows and columns are right."""
+    M, N, K = 8192, 270336, 128
+    x, tail, x_scale, _ = operands(M, 256, K)
+    weight = torch.zeros(N, K, dtype=torch.uint8, device="cuda").view(FP8)
+    weight[-256:], weight[:256] = tail, tail.flip(0)
+    blocks = torch.rand(N // 128, 1, device="cuda") + 0.1
+    out = gemm_fp8_blockscale(x, weight, x_scale, blocks)
+    assert out.numel() > 2**31
+    last = x[-8:], x_scale[-8:]
+    assert_product(out[-8:, -256:], exact(last[0], tail, last[1], blocks[-2:]))
+    assert_product(out[-8:, :256], exact(last[0], tail.flip(0), last[1], blocks[:2]))
+    assert not out[-8:, 256:-256].any()
+
+
+@on_gpu
+@pytest.mark.parametrize("leading", [(0,), (2, 0, 3)], ids=str)
+def test_no_rows(leading):
+    x, weight, x_scale, weight_scale = operands(1, 256, 512)
+    empty = x.expand(*leading, 512), weight, x_scale.expand(*leading, 4)
+    assert gemm_fp8_blockscale(*empty, weight_scale).shape == (*leading, 256)
+    one = torch.ones((), device="cuda")
+    assert gemm_fp8_per_tensor(*empty[:2], one, one).shape == (*leading, 256)
+    of_rows = torch.ones(*leading, 1, device="cuda"), torch.ones(256, device="cuda")
+    assert gemm_fp8_rowwise(*empty[:2], *of_rows).shape == (*leading, 256)

@@ -76,14 +76,34 @@ def test_a_scale_of_some_rows_is_a_near_miss():
     assert found.reasons() == ["l_s_ is shared by 2 rows; kernels scale each"]
 
 
-def test_the_weight_must_be_stored_along_k():
+def by_block_turned(x, w, s, t):
+    rows = (x.float().unflatten(-1, (-1, 128)) * s[..., None]).flatten(-2)
+    spread = t.repeat_interleave(128, 1).repeat_interleave(128, 2)[..., :N]
+    return torch.bmm(rows, w.float() * spread)
+
+
+TURNED = {
+    "tensor": (lambda x, w, s, t: torch.bmm(x.float() * s, w.float() * t), scale(), scale()),
+    "column": (lambda x, w, s, t: (x.float() * s) @ (w.float() * t), scale(), scale(B, 1, N)),
+    "block": (by_block_turned, scale(B, M, 2), scale(B, 2, 2)),
+}
+
+
+@pytest.mark.parametrize("program, s, t", TURNED.values(), ids=TURNED)
+def test_a_weight_that_is_stored_along_n(program, s, t):
+    x, w = operands()
+    found = check_rewrite(program, x, w.mT.contiguous(), s, t, expect={"bmm_fp8": 1})
+    assert "contiguous" not in found.graphs[0]
+
+
+def test_a_weight_in_another_order_is_a_near_miss():
     def program(x, w, s, t):
-        return torch.bmm(x.float() * s, w.float() * t)
+        return torch.bmm(x.float() * s, (w.float() * t).permute(1, 2, 0))
 
     x, w = operands()
-    turned = w.mT.contiguous()
-    found = check_rewrite(program, x, turned, scale(), scale(), expect={}, inserted=0)
-    assert found.reasons() == ["l_w_ is no batch of rows along K as it is stored"]
+    stored = w.permute(1, 0, 2).contiguous()
+    found = check_rewrite(program, x, stored, scale(), scale(), expect={}, inserted=0)
+    assert found.reasons() == ["l_w_ is no batch of matrices as it is stored"]
 
 
 def test_no_scales_and_no_fp8_are_none():
