@@ -52,6 +52,21 @@ def test_a_bad_list_of_shapes(tmp_path: Path, capsys, content: str, reason: str)
     assert reason in capsys.readouterr().err
 
 
+def test_another_kind_of_problem(tmp_path: Path, capsys) -> None:
+    shapes = tmp_path / "shapes.csv"
+    shapes.write_text("N,K\n32,64\n")
+    start = ["tune", "--op", "gemm_w8a16", "--shapes", str(shapes), "--out", str(tmp_path)]
+    kind = ["scaling=weight_row", "block_n=0", "block_k=0", "weight_dtype=int8"]
+    set_to = [part for each in kind for part in ("--set", each)]
+    assert main([*start, "--rows", "4", *set_to]) == 0
+    row = tuned_table.rows_of(tmp_path / "cpu" / "gemm_w8a16.csv")[0]
+    assert (row["scaling"], row["weight_dtype"], row["block_n"]) == ("weight_row", "int8", "0")
+    assert main([*start, "--set", "tiles=4"]) == 2
+    assert "must be FIELD=VALUE with one of M, N, K" in capsys.readouterr().err
+    assert main([*start, "--set", "dtype=float7"]) == 2
+    assert "dtype='float7' is neither a number nor a dtype" in capsys.readouterr().err
+
+
 def test_listed_models() -> None:
     assert len(models()) >= 21
     assert Linear(24576, 1536) in linears_of("deepseek-v3")

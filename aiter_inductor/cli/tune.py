@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import typing
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     known = f"one of {', '.join(models())}, `all`, or a transformers config.json or its folder"
     what.add_argument("--model", metavar="CONFIG", action="append", help=f"its linears: {known}")
+    parser.add_argument(
+        "--set",
+        metavar="FIELD=VALUE",
+        action="append",
+        default=[],
+        help="another kind of problem: scaling=weight_row, weight_dtype=int8, group_size=32 ...",
+    )
     parser.add_argument("--rows", default=ROWS, help=f"M where FILE has none; default {ROWS}")
     parser.add_argument(
         "--out", type=Path, default=SHIPPED, help=f"folder of tables; default {SHIPPED}"
@@ -101,7 +109,26 @@ def _jobs(op: Op, arguments: argparse.Namespace, arch: Arch) -> Iterator[Job]:
     fp8 = arch.fp8_dtypes[0] if arch.fp8_dtypes else torch.float8_e4m3fn
     for M, N, K in sorted(set(shapes), key=lambda shape: (shape[1] * shape[2], shape)):
         dims = {**FAMILIES[op.name].dims, "num_rows": M, "N": N, "K": K}
-        yield Job(op, case_of(op.name, dims, fp8).problem)
+        yield Job(op, _changed(case_of(op.name, dims, fp8).problem, arguments.set))
+
+
+def _changed(problem: Any, settings: Sequence[str]) -> Any:
+    """The problem with fields given as `FIELD=VALUE`.
+
+    Raises:
+        OptionValueError: for a field that it does not have, or a value of another type.
+    """
+    hints = typing.get_type_hints(type(problem))
+    fields = {}
+    for setting in settings:
+        name, _, text = setting.partition("=")
+        if name not in hints:
+            raise OptionValueError("--set", setting, f"FIELD=VALUE with one of {', '.join(hints)}")
+        try:
+            fields[name] = tuned_table.value_of(name, text, hints[name])
+        except ValueError as error:
+            raise OptionValueError("--set", setting, f"FIELD=VALUE: {error}") from error
+    return replace(problem, **fields)
 
 
 def _holds(

@@ -35,7 +35,7 @@ class TunedTableWarning(UserWarning):
     """Rows of a table were refused."""
 
 
-class _RefusedRow(Exception):  # noqa: N818, it is a verdict and no error
+class _RefusedRow(ValueError):  # noqa: N818, it is a verdict and no error
     """Why a row is not believed."""
 
 
@@ -118,7 +118,7 @@ def _measurement(
     if missing := [name for name in columns(tuning) if row.get(name) is None]:
         raise _RefusedRow(f"it has no {', '.join(missing)}")
     hints = typing.get_type_hints(tuning.problem)
-    values = {name: _value(name, row[name], hints[name]) for name in names}
+    values = {name: value_of(name, row[name], hints[name]) for name in names}
     problem = tuning.problem(**values)
     provider = row["provider"]
     if provider not in configs:
@@ -162,7 +162,12 @@ def _config(provider: str, cls: type | None, text: str) -> Any:
         raise _RefusedRow(f"{text!r} is no config of {provider}: {error}") from error
 
 
-def _value(name: str, text: str, hint: Any) -> Any:
+def value_of(name: str, text: str, hint: Any) -> Any:
+    """A field of a problem from its text: a number, a dtype, or a word where `hint` is str.
+
+    Raises:
+        ValueError: if it is none of them.
+    """
     if hint is str:
         return text
     if text.isdigit():

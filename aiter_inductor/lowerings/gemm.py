@@ -18,11 +18,11 @@ from aiter_inductor.lowerings.gemm_problem import GemmProblem
 from aiter_inductor.lowerings.gemm_providers import (
     cuda_unsupported,
     decline_weight_only,
+    dequantising_unpaid,
     dtypes_unsupported,
     int8_unsupported,
     library_is_ahead,
     library_is_faster,
-    only_open_rows,
     triton_is_faster,
     triton_unsupported,
     vendor_unsupported,
@@ -315,7 +315,14 @@ CONFIG = "triton.gemm_config.GemmConfig"
 for made in (gemm_fp8_blockscale, gemm_fp8_rowwise, gemm_fp8_per_tensor):
     add_triton(made, "gemm", refuse=triton_unsupported, config=CONFIG)
 add_triton(gemm_int8, "gemm", refuse=int8_unsupported, config=CONFIG)
-add_vendor(gemm_w8a16, "gemm_weight", refuse=only_open_rows, archs=("sm_90",))
+add_vendor(
+    gemm_w8a16,
+    "gemm_weight",
+    refuse=triton_unsupported,
+    decline=dequantising_unpaid,
+    cede=dequantising_unpaid,
+    archs=("sm_90",),
+)
 add_triton(
     gemm_w8a16, "gemm_weight", refuse=triton_unsupported, decline=decline_weight_only, config=CONFIG
 )

@@ -14,7 +14,7 @@ from aiter_inductor.lowerings.gemm import gradients_of_rows, linear_of, spread_l
 from aiter_inductor.lowerings.gemm_problem import GemmProblem
 from aiter_inductor.lowerings.gemm_providers import (
     decline_weight_only,
-    only_open_rows,
+    dequantising_unpaid,
     triton_unsupported,
 )
 from aiter_inductor.lowerings.gemm_tuning import TUNINGS
@@ -106,7 +106,14 @@ def _(saved: dict[str, Any], grad: Tensor) -> dict[str, Tensor | None]:
 
 
 gemm_w4a16.tuned(TUNINGS[gemm_w4a16.name])
-add_vendor(gemm_w4a16, "gemm_weight", refuse=only_open_rows, archs=("sm_90",))
+add_vendor(
+    gemm_w4a16,
+    "gemm_weight",
+    refuse=triton_unsupported,
+    decline=dequantising_unpaid,
+    cede=dequantising_unpaid,
+    archs=("sm_90",),
+)
 add_triton(
     gemm_w4a16,
     "gemm_weight",

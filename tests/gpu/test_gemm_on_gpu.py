@@ -165,9 +165,11 @@ def test_int4_in_tiles_as_torch_packs_them(rows: int, group_size: int) -> None:
     scales = (torch.rand(K // group_size, N, 2, device="cuda") / 64).to(BF16)
     x = torch.randn(rows, K, device="cuda").to(BF16)
     sizes = {"group_size": group_size, "out_features": N, "tile_n": tile_n}
-    found = OPS["gemm_w4a16_tile_packed"].providers["triton"].run(x, words, scales, **sizes)
     columns = in_rows(words, scales, group_size, tile_n, torch.float64)
     wanted = x.double() @ columns.T
-    assert (found.double() - wanted).norm() <= 2e-3 * wanted.norm()
+    for name, limit in (("triton", 2e-3), ("vendor", 1e-2)):
+        if (provider := OPS["gemm_w4a16_tile_packed"].providers[name]).serves(arch_of(x.device)):
+            found = provider.run(x, words, scales, **sizes)
+            assert (found.double() - wanted).norm() <= limit * wanted.norm(), name
     theirs = torch.ops.aten._weight_int4pack_mm(x, words, group_size, scales).double()
     assert (theirs - wanted).norm() <= 1e-2 * wanted.norm()

@@ -5,8 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+import sympy
 import torch
 
+from aiter_inductor.core.arch import arch_named
+from aiter_inductor.core.op import Use
 from aiter_inductor.lowerings.gemm_tile_packed import (
     TilePackedProblem,
     codes_of,
@@ -111,3 +114,33 @@ def test_mismatches_are_sentences(at, wrong, changed, sentence):
     found = gemm_w4a16_tile_packed.problem(*args, **{**kwargs, **changed}).mismatch
     assert found is not None
     assert found.startswith(sentence)
+
+
+@pytest.mark.parametrize(("M", "provider"), [(1, None), (16, None), (64, "triton"), (65, "vendor")])
+def test_who_multiplies_on_hopper(M, provider):
+    use, problem = Use(arch_named("sm_90")), replace(PROBLEM, M=M)
+    found = gemm_w4a16_tile_packed.select(problem, use)
+    assert (found.provider and found.provider.name) == provider
+    assert found.provider or found.reason.endswith("and torch's kernel 21.4")
+    opened = gemm_w4a16_tile_packed.select(replace(problem, M=sympy.Symbol("s0")), use)
+    assert opened.provider is gemm_w4a16_tile_packed.providers["vendor"]
+    cdna = gemm_w4a16_tile_packed.select(replace(problem, tile_n=16), Use(arch_named("gfx950")))
+    assert cdna.provider is gemm_w4a16_tile_packed.providers["triton"]
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"tile_n": 16}, "not tiles of 16 rows and groups of 64"),
+        ({"dtype": torch.float16}, "x is float16, torch's kernel reads bfloat16"),
+        (
+            {"scale_dtype": torch.float32},
+            "scale_and_zero is float32, torch's kernel reads bfloat16",
+        ),
+    ],
+)
+def test_what_the_library_leaves(change, sentence):
+    vendor = gemm_w4a16_tile_packed.providers["vendor"]
+    reason = vendor.refusal(replace(PROBLEM, **change), Use(arch_named("sm_90")))
+    assert reason is not None
+    assert reason.endswith(sentence)

@@ -8,8 +8,13 @@ from torch import Tensor
 
 from aiter_inductor.kernels.triton.gemm import add_splits
 from aiter_inductor.kernels.triton.gemm_config import GemmConfig, scale_step
-from aiter_inductor.kernels.triton.gemm_tile_packed_kernel import tile_packed_kernel
+from aiter_inductor.kernels.triton.gemm_tile_packed_kernel import (
+    dequantise_tiles_kernel,
+    tile_packed_kernel,
+)
 from aiter_inductor.kernels.triton.launch import launchable
+
+DEQUANTISED_ROWS = 32
 
 
 def gemm_w4a16_tile_packed(
@@ -63,4 +68,43 @@ def gemm_w4a16_tile_packed(
     )
     if split_k > 1:
         add_splits(target, bias, out)
+    return out
+
+
+def dequantised_tiles(
+    weight: Tensor,
+    scale_and_zero: Tensor,
+    in_features: int,
+    *,
+    group_size: int,
+    out_features: int,
+    tile_n: int = 8,
+    dtype: torch.dtype = torch.bfloat16,
+) -> Tensor:
+    """The weight [out_features, in_features] times its scales, plus its zeros, rounded once.
+
+    Args:
+        weight, scale_and_zero, group_size, tile_n: as of the product; groups are powers of two.
+        in_features: columns that are used.
+        dtype: of the result.
+    """
+    weight = weight.contiguous()
+    out = weight.new_empty((out_features, in_features), dtype=dtype)
+    grid = triton.cdiv(out_features, DEQUANTISED_ROWS), triton.cdiv(in_features, 128)
+    launchable(dequantise_tiles_kernel)[grid](
+        weight,
+        scale_and_zero,
+        out,
+        out_features,
+        in_features,
+        weight.shape[1],
+        scale_and_zero.stride(0),
+        scale_and_zero.stride(1),
+        scale_and_zero.stride(2),
+        GROUP_SIZE=group_size,
+        SPAN=min(group_size, 128),
+        TILE_N=tile_n,
+        ROWS=DEQUANTISED_ROWS,
+        num_warps=4,
+    )
     return out

@@ -27,6 +27,23 @@ def in_order(words, ROWS: tl.constexpr, COLUMNS: tl.constexpr, TILE_N: tl.conste
     return parts.reshape(ROWS, COLUMNS)
 
 
+@triton.jit
+def word_offsets(row, blocks_k, ROWS: tl.constexpr, COLUMNS: tl.constexpr, TILE_N: tl.constexpr):
+    """Where the words [ROWS, COLUMNS / 8] of the first columns of rows lie, lanes before pairs.
+
+    A block of 128 columns by TILE_N rows is 16 * TILE_N words; each of its lanes has four.
+    """
+    PAIRS: tl.constexpr = COLUMNS // 32
+    word = tl.arange(0, COLUMNS // 8)
+    lane, pair = word // PAIRS, word % PAIRS
+    first = (row // TILE_N) * blocks_k * (16 * TILE_N)
+    if TILE_N == 8:
+        lanes = (row % 8)[:, None] * 16 + lane[None, :] * 4
+    else:
+        lanes = (row % 16)[:, None] * 4 + lane[None, :] * 64
+    return first[:, None] + lanes + pair[None, :]
+
+
 @triton.jit(do_not_specialize=["M"])
 def tile_packed_kernel(
     x_ptr,
@@ -59,16 +76,7 @@ def tile_packed_kernel(
     row, column = tl.minimum(m, M - 1).to(tl.int64), tl.minimum(n, N - 1).to(tl.int64)
     inner = tl.arange(0, BLOCK_K)
     x_columns = x_ptr + row[None, :] * x_stride + inner[:, None]
-    PAIRS: tl.constexpr = BLOCK_K // 32
-    word = tl.arange(0, BLOCK_K // 8)
-    lane, pair = word // PAIRS, word % PAIRS
-    # A block of 128 columns by TILE_N rows is 16 * TILE_N words; each lane has four.
-    first = weight_ptr + (column // TILE_N) * blocks_k * (16 * TILE_N)
-    if TILE_N == 8:
-        lanes = (column % 8)[:, None] * 16 + lane[None, :] * 4
-    else:
-        lanes = (column % 16)[:, None] * 4 + lane[None, :] * 64
-    words = first[:, None] + lanes + pair[None, :]
+    words = weight_ptr + word_offsets(column, blocks_k, BLOCK_N, BLOCK_K, TILE_N)
     scales = scale_ptr + column * feature_stride
     total = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
     start = tl.program_id(1) * k_per_split
@@ -88,3 +96,37 @@ def tile_packed_kernel(
         total += tl.load(bias_ptr + column).to(tl.float32)[:, None]
     to = out_ptr + (tl.program_id(1).to(tl.int64) * M + row)[None, :] * N + n[:, None]
     tl.store(to, total.to(out_ptr.dtype.element_ty), (n < N)[:, None] & (m < M)[None, :])
+
+
+@triton.jit
+def dequantise_tiles_kernel(
+    weight_ptr,
+    scale_ptr,
+    out_ptr,
+    N,
+    K,
+    blocks_k,
+    group_stride,
+    feature_stride,
+    zero_offset,
+    GROUP_SIZE: tl.constexpr,
+    SPAN: tl.constexpr,
+    TILE_N: tl.constexpr,
+    ROWS: tl.constexpr,
+):
+    """ROWS rows by 128 columns of the weight, of which SPAN share a scale, in full width."""
+    n = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    row, block = tl.minimum(n, N - 1).to(tl.int64), tl.program_id(1)
+    words = weight_ptr + word_offsets(row, blocks_k, ROWS, 128, TILE_N)
+    codes = in_order(tl.load(words + block * (16 * TILE_N)), ROWS, 128, TILE_N)
+    group = block * 128 // GROUP_SIZE + tl.arange(0, 128 // SPAN)
+    last = (blocks_k * 128 - 1) // GROUP_SIZE
+    scales = scale_ptr + tl.minimum(group, last)[None, :] * group_stride
+    scales += row[:, None] * feature_stride
+    wide = codes.to(tl.float32).reshape(ROWS, 128 // SPAN, SPAN)
+    wide *= tl.load(scales).to(tl.float32)[:, :, None]
+    wide += tl.load(scales + zero_offset).to(tl.float32)[:, :, None]
+    k = block * 128 + tl.arange(0, 128)
+    to = out_ptr + row[:, None] * K + k[None, :]
+    live = (n < N)[:, None] & (k < K)[None, :]
+    tl.store(to, wide.reshape(ROWS, 128).to(out_ptr.dtype.element_ty), live)
