@@ -130,7 +130,7 @@ def test_more_elements_than_an_int32_counts(kind: str) -> None:
 
 
 @pytest.mark.parametrize("shape", [(3, 1, 512, 128), (2, 300, 392, 1296), (4, 64, 2048, 512)])
-@pytest.mark.parametrize("by", ["block", "row", "tensor"])
+@pytest.mark.parametrize("by", ["block", "row", "tensor", "turned"])
 def test_batches(by: str, shape: tuple[int, int, int, int]) -> None:
     op = OPS["bmm_fp8"]
     B, M, N, K = shape
@@ -144,6 +144,7 @@ def test_batches(by: str, shape: tuple[int, int, int, int]) -> None:
         "row": {"x_scales": (B, M, 1), "weight_scales": (B, N, 1), "block_n": 1},
         "tensor": {"x_scales": (1, 1, 1), "weight_scales": (B, 1, 1)},
     }
+    sizes["turned"] = {**sizes["block"], "turned": True}
     problem = BmmProblem(B, M, N, K, fp8, fp8, torch.float32, **sizes[by])
     args, kwargs = problem.sample(seed=1, device="cuda")
     found = op.providers["triton"].run(*args, **kwargs)
