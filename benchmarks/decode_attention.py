@@ -1,7 +1,7 @@
-"""Attention of decoding steps on a GPU: latent rows, and keys and values in pages.
+"""Attention of decoding steps on a GPU: latent rows, keys and values in pages, and dense caches.
 
     python benchmarks/decode_attention.py            # all
-    python benchmarks/decode_attention.py mla        # or one of: mla, mla_paged, paged
+    python benchmarks/decode_attention.py mla        # or one of: mla, mla_paged, paged, rows
 
 Each line gives the median of CUDA graph replays over inputs that together exceed the cache twice,
 the rate at which the cached tokens are read, that rate over the one of a large copy in the same
@@ -14,14 +14,16 @@ import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from aiter_inductor.cli.timing import ceilings, measure, rotation
-from aiter_inductor.core.op import OPS
 from aiter_inductor.kernels.cuda import mla as cuda_mla
 from aiter_inductor.kernels.triton import mla as triton_mla
+from aiter_inductor.lowerings.attention import attention
 from aiter_inductor.lowerings.mla_paged import mla_paged_decode
 from aiter_inductor.lowerings.paged_attention import paged_attention
 from aiter_inductor.lowerings.paged_attention_problem import PACK_BYTES
@@ -36,21 +38,49 @@ LENGTHS = torch.randint(1000, 8001, (64,), generator=torch.Generator().manual_se
 
 @dataclass(frozen=True)
 class Pages:
-    """Keys and values of 64 sequences of 1000 to 8000 tokens, 8 heads of 128.
+    """Keys and values in pages, 8 heads of 128, and 32 of queries.
 
     Attributes:
         layout: `paged` or `packed`.
         dtype: of keys and values.
         page_size: tokens of a page.
+        longest: tokens of the one sequence there is; None for 64 of 1000 to 8000.
     """
 
     layout: str
     dtype: torch.dtype
     page_size: int
+    longest: int | None = None
+
+    @property
+    def lengths(self) -> Tensor:
+        """Tokens of each sequence."""
+        return LENGTHS if self.longest is None else torch.tensor([self.longest])
 
 
-PAGES = [Pages("paged", BF16, 16), Pages("paged", BF16, 1), Pages("paged", BF16, 256)]
-PAGES += [Pages("packed", BF16, 16), Pages("paged", FP8, 16), Pages("packed", FP8, 16)]
+@dataclass(frozen=True)
+class Rows:
+    """A dense cache [batch, kv_heads, kv_len, head_dim], of which a mask shows a part."""
+
+    batch: int
+    heads: int
+    kv_heads: int
+    kv_len: int
+    head_dim: int
+    sinks: bool = False
+    softcap: float | None = None
+
+
+PAGES = [Pages("paged", BF16, size) for size in (16, 1, 256)]
+PAGES += [Pages("packed", BF16, size) for size in (16, 256)]
+PAGES += [Pages(layout, FP8, 16) for layout in ("paged", "packed")]
+PAGES += [
+    Pages(layout, dtype, 16, longest)
+    for longest in (32768, 131072)
+    for layout, dtype in (("paged", BF16), ("packed", BF16), ("packed", FP8))
+]
+ROWS = [Rows(1, 32, 8, 8192, 128), Rows(8, 32, 8, 4096, 128)]
+ROWS += [Rows(8, 64, 8, 4096, 64, sinks=True), Rows(8, 16, 8, 4096, 256, softcap=50.0)]
 
 
 def latent_inputs(batch: int, heads: int, kv_len: int) -> tuple[Tensor, ...]:
@@ -130,13 +160,12 @@ def random_tables(lengths: Tensor, page_size: int) -> Tensor:
     return tables
 
 
-def paged_inputs(pages: Pages) -> tuple[tuple[Tensor | None, ...], int]:
-    """Arguments of the op with pages in random order, and the tokens they hold."""
-    lengths, tables = LENGTHS, random_tables(LENGTHS, pages.page_size)
+def paged_inputs(pages: Pages) -> tuple[Any, ...]:
+    """Arguments of the op with pages in random order."""
+    lengths, tables = pages.lengths, random_tables(pages.lengths, pages.page_size)
     num_pages = int((-(-lengths // pages.page_size)).sum())
     heads, D, pack = 8, 128, PACK_BYTES // pages.dtype.itemsize
-    paged = (num_pages, pages.page_size, heads, D)
-    shapes = [paged, paged]
+    shapes: list[tuple[int, ...]] = [(num_pages, pages.page_size, heads, D)] * 2
     if pages.layout == "packed":
         shapes = [
             (num_pages, heads, D // pack, pages.page_size, pack),
@@ -144,31 +173,96 @@ def paged_inputs(pages: Pages) -> tuple[tuple[Tensor | None, ...], int]:
         ]
     caches = [torch.randn(s, device=DEVICE, dtype=BF16).to(pages.dtype) for s in shapes]
     scale = torch.ones(1, device=DEVICE) if pages.dtype == FP8 else None
-    q = torch.randn(64, 32, D, device=DEVICE, dtype=BF16)
-    on_device = tables.to(DEVICE), lengths.int().to(DEVICE)
-    return (q, *caches, *on_device, scale, scale), int(lengths.sum())
+    q = torch.randn(len(lengths), 32, D, device=DEVICE, dtype=BF16)
+    return (q, *caches, tables.to(DEVICE), lengths.int().to(DEVICE), scale, scale)
 
 
 def race_paged(pages: Pages) -> None:
-    """Print the Triton kernel at one layout."""
-    args, tokens = paged_inputs(pages)
-    kwargs = {"scale": 128**-0.5, "layout": pages.layout}
-    run = partial(OPS["paged_attention"].providers["triton"].run, *args, **kwargs)
-    us = measure({"triton": [run]}, DEVICE, graph=True, rounds=12)["triton"].median_us
-    rate = tokens * 8 * 128 * 2 * pages.dtype.itemsize / us / 1e3
-    exact = paged_attention.reference(args[0].double(), *args[1:], **kwargs)
-    error = float((run().double() - exact).abs().max())
-    print(
-        f"paged {pages.layout} {pages.dtype} page_size={pages.page_size}: {us:.1f} us,"
-        f" {rate:.0f} GB/s, {rate / ceilings(DEVICE).copy_gbps:.2f} of a copy, error {error:.1e}",
-        flush=True,
-    )
+    """Print both kernels at one layout."""
+    cached = int(pages.lengths.sum()) * 8 * 128 * 2 * pages.dtype.itemsize
+    sets = [paged_inputs(pages)]
+    if pages.longest is not None:
+        sets += [paged_inputs(pages) for _ in range(rotation(cached, DEVICE) - 1)]
+    kwargs: dict[str, Any] = {"scale": 128**-0.5, "layout": pages.layout}
+    exact = paged_attention.reference(sets[0][0].double(), *sets[0][1:], **kwargs)
+    runs = {
+        name: partial(paged_attention.providers[name].run, **kwargs) for name in ("hip", "triton")
+    }
+    calls = {name: [partial(run, *args) for args in sets] for name, run in runs.items()}
+    for name, timing in measure(calls, DEVICE, graph=True, rounds=12).items():
+        us = timing.median_us
+        rate = cached / us / 1e3
+        error = float((runs[name](*sets[0]).double() - exact).abs().max())
+        print(
+            f"paged {name} {pages}: {us:.1f} us, {rate:.0f} GB/s,"
+            f" {rate / ceilings(DEVICE).copy_gbps:.2f} of a copy, error {error:.1e}",
+            flush=True,
+        )
+
+
+def rows_inputs(rows: Rows) -> tuple[Any, ...]:
+    """One query a sequence, a cache of which a mask shows a half to three quarters, and sinks."""
+    B, T = rows.batch, rows.kv_len
+    q = torch.randn(B, rows.heads, 1, rows.head_dim, device=DEVICE, dtype=BF16)
+    k, v = torch.randn(2, B, rows.kv_heads, T, rows.head_dim, device=DEVICE, dtype=BF16)
+    filled = torch.linspace(T // 2, 3 * T // 4, B, device=DEVICE)
+    mask = (torch.arange(T, device=DEVICE) < filled[:, None])[:, None, None]
+    sinks = torch.randn(rows.heads, device=DEVICE, dtype=BF16)
+    return q, k, v, mask, sinks if rows.sinks else None
+
+
+def plain_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor,
+    sinks: Tensor | None,
+    *,
+    scale: float,
+    softcap: float | None,
+) -> Tensor:
+    """As transformers' eager attention computes it."""
+    k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k, v))
+    scores = q @ k.mT * scale
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
+    scores = scores.masked_fill(~mask, -torch.inf)
+    if sinks is not None:
+        scores = torch.cat((scores, sinks.view(1, -1, 1, 1).expand(len(q), -1, 1, 1)), -1)
+    weights = scores.softmax(-1, dtype=scores.dtype if q.dtype == torch.float64 else torch.float32)
+    return weights.to(q.dtype)[..., : k.shape[2]] @ v
+
+
+def sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, _: None) -> Tensor:
+    """As transformers asks torch where there is a mask: with heads of keys repeated."""
+    k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
+    return F.scaled_dot_product_attention(q, k, v, mask)
+
+
+def race_rows(rows: Rows) -> None:
+    """Print the HIP kernel, what Inductor makes, and torch's SDPA where it can be asked."""
+    sets = [rows_inputs(rows)]
+    cached = 2 * sets[0][1].numel() * 2
+    sets += [rows_inputs(rows) for _ in range(rotation(cached, DEVICE) - 1)]
+    kwargs: dict[str, Any] = {"scale": rows.head_dim**-0.5, "softcap": rows.softcap}
+    runs: dict[str, Callable[..., Tensor]] = {
+        "hip": partial(attention.providers["hip"].run, **kwargs),
+        "inductor": partial(torch.compile(plain_attention, dynamic=False), **kwargs),
+    }
+    if not rows.sinks and rows.softcap is None:
+        runs["sdpa"] = sdpa
+    wide = (x.double() if x is not None and x.is_floating_point() else x for x in sets[0])
+    exact = plain_attention(*wide, **kwargs)
+    calls = {name: [partial(run, *inputs) for inputs in sets] for name, run in runs.items()}
+    for name, timing in measure(calls, DEVICE, graph=True, rounds=7).items():
+        error = float((runs[name](*sets[0]).double() - exact).abs().max())
+        print(f"rows {name} {rows}: {timing.median_us:.1f} us, error {error:.1e}", flush=True)
 
 
 def main() -> None:
     """Race what was named, or all."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", nargs="?", choices=["mla", "mla_paged", "paged"])
+    parser.add_argument("what", nargs="?", choices=["mla", "mla_paged", "paged", "rows"])
     what = parser.parse_args().what
     torch.manual_seed(0)
     card = torch.cuda.get_device_name()
@@ -183,6 +277,9 @@ def main() -> None:
     if what in (None, "paged"):
         for pages in PAGES:
             race_paged(pages)
+    if what in (None, "rows"):
+        for rows in ROWS:
+            race_rows(rows)
 
 
 if __name__ == "__main__":
