@@ -1,26 +1,35 @@
 """Attention over pages in transformers' continuous batching (`generate_batch` and its manager).
 
-transformers keeps keys and values in pages, but its `paged|eager` attention gathers every cached
-token of every request into new tensors, repeats them for the query heads and masks the product of
-all requests with all tokens. `enable()` gives that name an implementation whose decoding batches
-read the pages where they lie.
+    aiter_inductor.continuous_batching.enable(model)
+    model.generate_batch(prompts, generation_config=...)
+
+transformers keeps keys and values in pages, but its `sdpa` and `paged|eager` attentions gather
+every cached token of every request into new tensors, repeat them for the query heads, and mask the
+product of all requests with all tokens. An attention whose name holds "flash" gets no masks, its
+batches are captured in CUDA graphs by default, and the next is prepared while one runs.
+`aiter_flash` is such a one: decoding batches read the pages where they lie, and batches that hold
+prompts attend within each request.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.weak import WeakIdKeyDictionary
 
 from aiter_inductor.core.errors import AiterInductorError
+from aiter_inductor.lowerings.attention_varlen import attention_varlen
+from aiter_inductor.lowerings.kv_cache import kv_cache_write
 from aiter_inductor.lowerings.paged_attention import paged_attention
 
-NAME = "paged|eager"
-_FULL = "full_attention"
+NAME = "aiter_flash"
+MOST_DECODED = 256
+"""Tokens that are attended to one by one where a padded batch may hold prompts as well."""
+_FULL, _SLIDING = "full_attention", "sliding_attention"
 _BY_KWARGS, _BY_INDEX = {"layer_idx", "kwargs"}, {"layer_idx", "read_index", "write_index"}
 
 
@@ -28,19 +37,21 @@ class ContinuousBatchingError(AiterInductorError, ImportError):
     """A transformers whose paged cache this package does not know."""
 
 
-def enable() -> None:
-    """Let models of this process attend by `paged_attention` under `paged|eager`.
+def enable(model: nn.Module) -> None:
+    """Let a model of transformers attend by this package in continuous batching.
 
-    Continuous batching takes that implementation for a model of
-    `attn_implementation="paged|eager"` or `"eager"`. Batches in which a request has more than one
-    new token, and layers with a sliding window, stay with transformers' own function.
+    `model.set_attn_implementation` takes another attention again, as other calls of the model need.
+
+    Args:
+        model: a `PreTrainedModel`. Its config's attention is set as it is: where a name holds
+            "flash", `set_attn_implementation` would load a package of that name.
 
     Raises:
         ContinuousBatchingError: if transformers is missing or its paged cache is none of 5.17's
             and 5.23's.
     """
     try:
-        from transformers import AttentionInterface
+        from transformers import AttentionInterface, PreTrainedModel
         from transformers.generation.continuous_batching.cache import PagedAttentionCache
     except ImportError as error:
         raise ContinuousBatchingError(
@@ -54,7 +65,11 @@ def enable() -> None:
         raise ContinuousBatchingError(
             f"transformers' PagedAttentionCache.update takes {', '.join(sorted(taken))}"
         )
-    AttentionInterface.register(NAME, paged_attention_forward)
+    name = f"paged|{NAME}" if taken >= _BY_INDEX else NAME  # 5.17 puts it before a flash's name
+    AttentionInterface.register(name, paged_attention_forward)
+    for part in model.modules():
+        if isinstance(part, PreTrainedModel):
+            part.config._attn_implementation = name
 
 
 @torch.compiler.disable
@@ -64,37 +79,55 @@ def paged_attention_forward(
     key: Tensor,
     value: Tensor,
     attention_mask: Tensor | None,
-    scaling: float,
+    scaling: float | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
     **kwargs: Any,
-) -> tuple[Tensor, Tensor | None]:
-    """Store the new keys and values, then attend to the pages of each request.
+) -> tuple[Tensor, None]:
+    """Store the new keys and values, then attend to the tokens of each request.
 
     Args:
         module: the attention layer.
         query: [1, num_heads, num_tokens, head_dim], the new tokens of all requests.
         key: [1, num_kv_heads, num_tokens, head_dim].
         value: the same for values.
-        attention_mask: of all requests' tokens; not read where each request has one new token.
-        scaling: factor on the scores.
+        attention_mask: None, as such an attention gets it.
+        scaling: factor on the scores; None for `head_dim ** -0.5`.
+        softcap: c in `c * tanh(scores / c)`, or None.
+        s_aux: [num_heads], the sinks, or None.
         **kwargs: what continuous batching passes, `transformers` "PagedAttentionArgs".
 
     Returns:
-        [1, num_tokens, num_heads, head_dim], and the weights where transformers' function ran.
-    """
-    from transformers.integrations.eager_paged import eager_paged_attention_forward
+        [1, num_tokens, num_heads, head_dim], and no weights. Rows of padding hold anything.
 
-    layer = _decoding_layer(module, kwargs)
-    if layer is None:
-        result: tuple[Tensor, Tensor | None] = eager_paged_attention_forward(
-            module, query, key, value, attention_mask, scaling, **kwargs
+    Raises:
+        ValueError: outside continuous batching.
+    """
+    if kwargs.get("cache") is None:
+        raise ValueError(
+            f"{NAME!r} attends to the pages of continuous batching and got none; for other calls "
+            "choose attn_implementation='aiter'"
         )
-        return result
-    layer.store(key, value)
-    tables, lengths = page_tables(layer.slots, layer.starts, layer.keys.shape[1], layer.longest)
-    sinks = getattr(module, "sinks", None)
-    rows = query.squeeze(0).transpose(0, 1)
-    out = paged_attention(
-        rows, layer.keys, layer.values, tables, lengths, sinks=sinks, scale=float(scaling)
+    layer = _Layer.of(module, kwargs)
+    queries, keys, values = (x.squeeze(0).transpose(0, 1) for x in (query, key, value))
+    scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
+    if layer.decodes(queries.shape[0]):
+        kv_cache_write(keys, values, layer.keys, layer.values, layer.written)
+        tables, lengths = layer.tables_of_tokens(queries.shape[0])
+        out = paged_attention(
+            *(queries, layer.keys, layer.values, tables, lengths),
+            sinks=s_aux,
+            scale=scale,
+            softcap=softcap or 0.0,
+        )
+        return out.unsqueeze(0), None
+    out = attention_varlen(
+        *(queries, *layer.stored(key, value), layer.query_starts, layer.key_starts, s_aux),
+        max_seqlen_q=layer.longest_query,
+        scale=scale,
+        causal="bottom_right",
+        window=layer.window,
+        softcap=softcap,
     )
     return out.unsqueeze(0), None
 
@@ -121,76 +154,147 @@ def page_tables(
     return tables.masked_fill(first >= lengths[:, None], -1).to(torch.int32), lengths
 
 
+def tables_of_tokens(
+    tables: Tensor, lengths: Tensor, query_starts: Tensor, num_tokens: int
+) -> tuple[Tensor, Tensor]:
+    """Each token as a sequence of its own that ends with it.
+
+    Args:
+        tables: [num_requests, max_pages], int32: the pages of each request.
+        lengths: [num_requests], int32: its tokens, the new ones included.
+        query_starts: [num_requests + 1], int32: where the new tokens of each start; those beyond
+            the last are padding.
+        num_tokens: new tokens and padding.
+
+    Returns:
+        tables: [num_tokens, max_pages], int32.
+        lengths: [num_tokens], int32; 0 for padding.
+    """
+    token = torch.arange(num_tokens, device=tables.device, dtype=torch.int32)
+    ends = query_starts[1:]
+    request = torch.searchsorted(ends, token, right=True).clamp(max=ends.shape[0] - 1)
+    length = lengths[request] - (ends[request] - 1 - token)
+    return tables[request], length.masked_fill(token >= ends[-1], 0).to(torch.int32)
+
+
 @dataclass(frozen=True)
 class _Layer:
-    """A layer's part of the cache in a batch that gives each request one new token.
+    """A layer's part of the cache, and of a batch.
 
     Attributes:
+        module: the attention layer.
         keys, values: [num_pages, page_size, num_kv_heads, head_dim].
-        slots, starts, longest: as `page_tables` takes them.
-        store: writes the new keys and values, [1, num_kv_heads, num_tokens, head_dim].
+        read: [total_tokens], int64: the place of every token, request after request; empty where
+            no request has cached tokens.
+        written: [num_tokens], int64: the places of the new ones.
+        query_starts, key_starts: [num_requests + 1], int32.
+        longest_query, longest_key: tokens of the request with most.
+        window: tokens that a query sees, its own included, or None.
+        kwargs: what continuous batching passes.
     """
 
+    module: Any
     keys: Tensor
     values: Tensor
-    slots: Tensor
-    starts: Tensor
-    longest: int
-    store: Callable[[Tensor, Tensor], object]
+    read: Tensor
+    written: Tensor
+    query_starts: Tensor
+    key_starts: Tensor
+    longest_query: int
+    longest_key: int
+    window: int | None
+    kwargs: dict[str, Any]
+
+    @classmethod
+    def of(cls, module: Any, kwargs: dict[str, Any]) -> _Layer:
+        """From the layer, and what it is called with."""
+        cache, number = kwargs["cache"], module.layer_idx
+        if hasattr(cache, "layer_to_allocator"):  # transformers 5.23
+            owner = cache.layer_to_allocator[number]
+            group, kind = owner.index, owner.layer_type
+            caches = owner.get_cache_for_block_table(number) if kind == _FULL else (None, None)
+        else:
+            group, in_group = cache.layer_index_to_group_indices[number]
+            kind = _FULL if cache.sliding_windows[number] == 1 else _SLIDING
+            rows = cache.key_cache[in_group], cache.value_cache[in_group]
+            caches = tuple(x.unflatten(0, (-1, cache.block_size)) for x in rows)
+        names = ("max_length_q", "max_length_k")
+        if "max_seqlen_q" in kwargs:
+            names = ("max_seqlen_q", "max_seqlen_k")
+        return cls(
+            module,
+            *caches,
+            kwargs["read_index"][group],
+            kwargs["write_index"][group],
+            kwargs["cu_seq_lens_q"],
+            _of_kind(kwargs["cu_seq_lens_k"], kind),
+            int(kwargs[names[0]]),
+            int(_of_kind(kwargs[names[1]], kind)),
+            module.sliding_window if kind == _SLIDING else None,
+            kwargs,
+        )
+
+    def decodes(self, num_tokens: int) -> bool:
+        """Whether each request has one new token, or may have, and no more than a few have more.
+
+        A batch that is padded for CUDA graphs tells no more than how many requests it may hold.
+        """
+        if self.window is not None or self.read.numel() == 0:
+            return False
+        one_each = self.query_starts.shape[0] - 1 == num_tokens
+        return one_each and (self.longest_query == 1 or num_tokens <= MOST_DECODED)
+
+    def stored(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Store [1, num_kv_heads, num_tokens, head_dim]; all tokens of the batch, cached and new.
+
+        Returns:
+            keys: [total_tokens, num_kv_heads, head_dim], and the values.
+        """
+        keys, values = (x.squeeze(0).transpose(0, 1) for x in (key, value))
+        if self.window is not None:  # what is overwritten may still be seen
+            return self._updated(key, value)
+        kv_cache_write(keys, values, self.keys, self.values, self.written)
+        if self.read.numel() == 0:
+            return keys, values
+        places = (x.flatten(0, 1) for x in (self.keys, self.values))
+        keys, values = (x.index_select(0, self.read) for x in places)
+        return keys, values
+
+    def _updated(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        update = self.kwargs["cache"].update
+        if set(inspect.signature(update).parameters) >= _BY_INDEX:
+            indices = {name: self.kwargs[name] for name in ("read_index", "write_index")}
+            keys, values = update(key, value, self.module.layer_idx, **indices)
+            return keys, values
+        found = update(key, value, self.module.layer_idx, dict(self.kwargs))
+        keys, values = (x.squeeze(0).transpose(0, 1) for x in found)
+        return keys, values
+
+    def tables_of_tokens(self, num_tokens: int) -> tuple[Tensor, Tensor]:
+        """The pages and the length of each new token's sequence, made by a pass's first layer."""
+        made = _TABLES.get(self.read)
+        if made is not None and made.layer < self.module.layer_idx:
+            return made.tables, made.lengths
+        page_size = self.keys.shape[1]
+        tables, lengths = page_tables(self.read, self.key_starts, page_size, self.longest_key)
+        if self.longest_query > 1:
+            tables, lengths = tables_of_tokens(tables, lengths, self.query_starts, num_tokens)
+        _TABLES[self.read] = _Tables(self.module.layer_idx, tables, lengths)
+        return tables, lengths
 
 
-def _decoding_layer(module: nn.Module, kwargs: dict[str, Any]) -> _Layer | None:
-    """The layer that `module` is, or None if this batch or layer is not for `paged_attention`."""
-    cache = kwargs.get("cache")
-    longest_query = kwargs.get("max_length_q", kwargs.get("max_seqlen_q"))
-    if cache is None or longest_query != 1 or kwargs.get("block_table") is not None:
-        return None
-    found = _of_allocator(module, cache, kwargs) or _of_groups(module, cache, kwargs)
-    return found if found is not None and found.slots.numel() > 0 else None
+@dataclass(frozen=True)
+class _Tables:
+    """What the layer of this number made; a layer before it begins another pass."""
+
+    layer: int
+    tables: Tensor
+    lengths: Tensor
 
 
-def _of_allocator(module: nn.Module, cache: Any, kwargs: dict[str, Any]) -> _Layer | None:
-    """The cache of transformers 5.23, whose allocators know the pages of their layers."""
-    if not hasattr(cache, "layer_to_allocator"):
-        return None
-    owner, number = cache.layer_to_allocator[module.layer_idx], module.layer_idx
-    if owner.layer_type != _FULL or not hasattr(owner, "get_cache_for_block_table"):
-        return None
-    nothing = [index[:0] for index in kwargs["read_index"]]
-
-    def store(key: Tensor, value: Tensor) -> object:
-        stored = {**kwargs, "read_index": nothing}
-        return cache.update(key_states=key, value_states=value, layer_idx=number, kwargs=stored)
-
-    return _Layer(
-        *owner.get_cache_for_block_table(number),
-        kwargs["read_index"][owner.index],
-        kwargs["cu_seq_lens_k"][_FULL],
-        int(kwargs["max_length_k"][_FULL]),
-        store,
-    )
+_TABLES = WeakIdKeyDictionary()
 
 
-def _of_groups(module: nn.Module, cache: Any, kwargs: dict[str, Any]) -> _Layer | None:
-    """The cache of transformers 5.17, which numbers groups of layers and layers of a group."""
-    if not hasattr(cache, "layer_index_to_group_indices"):
-        return None
-    number = module.layer_idx
-    group, in_group = cache.layer_index_to_group_indices[number]
-    if cache.sliding_windows[number] != 1:
-        return None
-    nothing = [index[:0] for index in kwargs["read_index"]]
-
-    def store(key: Tensor, value: Tensor) -> object:
-        indices = {"read_index": nothing, "write_index": kwargs["write_index"]}
-        return cache.update(key_states=key, value_states=value, layer_idx=number, **indices)
-
-    caches = (cache.key_cache[in_group], cache.value_cache[in_group])
-    keys, values = (rows.unflatten(0, (-1, cache.block_size)) for rows in caches)
-    slots, starts = kwargs["read_index"][group], _of_type(kwargs["cu_seq_lens_k"])
-    return _Layer(keys, values, slots, starts, int(_of_type(kwargs["max_seqlen_k"])), store)
-
-
-def _of_type(value: Any) -> Any:
-    """What full attention has of a value that models of several types have one of each."""
-    return value[_FULL] if isinstance(value, dict) else value
+def _of_kind(value: Any, kind: str) -> Any:
+    """What a kind of layer has of a value that models of several kinds have one each of."""
+    return value[kind] if isinstance(value, dict) else value

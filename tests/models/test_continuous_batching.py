@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 from transformers import (
-    AttentionInterface,
     GenerationConfig,
     GptOssConfig,
     GptOssForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
 )
-from transformers.integrations.eager_paged import eager_paged_attention_forward
 
 from aiter_inductor import continuous_batching
-from aiter_inductor.continuous_batching import NAME, page_tables
+from aiter_inductor.continuous_batching import page_tables, tables_of_tokens
 
 SIZES = {
     "hidden_size": 64,
@@ -29,7 +26,7 @@ SIZES = {
     "head_dim": 16,
     "intermediate_size": 64,
     "vocab_size": 100,
-    "attn_implementation": NAME,
+    "attn_implementation": "paged|eager",
 }
 PROMPTS = [[1, 2, 3, 4, 5], [7] * 20, [9, 8]]
 NEW_TOKENS = 6
@@ -45,8 +42,8 @@ def gpt_oss() -> Any:
     return GptOssForCausalLM(GptOssConfig(**SIZES, **layers, **experts))
 
 
-def generated(model: Any) -> list[list[int]]:
-    """Tokens of three requests of different lengths, in one batch."""
+def generated(model: Any, together: int) -> list[list[int]]:
+    """Tokens of three requests of different lengths, batches of so many tokens."""
     from transformers.generation import ContinuousBatchingConfig
 
     names = {field.name for field in dataclasses.fields(ContinuousBatchingConfig)}
@@ -55,41 +52,55 @@ def generated(model: Any) -> list[list[int]]:
         max_new_tokens=NEW_TOKENS, do_sample=False, eos_token_id=-1, pad_token_id=0
     )
     pages = ContinuousBatchingConfig(
-        **page_size, num_blocks=32, max_batch_tokens=64, use_cuda_graph=False
+        **page_size, num_blocks=32, max_batch_tokens=together, use_cuda_graph=False
     )
     results = model.generate_batch(
         PROMPTS, generation_config=config, continuous_batching_config=pages
     )
-    return [result.generated_tokens for result in results.values()]
+    return [results[name].generated_tokens for name in sorted(results)]
 
 
 @pytest.fixture
-def attended(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[torch.Size]]:
-    """With the package's attention in place: the shapes of the queries that it saw."""
-    shapes: list[torch.Size] = []
-    real = continuous_batching.paged_attention
+def attended(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, torch.Size]]:
+    """The ops that the package's attention called, and the shapes of their queries."""
+    calls: list[tuple[str, torch.Size]] = []
 
-    def noted(q: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        shapes.append(q.shape)
-        result: torch.Tensor = real(q, *args, **kwargs)
-        return result
+    def noting(name: str) -> Any:
+        real = getattr(continuous_batching, name)
 
-    monkeypatch.setattr(continuous_batching, "paged_attention", noted)
-    yield shapes
-    AttentionInterface.register(NAME, eager_paged_attention_forward)
+        def noted(q: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+            calls.append((name, q.shape))
+            result: torch.Tensor = real(q, *args, **kwargs)
+            return result
+
+        return noted
+
+    for name in ("paged_attention", "attention_varlen"):
+        monkeypatch.setattr(continuous_batching, name, noting(name))
+    return calls
 
 
-@pytest.mark.parametrize(("build", "layers"), [(llama, 2), (gpt_oss, 1)])
+@pytest.mark.parametrize(("build", "full"), [(llama, 2), (gpt_oss, 1)])
+@pytest.mark.parametrize("together", [64, 16], ids=["whole prompts", "pieces of prompts"])
 def test_it_generates_what_transformers_does(
-    build: Any, layers: int, attended: list[torch.Size]
+    build: Any, full: int, together: int, attended: list[tuple[str, torch.Size]]
 ) -> None:
     torch.manual_seed(0)
     model = build().eval()
-    wanted = generated(model)
+    wanted = generated(model, together)
     assert attended == []
-    continuous_batching.enable()
-    assert generated(model) == wanted
-    assert attended == [torch.Size([3, 4, 16])] * (NEW_TOKENS - 1) * layers
+    continuous_batching.enable(model)
+    assert generated(model, together) == wanted
+    decoded = ("paged_attention", torch.Size([3, 4, 16]))
+    assert attended.count(decoded) >= (NEW_TOKENS - 2) * full
+    assert ("attention_varlen", torch.Size([min(together, 27), 4, 16])) in attended
+
+
+def test_outside_continuous_batching_it_says_so() -> None:
+    model = llama()
+    continuous_batching.enable(model)
+    with pytest.raises(ValueError, match="got none; for other calls choose"):
+        model(torch.tensor([[1, 2, 3]]))
 
 
 def test_page_tables_start_at_the_first_place_of_each_page() -> None:
@@ -100,9 +111,18 @@ def test_page_tables_start_at_the_first_place_of_each_page() -> None:
     assert tables.tolist() == [[8, 2], [-1, -1], [1, -1]]
 
 
+def test_each_token_is_a_sequence_that_ends_with_it() -> None:
+    tables = torch.tensor([[8, 2], [5, -1], [1, 3]], dtype=torch.int32)
+    lengths = torch.tensor([6, 0, 7], dtype=torch.int32)
+    starts = torch.tensor([0, 2, 2, 5], dtype=torch.int32)
+    found, ends = tables_of_tokens(tables, lengths, starts, 8)
+    assert ends.tolist() == [5, 6, 5, 6, 7, 0, 0, 0]
+    assert found[:5].tolist() == [[8, 2], [8, 2], [1, 3], [1, 3], [1, 3]]
+
+
 def test_a_transformers_without_such_a_cache_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     from transformers.generation.continuous_batching.cache import PagedAttentionCache
 
     monkeypatch.delattr(PagedAttentionCache, "update")
     with pytest.raises(continuous_batching.ContinuousBatchingError, match="has no update"):
-        continuous_batching.enable()
+        continuous_batching.enable(llama())
