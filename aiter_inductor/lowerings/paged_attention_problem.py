@@ -15,7 +15,7 @@ from aiter_inductor.core.problem import Dim, dim, fixed
 MAX_HEAD_DIM = 256
 MAX_PAGE_SIZE = 1 << 16
 PACK_BYTES = 16
-_RANK = {"paged": 4, "packed": 5}
+LAYOUTS = ("paged", "packed", "transposed")
 
 
 @dataclass(frozen=True)
@@ -32,11 +32,13 @@ class PagedAttentionProblem:
         max_pages: pages a sequence may have.
         dtype: of the queries.
         cache_dtype: of keys and values.
-        layout: `paged` or `packed`.
+        layout: `paged`, `packed` or `transposed`.
         window: how many tokens are seen, or None.
         softcap: of the scores; 0 is none.
         sinks: each head has a further score.
         aligned: each head's row of a token, and each pack, begins at a multiple of 16 bytes.
+        whole: each head of a packed page is one piece of memory.
+        per_token: each token has a scale of its own for each head.
         mismatch: why the arguments do not fit together; empty if they do.
     """
 
@@ -54,6 +56,8 @@ class PagedAttentionProblem:
     softcap: float = 0.0
     sinks: bool = False
     aligned: bool = True
+    whole: bool = True
+    per_token: bool = False
     mismatch: str = ""
 
     @classmethod
@@ -74,16 +78,17 @@ class PagedAttentionProblem:
         softcap: float = 0.0,
     ) -> PagedAttentionProblem:
         """From the arguments of `paged_attention`."""
-        packed = layout == "packed"
         num_seqs, num_heads, head_dim = map(dim, q.shape)
-        fits = layout in _RANK and key_cache.dim() == value_cache.dim() == _RANK[layout]
-        page_size, kv_heads = (3, 1) if packed else (1, 2)
+        fits = layout in LAYOUTS and (key_cache.dim(), value_cache.dim()) == _ranks(layout)
+        page_size, kv_heads = (1, 2) if layout == "paged" else (3, 1)
+        v_head_dim = 2 if layout == "transposed" else 3
+        mismatch = _mismatch(q, key_cache, value_cache, block_tables, seq_lens, layout)
         return cls(
             num_seqs,
             num_heads,
             dim(key_cache.shape[kv_heads]) if fits else 0,
             head_dim,
-            dim(value_cache.shape[3]) if fits else 0,
+            dim(value_cache.shape[v_head_dim]) if fits else 0,
             dim(key_cache.shape[page_size]) if fits else 0,
             dim(block_tables.shape[-1]),
             q.dtype,
@@ -93,7 +98,9 @@ class PagedAttentionProblem:
             softcap,
             sinks is not None,
             fits and _is_aligned(key_cache) and _is_aligned(value_cache),
-            _mismatch(q, key_cache, value_cache, block_tables, seq_lens, layout),
+            layout == "paged" or (fits and _is_whole(key_cache) and _is_whole(value_cache)),
+            any(x is not None and dim(x.numel()) != 1 for x in (key_scale, value_scale)),
+            mismatch or _unfit_scales(key_cache, key_scale, value_scale, layout),
         )
 
     def bytes_moved(self) -> Dim:
@@ -126,15 +133,21 @@ class PagedAttentionProblem:
         lengths = torch.linspace(most, 0, max(self.num_seqs, 1), device=device)
         lengths = lengths[: self.num_seqs].to(torch.int32)
         used = torch.arange(self.max_pages, device=device) * self.page_size < lengths[:, None]
-        scaled = self.cache_dtype in FP8_DTYPES
+        steps = 40.0 if self.cache_dtype == torch.int8 else 1.0
+        shapes = (self._cache_shape(num_pages, n) for n in (self.head_dim, self.v_head_dim))
+        caches = [steps * normal(*shape[is_value]) for is_value, shape in enumerate(shapes)]
+        scales: list[Tensor | None] = [None, None]
+        if self.per_token:
+            each = num_pages, self.num_kv_heads, self.page_size
+            scales = [(normal(*each).abs() + 0.1) / steps for _ in range(2)]
+        elif self.cache_dtype in (*FP8_DTYPES, torch.int8):
+            scales = [torch.full((1,), x / steps, device=device) for x in (0.5, 0.25)]
         args = (
             normal(self.num_seqs, self.num_heads, self.head_dim).to(self.dtype),
-            normal(*self._cache_shape(num_pages, self.head_dim, True)).to(self.cache_dtype),
-            normal(*self._cache_shape(num_pages, self.v_head_dim, False)).to(self.cache_dtype),
+            *(x.to(self.cache_dtype) for x in caches),
             tables.masked_fill(~used, -1),
             lengths,
-            torch.full((1,), 0.5, device=device) if scaled else None,
-            torch.full((1,), 0.25, device=device) if scaled else None,
+            *scales,
             normal(self.num_heads).to(self.dtype) if self.sinks else None,
         )
         return args, {
@@ -144,14 +157,16 @@ class PagedAttentionProblem:
             "softcap": self.softcap,
         }
 
-    def _cache_shape(self, num_pages: int, head_dim: Dim, is_key: bool) -> tuple[Dim, ...]:
+    def _cache_shape(self, num_pages: int, width: Dim) -> tuple[tuple[Dim, ...], tuple[Dim, ...]]:
+        """Shapes of keys and of values of such heads."""
         heads, size = self.num_kv_heads, self.page_size
         if self.layout == "paged":
-            return num_pages, size, heads, head_dim
+            return ((num_pages, size, heads, width),) * 2
         pack = PACK_BYTES // self.cache_dtype.itemsize
-        if is_key:
-            return num_pages, heads, head_dim // pack, size, pack
-        return num_pages, heads, size // pack, head_dim, pack
+        values: tuple[Dim, ...] = num_pages, heads, size // pack, width, pack
+        if self.layout == "transposed":
+            values = num_pages, heads, width, size
+        return (num_pages, heads, width // pack, size, pack), values
 
 
 def paged_attention_unsupported(problem: PagedAttentionProblem, use: Use) -> str | None:
@@ -160,9 +175,9 @@ def paged_attention_unsupported(problem: PagedAttentionProblem, use: Use) -> str
         return problem.mismatch
     if problem.dtype not in ROW_DTYPES:
         return f"queries are {short_name(problem.dtype)}; kernels take bfloat16, float16, float32"
-    if problem.cache_dtype not in (problem.dtype, *FP8_DTYPES):
+    if problem.cache_dtype not in (problem.dtype, torch.int8, *FP8_DTYPES):
         names = short_name(problem.dtype), short_name(problem.cache_dtype)
-        return f"queries are {names[0]} and the cache {names[1]}, neither the same nor fp8"
+        return f"queries are {names[0]} and the cache {names[1]}, neither the same, fp8 nor int8"
     if problem.cache_dtype in FP8_DTYPES and problem.cache_dtype not in use.arch.fp8_dtypes:
         return f"{use.arch} has no instructions for {short_name(problem.cache_dtype)}"
     for name in ("head_dim", "v_head_dim"):
@@ -172,6 +187,11 @@ def paged_attention_unsupported(problem: PagedAttentionProblem, use: Use) -> str
     size = fixed(problem.page_size)
     if size is None or not 1 <= size <= MAX_PAGE_SIZE:
         return f"page_size={problem.page_size} is not a number up to {MAX_PAGE_SIZE}"
+    pack = PACK_BYTES // problem.cache_dtype.itemsize
+    if problem.layout != "paged" and size % pack:
+        return f"page_size={size} is no multiple of the {pack} in 16 bytes"
+    if problem.layout != "paged" and not problem.aligned:
+        return "packs of the cache do not begin at multiples of 16 bytes"
     heads, kv_heads = fixed(problem.num_heads), fixed(problem.num_kv_heads)
     if not heads or not kv_heads or heads % kv_heads:
         return f"{problem.num_heads} query heads are no multiple of {problem.num_kv_heads} kv heads"
@@ -185,12 +205,28 @@ def paged_vectors_unsupported(problem: PagedAttentionProblem, use: Use) -> str |
         return reason
     if problem.dtype == torch.float32:
         return "queries are float32; the kernel multiplies bfloat16 and float16"
+    if problem.cache_dtype == torch.int8:
+        return "the cache is int8; the kernel converts fp8"
+    if problem.per_token:
+        return "tokens have scales of their own; the kernel takes one of all keys and of all values"
     pack = PACK_BYTES // problem.cache_dtype.itemsize
     for name in ("head_dim", "v_head_dim"):
         if getattr(problem, name) % pack:
             return f"{name}={getattr(problem, name)} is no multiple of the {pack} in 16 bytes"
     if not problem.aligned:
         return "rows of the cache do not begin at multiples of 16 bytes"
+    if use.arch.wave_size == 32 and (apart := _apart(problem)):
+        return apart
+    return None
+
+
+def _apart(problem: PagedAttentionProblem) -> str | None:
+    """Why TMA cannot copy packs of values as they are needed."""
+    if not problem.whole:
+        return "heads of packed pages are not each one piece of memory, as TMA copies them"
+    pack = PACK_BYTES // problem.cache_dtype.itemsize
+    if problem.layout == "transposed" and problem.page_size != pack:
+        return f"values of {problem.page_size} tokens side by side are no packs of {pack}"
     return None
 
 
@@ -202,6 +238,22 @@ def _is_aligned(cache: Tensor) -> bool:
     return last == 1 and all(start is not None and start % pack == 0 for start in starts)
 
 
+def _is_whole(cache: Tensor) -> bool:
+    """Whether all dimensions but pages and heads lie as if they were alone."""
+    dense = 1
+    for size, stride in zip(reversed(cache.shape[2:]), reversed(cache.stride()[2:]), strict=True):
+        width = fixed(dim(size))
+        if width is None or (width != 1 and fixed(dim(stride)) != dense):
+            return False
+        dense *= width
+    return True
+
+
+def _ranks(layout: str) -> tuple[int, int]:
+    """Dimensions of keys and of values."""
+    return {"paged": (4, 4), "packed": (5, 5), "transposed": (5, 4)}[layout]
+
+
 def _mismatch(
     q: Tensor,
     key_cache: Tensor,
@@ -210,18 +262,58 @@ def _mismatch(
     seq_lens: Tensor,
     layout: str,
 ) -> str:
-    if layout not in _RANK:
-        return f"layout is {layout!r}; it may be 'paged' or 'packed'"
-    for name, cache in (("key_cache", key_cache), ("value_cache", value_cache)):
-        if cache.dim() != _RANK[layout]:
-            return f"{name} has {cache.dim()} dimensions; {layout!r} has {_RANK[layout]}"
+    if layout not in LAYOUTS:
+        return f"layout is {layout!r}; it may be 'paged', 'packed' or 'transposed'"
+    for name, cache, rank in zip(
+        ("key", "value"), (key_cache, value_cache), _ranks(layout), strict=True
+    ):
+        if cache.dim() != rank:
+            return f"{name}_cache has {cache.dim()} dimensions; {layout!r} has {rank}"
     if key_cache.dtype != value_cache.dtype:
         names = short_name(key_cache.dtype), short_name(value_cache.dtype)
         return f"keys are {names[0]} and values {names[1]}"
     if block_tables.dtype != torch.int32 or seq_lens.dtype != torch.int32:
         names = short_name(block_tables.dtype), short_name(seq_lens.dtype)
         return f"block_tables are {names[0]} and seq_lens {names[1]}, not int32"
-    found = key_cache.shape[2] * key_cache.shape[4] if layout == "packed" else key_cache.shape[3]
-    if dim(found) != dim(q.shape[-1]):
-        return f"queries have {dim(q.shape[-1])} elements a head and keys {dim(found)}"
+    return _unfit_heads(q, key_cache, value_cache, layout)
+
+
+def _unfit_heads(q: Tensor, key_cache: Tensor, value_cache: Tensor, layout: str) -> str:
+    keys, values = ([dim(size) for size in x.shape] for x in (key_cache, value_cache))
+    if layout == "paged":
+        head_dim, page_size, of_values = keys[3], keys[1], (values[2], values[1])
+        of_keys = keys[2], page_size
+    else:
+        pack = PACK_BYTES // key_cache.element_size()
+        for name, packed in (("keys", keys), ("values", values)):
+            if len(packed) == 5 and packed[4] != pack:
+                return f"{name} are packs of {packed[4]}; 16 bytes hold {pack}"
+        head_dim, of_keys = keys[2] * keys[4], (keys[1], keys[3])
+        tokens = values[3] if layout == "transposed" else values[2] * values[4]
+        of_values = values[1], tokens
+    if head_dim != dim(q.shape[-1]):
+        return f"queries have {dim(q.shape[-1])} elements a head and keys {head_dim}"
+    if of_keys != of_values:
+        return f"keys have (heads, page_size) {of_keys} and values {of_values}"
+    return ""
+
+
+def _unfit_scales(
+    key_cache: Tensor, key_scale: Tensor | None, value_scale: Tensor | None, layout: str
+) -> str:
+    """Both are one number, or one of each token and head."""
+    page_size, kv_heads = (1, 2) if layout == "paged" else (3, 1)
+    each = tuple(dim(key_cache.shape[i]) for i in (0, kv_heads, page_size))
+    kinds = []
+    for name, scale in (("key_scale", key_scale), ("value_scale", value_scale)):
+        if scale is None:
+            continue
+        if scale.dtype != torch.float32:
+            return f"{name} is {short_name(scale.dtype)}, not float32"
+        found = tuple(map(dim, scale.shape))
+        if dim(scale.numel()) != 1 and found != each:
+            return f"{name} has shape {found}, neither one number nor {each}"
+        kinds.append(dim(scale.numel()) != 1)
+    if len(set(kinds)) > 1 or (any(kinds) and len(kinds) == 1):
+        return "one of keys and values has a scale for each token and head, and the other has not"
     return ""

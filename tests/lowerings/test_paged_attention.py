@@ -44,6 +44,29 @@ def one_by_one(q, keys, values, tables, lengths, _k, _v, sinks, *, scale, window
     return torch.stack(out)
 
 
+def test_values_of_a_page_may_lie_transposed():
+    args, kwargs = replace(SMALL, layout="packed").sample(seed=7, device="cpu")
+    values = args[2].transpose(2, 3).flatten(3)
+    found = paged_attention.reference(
+        *args[:2], values, *args[3:], **{**kwargs, "layout": "transposed"}
+    )
+    assert torch.equal(found, paged_attention.reference(*args, **kwargs))
+
+
+@pytest.mark.parametrize("layout", ["paged", "packed"])
+def test_a_scale_of_each_token_and_head_is_that_of_its_rows(layout):
+    problem = replace(SMALL, layout=layout, per_token=True, window=9)
+    args, kwargs = problem.sample(seed=8, device="cpu")
+    shown = [scale[..., None] for scale in args[5:7]]
+    if layout == "paged":
+        rows = [x * scale.transpose(1, 2) for x, scale in zip(args[1:3], shown, strict=True)]
+    else:
+        key_scale, value_scale = shown[0].unsqueeze(2), shown[1].view(-1, 2, 2, 1, 4)
+        rows = [args[1] * key_scale, args[2] * value_scale]
+    plain = paged_attention.reference(args[0], *rows, *args[3:5], None, None, **kwargs)
+    assert_close(paged_attention.reference(*args, **kwargs), plain)
+
+
 @pytest.mark.parametrize("changed", [{}, {"window": 9}, {"softcap": 2.0}, {"sinks": True}])
 def test_reference_attends_to_the_tokens_of_the_pages(changed):
     args, kwargs = replace(SMALL, **changed).sample(seed=0, device="cpu")
@@ -95,8 +118,13 @@ def test_every_chip_takes_its_own_fp8(arch):
         ({"head_dim": 257}, "head_dim=257 is not a number up to 256"),
         ({"num_heads": 7}, "7 query heads are no multiple of 2 kv heads"),
         ({"dtype": torch.float64}, "queries are float64"),
-        ({"cache_dtype": BF16}, "queries are float32 and the cache bfloat16, neither the same"),
+        (
+            {"cache_dtype": BF16},
+            "queries are float32 and the cache bfloat16, neither the same, fp8 nor int8",
+        ),
         ({"page_size": 1 << 17}, "page_size=131072 is not a number up to 65536"),
+        ({"page_size": 6, "layout": "transposed"}, "page_size=6 is no multiple of the 4 in 16"),
+        ({"layout": "packed", "aligned": False}, "packs of the cache do not begin at multiples"),
     ],
 )
 def test_refusals_name_the_values(changed, sentence):
@@ -110,6 +138,11 @@ def test_refusals_name_the_values(changed, sentence):
         ({}, "queries are float32; the kernel multiplies bfloat16 and float16"),
         ({"dtype": BF16, "cache_dtype": BF16, "v_head_dim": 20}, "no multiple of the 8 in 16"),
         ({"dtype": BF16, "cache_dtype": BF16, "aligned": False}, "do not begin at multiples of 16"),
+        ({"dtype": BF16, "cache_dtype": torch.int8}, "the cache is int8; the kernel converts fp8"),
+        (
+            {"dtype": BF16, "cache_dtype": BF16, "per_token": True},
+            "tokens have scales of their own",
+        ),
     ],
 )
 def test_vectors_of_16_bytes_are_refused_by_name(changed, sentence):
@@ -125,6 +158,25 @@ def test_rows_of_16_bytes_are_seen_in_strides_and_offsets():
         assert PagedAttentionProblem.of(args[0], cut, *args[2:], **kwargs).aligned == aligned
 
 
+def test_tma_takes_only_pages_whose_heads_are_each_one_piece():
+    problem = replace(SMALL, dtype=BF16, cache_dtype=BF16, v_head_dim=32, layout="packed")
+    args, kwargs = problem.sample(seed=6, device="cpu")
+    whole = PagedAttentionProblem.of(*args, **kwargs)
+    apart = args[1].permute(0, 1, 3, 2, 4).contiguous().permute(0, 1, 3, 2, 4)
+    cut = PagedAttentionProblem.of(args[0], apart, *args[2:], **kwargs)
+    every_second = (cache[:, ::2] for cache in args[1:3])
+    between = PagedAttentionProblem.of(args[0], *every_second, *args[3:], **kwargs)
+    sm_90, gfx942 = (Use(arch_named(name)) for name in ("sm_90", "gfx942"))
+    assert paged_vectors_unsupported(whole, sm_90) is None
+    assert paged_vectors_unsupported(between, sm_90) is None
+    assert "are not each one piece" in str(paged_vectors_unsupported(cut, sm_90))
+    transposed = replace(whole, layout="transposed")
+    assert paged_vectors_unsupported(transposed, sm_90) is None
+    longer = paged_vectors_unsupported(replace(transposed, page_size=16), sm_90)
+    assert "values of 16 tokens side by side are no packs of 8" in str(longer)
+    assert paged_vectors_unsupported(cut, gfx942) is None
+
+
 def test_arguments_that_do_not_fit_are_refused():
     args, kwargs = SMALL.sample(seed=4, device="cpu")
 
@@ -132,8 +184,18 @@ def test_arguments_that_do_not_fit_are_refused():
         problem = PagedAttentionProblem.of(*given, **{**kwargs, **changed})
         return paged_attention.select(problem, Use(arch_named("gfx942"))).reason
 
-    assert "layout is 'rows'" in reason(*args, layout="rows")
+    assert "layout is 'rows'; it may be" in reason(*args, layout="rows")
     assert "has 4 dimensions; 'packed' has 5" in reason(*args, layout="packed")
+    assert "has 4 dimensions; 'transposed' has 5" in reason(*args, layout="transposed")
+    each = torch.ones(args[1].shape[0], 2, 8)
+    assert "key_scale has shape (20, 2, 4), neither one number nor (20, 2, 8)" in reason(
+        *args[:5], each[..., :4], each
+    )
+    assert "key_scale is float16, not float32" in reason(*args[:5], each.half(), each)
+    assert "and the other has not" in reason(*args[:5], each, None)
+    assert "keys have (heads, page_size) (2, 8) and values (2, 4)" in reason(
+        *args[:2], args[2][:, :4], *args[3:]
+    )
     assert "seq_lens int64, not int32" in reason(*args[:4], args[4].long(), *args[5:])
     assert "queries have 16 elements a head and keys 32" in reason(args[0][..., :16], *args[1:])
     assert "keys are float32 and values bfloat16" in reason(

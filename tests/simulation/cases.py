@@ -362,6 +362,8 @@ STYLES: Mapping[str, tuple[Style, ...]] = {
     "moe_sort": (Style("int32", fields={"dtype": torch.int32, "weight_dtype": BF16}),),
     "paged_attention": (
         *2 * (Style("packed", fields={"layout": "packed"}),),
+        Style("transposed", fields={"layout": "transposed"}),
+        Style("scaled tokens", fields={"per_token": True}, languages=("triton",)),
         Style("sinks", fields={"sinks": True, "window": 50, "softcap": 20.0}),
         OF_FP16,
         replace(OF_FP32, languages=("triton",)),

@@ -8,6 +8,7 @@
 #include "decode_tile.h"
 
 constexpr int HEADS = HEAD_BLOCKS * COLUMNS, UNITS = (GROUP + HEADS - 1) / HEADS;
+constexpr int RUN = SPREAD ? WORD : 4;  // elements of a query that a lane holds side by side
 
 struct Larger {
   static constexpr Reduction KIND = Reduction::other;
@@ -37,11 +38,11 @@ SIMT_DEVICE void load_queries(const Q* q, i64 head_stride, int first_head, float
   UNROLL for (int block = 0; block < HEAD_BLOCKS; block++) {
     const int head = first_head + block * COLUMNS + lane_group();
     float x[KEY_ROUNDS * KEY_STEPS * 4];
-    UNROLL for (int i = 0; i < KEY_ROUNDS * KEY_STEPS; i++) {
-      const int d = (lane_quarter() + 4 * (i / KEY_STEPS)) * PACK + 4 * (i % KEY_STEPS);
-      float four[4] = {0.0f, 0.0f, 0.0f, 0.0f};
-      if (head < GROUP && d < D) load(q + (head * head_stride + d), four);
-      UNROLL for (int e = 0; e < 4; e++) x[4 * i + e] = four[e];
+    UNROLL for (int i = 0; i < KEY_ROUNDS * KEY_STEPS * 4; i += RUN) {
+      const int d = 4 * PACK * (i / PACK) + held(i % PACK, lane_quarter());
+      float run[RUN] = {};
+      if (head < GROUP && d < D) load(q + (head * head_stride + d), run);
+      UNROLL for (int e = 0; e < RUN; e++) x[i + e] = run[e];
     }
     float undo = 1.0f;
     if constexpr (same<Q, bf16> && same<OPERAND, fp16>) undo = fit_fp16(x);
@@ -147,21 +148,23 @@ SIMT_DEVICE void weigh(Scores& scores, Found& found) {
 template <bool ALL>
 SIMT_DEVICE void add_values(const Tiles& tiles, int stage, const Scores& weights,
                             const Seen& seen, Found& found) {
-  UNROLL for (int s = 0; s < TILE_BLOCKS; s++) {
-    u32 b[HEAD_BLOCKS][2];
+  constexpr int LOADS = PACKED ? 1 : TILE_BLOCKS;  // a pack's vector is of every block of tokens
+  u32 b[TILE_BLOCKS][HEAD_BLOCKS][2];
+  UNROLL for (int s = 0; s < TILE_BLOCKS; s++)
     UNROLL for (int block = 0; block < HEAD_BLOCKS; block++)
-      transposed<OPERAND>(weights[s][block], b[block]);
+      transposed<OPERAND>(weights[s][block], b[s][block]);
+  UNROLL for (int first = 0; first < LOADS; first++)
     UNROLL for (int i = 0; i < VALUE_ROUNDS; i++) {
       Values values;
-      load_values<ALL>(tiles, stage, s, i, seen, values);
-      UNROLL for (int part = 0; part < ROUND_BLOCKS; part++) {
-        u32 a[ROWS][2];
-        UNROLL for (int h = 0; h < ROWS; h++) four_tokens(values, s, part * ROWS + h, a[h]);
-        UNROLL for (int block = 0; block < HEAD_BLOCKS; block++)
-          multiply<OPERAND>(found.sums[block][i * ROUND_BLOCKS + part], a, b[block]);
-      }
+      load_values<ALL>(tiles, stage, first, i, seen, values);
+      UNROLL for (int s = first; s < TILE_BLOCKS; s += LOADS)
+        UNROLL for (int part = 0; part < ROUND_BLOCKS; part++) {
+          u32 a[ROWS][2];
+          UNROLL for (int h = 0; h < ROWS; h++) four_tokens(values, s, part * ROWS + h, a[h]);
+          UNROLL for (int block = 0; block < HEAD_BLOCKS; block++)
+            multiply<OPERAND>(found.sums[block][i * ROUND_BLOCKS + part], a, b[s][block]);
+        }
     }
-  }
 }
 
 // Where a wave leaves what it found: of the sequence's whole result, or of a part of it.
@@ -233,6 +236,7 @@ decode_attend(const Q* q, const CACHE* keys, const CACHE* values, const i32* tab
                     (u32)value_token,
                     (u32)value_chunk};
   SIMT_TILES(tiles);
+  begin_tiles(tiles);
   Cursor now = Cursor::at(all, begin), ahead = now;
   i32 left = end - begin;  // tiles still to be asked for
   PageNumbers numbers = page_numbers(pages, ahead);
@@ -246,6 +250,7 @@ decode_attend(const Q* q, const CACHE* keys, const CACHE* values, const i32* tab
   Found found;
   i32 piece = -1;  // the first tile of the sequence that this wave has
   int stage = 0;
+  u32 parity = 0;  // of the stage's turn
   for (i32 tile = begin; tile < end; tile++) {
     if (piece < 0) {
       piece = now.tile;
@@ -257,7 +262,7 @@ decode_attend(const Q* q, const CACHE* keys, const CACHE* values, const i32* tab
     const Seen seen = Seen::of(now);
     const Biases biases = biases_of(mask + now.seq * mask_seq, mask_token, now, seen);
     ask_next(tiles, stage == 0 ? STAGES - 1 : stage - 1, pages, all, ahead, numbers, left);
-    wait_for_tile(tiles);
+    wait_for_tile(tiles, stage, parity);
     Scores scores;
     score(tiles, stage, queries, seen, biases, softcap, scores);
     weigh(scores, found);
@@ -266,6 +271,7 @@ decode_attend(const Q* q, const CACHE* keys, const CACHE* values, const i32* tab
     else
       add_values<false>(tiles, stage, scores, seen, found);
     stage = stage + 1 == STAGES ? 0 : stage + 1;
+    parity ^= stage == 0;
     const bool last = now.tile + 1 == now.sequence.tiles;
     if (last || tile + 1 == end) {
       const bool whole = piece == 0 && last;

@@ -73,11 +73,12 @@ class DecodeStyle:
         return vec
 
     def tile_bytes(self, tile: int) -> int:
-        """Shared memory of a tile on NVIDIA, as decode_shared.h counts it."""
+        """Shared memory of a tile on NVIDIA, as decode_shared.h and decode_packed.h count it."""
+        if self.packed:
+            packs = tile * (self.head_dim // self.pack) + 4 * -(-self.v_head_dim // 16) * 16
+            return (packs + 1) * VECTOR_BYTES
         keys = tile * _eights(-(-self.head_dim // (4 * self.pack)) * 4)
         values = tile * _eights(self.v_head_dim // self.pack)
-        if self.packed:
-            values = 4 * -(-self.v_head_dim // 16) * 16
         return (keys + values) * VECTOR_BYTES
 
 

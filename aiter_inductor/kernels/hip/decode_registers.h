@@ -11,6 +11,7 @@ struct Tiles {
 };
 
 #define SIMT_TILES(tiles) Tiles tiles
+SIMT_DEVICE void begin_tiles(Tiles&) {}
 
 // Zeros where not `inside`; `readable` is any valid address.
 template <int BYTES>
@@ -51,8 +52,14 @@ SIMT_DEVICE void ask_values(Tiles& tiles, int, const Pages& pages, const u32 (&o
     }
 }
 
+SIMT_DEVICE void ask_tile(Tiles& tiles, int stage, const Pages& pages, const u32 (&keys)[DEALT],
+                          const u32 (&values)[DEALT]) {
+  ask_keys(tiles, stage, pages, keys);
+  ask_values(tiles, stage, pages, values);
+}
+
 SIMT_DEVICE void close_tile(Tiles&) {}
-SIMT_DEVICE void wait_for_tile(Tiles&) {}
+SIMT_DEVICE void wait_for_tile(Tiles&, int, u32) {}
 
 SIMT_DEVICE Chunk<16> key_chunk(const Tiles& tiles, int, int s, int h, int i) {
   return tiles.keys[(s * ROWS + h) * KEY_ROUNDS + i];

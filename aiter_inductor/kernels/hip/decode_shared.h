@@ -1,6 +1,6 @@
-// Tiles in shared memory, by asynchronous copies of which one instruction reads 512 bytes that lie
-// as much side by side as the layout lets them: pieces of 128 bytes came at 0.8 of the rate of a
-// copy. A wave takes only what it asked for, so that none waits for another.
+// Tiles of rows in shared memory, by asynchronous copies of which one instruction reads 512 bytes,
+// whole rows side by side: pieces of 128 bytes came at 0.8 of the rate of a copy. A wave takes only
+// what it asked for, so that none waits for another.
 //
 // Vectors are permuted within eight so that eight lanes that write, those of a row or one of eight
 // tokens, and eight that read find eight different places.
@@ -10,9 +10,8 @@ constexpr int eights(int x) { return (x + 7) / 8 * 8; }
 
 constexpr int KEY_ROW = D / PACK, VALUE_ROW = DV / PACK;  // vectors
 constexpr int KEY_PITCH = eights(KEY_ROUNDS * 4), VALUE_PITCH = eights(VALUE_ROW);
-constexpr int PACK_PITCH = VALUE_ROUNDS * 16;  // vectors of a pack of values
 constexpr int KEY_BYTES = TILE * KEY_PITCH * 16;
-constexpr int TILE_BYTES = KEY_BYTES + (PACKED ? 4 * PACK_PITCH : TILE * VALUE_PITCH) * 16;
+constexpr int TILE_BYTES = KEY_BYTES + TILE * VALUE_PITCH * 16;
 static_assert(STAGES > 1, "one tile is used while the next is copied");
 static_assert(TILE % WAVE == 0, "whole instructions");
 
@@ -32,10 +31,6 @@ SIMT_DEVICE u32 key_address(const Tiles& tiles, int stage, int token, int vector
 SIMT_DEVICE u32 value_address(const Tiles& tiles, int stage, int token, int vector) {
   const int permuted = vector ^ (token >> 2 & 3) << 1;
   return tiles.base + stage * TILE_BYTES + KEY_BYTES + (token * VALUE_PITCH + permuted) * 16;
-}
-SIMT_DEVICE u32 pack_address(const Tiles& tiles, int stage, int pack, int element) {
-  const int permuted = element ^ (pack & 3) << 1;
-  return tiles.base + stage * TILE_BYTES + KEY_BYTES + (pack * PACK_PITCH + permuted) * 16;
 }
 
 // Zeros where not `inside`; `readable` is any valid address.
@@ -58,55 +53,19 @@ SIMT_DEVICE void ask_rows(const Tiles& tiles, int stage, const char* base,
   }
 }
 
-// Packs of a key's elements: tokens of a page side by side, then the next pack.
-SIMT_DEVICE void ask_packed_keys(const Tiles& tiles, int stage, const Pages& pages,
-                                 const u32 (&offsets)[DEALT]) {
-  constexpr int BESIDE = PAGE % 32 == 0 ? 32 : PAGE % 16 == 0 ? 16 : 8;  // tokens
-  UNROLL for (int first = 0; first < TILE; first += BESIDE) {
-    const int token = first + lane() % BESIDE;
-    const u32 offset = from_place(offsets, token);
-    UNROLL for (int pack = 0; pack < D / PACK; pack += WAVE / BESIDE) {
-      const int mine = pack + lane() / BESIDE;
-      const char* key = pages.keys + ((u64)offset + mine * pages.key_chunk) * 16;
-      if (mine < D / PACK)
-        copy(key_address(tiles, stage, token, mine), key, offset != NOWHERE, pages.keys);
-    }
-  }
-}
+SIMT_DEVICE void begin_tiles(const Tiles&) {}
 
-SIMT_DEVICE void ask_packed_values(const Tiles& tiles, int stage, const Pages& pages,
-                                   const u32 (&offsets)[DEALT]) {
-  UNROLL for (int pack = 0; pack < 4; pack++) {
-    const u32 offset = from_place(offsets, pack * PACK);
-    UNROLL for (int first = 0; first < DV; first += WAVE) {
-      const int element = first + lane();
-      const char* value = pages.values + ((u64)offset + element * pages.value_chunk) * 16;
-      if (element < DV)
-        copy(pack_address(tiles, stage, pack, element), value, offset != NOWHERE, pages.values);
-    }
-  }
-}
-
-SIMT_DEVICE void ask_keys(const Tiles& tiles, int stage, const Pages& pages,
-                          const u32 (&offsets)[DEALT]) {
+SIMT_DEVICE void ask_tile(const Tiles& tiles, int stage, const Pages& pages,
+                          const u32 (&keys)[DEALT], const u32 (&values)[DEALT]) {
   __syncwarp();  // no lane reads the tile that was here any more
-  if constexpr (PACKED)
-    ask_packed_keys(tiles, stage, pages, offsets);
-  else
-    ask_rows<true>(tiles, stage, pages.keys, offsets);
-}
-SIMT_DEVICE void ask_values(const Tiles& tiles, int stage, const Pages& pages,
-                            const u32 (&offsets)[DEALT]) {
-  if constexpr (PACKED)
-    ask_packed_values(tiles, stage, pages, offsets);
-  else
-    ask_rows<false>(tiles, stage, pages.values, offsets);
+  ask_rows<true>(tiles, stage, pages.keys, keys);
+  ask_rows<false>(tiles, stage, pages.values, values);
 }
 
 SIMT_DEVICE void close_tile(const Tiles&) { asm volatile("cp.async.commit_group;"); }
 
 // Until all but the youngest STAGES - 1 tiles are there.
-SIMT_DEVICE void wait_for_tile(const Tiles&) {
+SIMT_DEVICE void wait_for_tile(const Tiles&, int, u32) {
   asm volatile("cp.async.wait_group %0;" ::"n"(STAGES - 1) : "memory");
   __syncwarp();
 }
@@ -134,8 +93,6 @@ SIMT_DEVICE Chunk<16> key_chunk(const Tiles& tiles, int stage, int s, int h, int
   return chunk;
 }
 SIMT_DEVICE Chunk<VALUE_BYTES> value_chunk(const Tiles& tiles, int stage, int s, int i, int n) {
-  if constexpr (PACKED)
-    return taken<VALUE_BYTES>(pack_address(tiles, stage, lane_quarter(), 16 * i + a_row(n)));
   const int byte = (i * GROUPS + lane_group()) * VALUE_BYTES;
   const int token = place_in_tile(s, lane_quarter(), n);
   return taken<VALUE_BYTES>(value_address(tiles, stage, token, byte / 16) + byte % 16);

@@ -5,7 +5,8 @@
 // dimension is free, as long as queries follow; so are the rows of V^T and the tokens' order.
 //
 //   paged:   four tokens in a lane for each 16; a value's vector is VALUE_VEC of its elements
-//   packed:  PACK tokens side by side in a lane, of one element of the values
+//   packed:  PACK tokens side by side in a lane, of one element of the values; or, where lanes share
+//            vectors (SPREAD), a word of each of four packs
 #pragma once
 
 #include "decode_mask.h"
@@ -25,10 +26,26 @@ template <class T> struct OperandOf { typedef fp16 type; };
 template <> struct OperandOf<bf16> { typedef bf16 type; };
 typedef OperandOf<CACHE>::type OPERAND;
 
+// On NVIDIA the packed layout is what ldmatrix deals out: a word of a vector to each quarter.
+#if defined(__HIP__) || defined(__HIPCC_RTC__)
+constexpr bool SPREAD = false;
+#else
+constexpr bool SPREAD = PACKED;
+#endif
+constexpr int WORD = 4 / (int)sizeof(CACHE);  // elements of the cache in 32 bits
+
+// Of four packs side by side, the one that is n-th of the PACK that quarter j holds.
+SIMT_DEVICE int held(int n, int j) {
+  return SPREAD ? PACK * (n / WORD) + WORD * j + n % WORD : PACK * j + n;
+}
+
 // The token of a tile that place e of quarter j has in block s of 16.
 SIMT_DEVICE int place_in_tile(int s, int j, int e) {
-  return PACKED ? PACK * j + 4 * s + e : 16 * s + 4 * j + e;
+  return PACKED ? held(4 * s + e, j) : 16 * s + 4 * j + e;
 }
+
+// Tokens that are read together, keys and values: a pack, or those side by side in a page.
+constexpr int BESIDE = !SPREAD ? PACKED ? PACK : 1 : PAGE % TILE == 0 ? TILE : PAGE & -PAGE;
 
 // Table entries and masks are read by the lanes in turn.
 constexpr int DEALT = (TILE + WAVE - 1) / WAVE;
@@ -85,10 +102,10 @@ struct PageNumbers {
 
 constexpr u32 NOWHERE = ~0u;
 
-// Whether any token of the vector that holds a value of `place` is seen.
-SIMT_DEVICE bool near(const Seen& seen, int place) {
-  const int first = PACKED ? place / PACK * PACK : place, next = first + (PACKED ? PACK : 1);
-  return place < TILE && next > seen.first && first < seen.end;
+// Whether any of the TOKENS that are read together with that at `place` is seen.
+template <int TOKENS> SIMT_DEVICE bool near(const Seen& seen, int place) {
+  const int first = place / TOKENS * TOKENS;
+  return place < TILE && first + TOKENS > seen.first && first < seen.end;
 }
 
 SIMT_DEVICE PageNumbers page_numbers(const Pages& pages, const Cursor& cursor) {
@@ -97,7 +114,7 @@ SIMT_DEVICE PageNumbers page_numbers(const Pages& pages, const Cursor& cursor) {
   UNROLL for (int i = 0; i < DEALT; i++) {
     const int place = dealt_place(i);
     numbers.of[i] = DENSE ? cursor.seq : 0;
-    if (!DENSE && near(seen, place))
+    if (!DENSE && near<BESIDE>(seen, place))
       numbers.of[i] = pages.tables[cursor.seq * pages.tables_seq +
                                    (Cursor::begin(cursor) + place) / PAGE];
   }
@@ -106,6 +123,8 @@ SIMT_DEVICE PageNumbers page_numbers(const Pages& pages, const Cursor& cursor) {
 
 #if defined(__HIP__) || defined(__HIPCC_RTC__)
 #include "decode_registers.h"
+#elif PACKED
+#include "decode_packed.h"
 #else
 #include "decode_shared.h"
 #endif
@@ -122,13 +141,12 @@ SIMT_DEVICE void ask_next(Held& tiles, int stage, const Pages& pages, const Leng
       const int place = dealt_place(i);
       const u32 page = (u32)numbers.of[i], token = (u32)(Cursor::begin(ahead) + place);
       const u32 in_page = DENSE ? token : token % PAGE;
-      const bool inside = place < TILE && place >= seen.first && place < seen.end;
-      keys[i] = inside ? page * pages.key_page + in_page * pages.key_token : NOWHERE;
+      const u32 key = page * pages.key_page + in_page * pages.key_token;
       const u32 value = page * pages.value_page + in_page / (PACKED ? PACK : 1) * pages.value_token;
-      values[i] = near(seen, place) ? value : NOWHERE;
+      keys[i] = near<SPREAD ? BESIDE : 1>(seen, place) ? key : NOWHERE;
+      values[i] = near<PACKED ? PACK : 1>(seen, place) ? value : NOWHERE;
     }
-    ask_keys(tiles, stage, pages, keys);
-    ask_values(tiles, stage, pages, values);
+    ask_tile(tiles, stage, pages, keys, values);
     if (--left > 0) {
       Cursor::advance(ahead, all);
       numbers = page_numbers(pages, ahead);
@@ -159,7 +177,7 @@ SIMT_DEVICE u32 seen_mask(const Seen& seen, int word) {
   constexpr int EACH = 4 / (int)sizeof(CACHE), BITS = 32 / EACH;
   u32 mask = 0;
   UNROLL for (int e = 0; e < EACH; e++) {
-    const int place = PACK * lane_quarter() + word * EACH + e;
+    const int place = held(word * EACH + e, lane_quarter());
     if (place >= seen.first && place < seen.end) mask |= (~0u >> (32 - BITS)) << (BITS * e);
   }
   return mask;

@@ -1,4 +1,4 @@
-"""Attention over pages, in vLLM's and in AITER's layout, by decode_attention.hip."""
+"""Attention over pages, in vLLM's and in AITER's layouts, by decode_attention.hip."""
 
 from __future__ import annotations
 
@@ -34,14 +34,18 @@ def paged_attention(
     Raises:
         ValueError: for strides that the kernel does not take.
     """
-    packed = layout == "packed"
+    packed = layout != "paged"
     if block_tables.stride(-1) != 1:
         block_tables = block_tables.contiguous()
     if sinks is not None:
         sinks = sinks.to(q.dtype)
     if packed:
         keys = CacheView(key_cache, *(key_cache.stride(i) for i in (0, 3, 1, 2)))
-        values = CacheView(value_cache, *(value_cache.stride(i) for i in (0, 2, 1, 3)))
+        order = (0, 2, 1, 3)
+        if layout == "transposed":
+            value_cache = value_cache.unflatten(3, (-1, key_cache.shape[4]))
+            order = (0, 3, 1, 2)
+        values = CacheView(value_cache, *(value_cache.stride(i) for i in order))
         kv_heads, page_size = key_cache.shape[1], key_cache.shape[3]
     else:
         keys = CacheView(key_cache, *key_cache.stride()[:3], 0)
@@ -51,7 +55,7 @@ def paged_attention(
         q.dtype,
         key_cache.dtype,
         q.shape[2],
-        value_cache.shape[3],
+        value_cache.shape[2 if layout == "transposed" else 3],
         q.shape[1] // kv_heads,
         page_size,
         packed,

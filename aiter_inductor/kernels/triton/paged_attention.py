@@ -15,6 +15,7 @@ from aiter_inductor.kernels.triton.paged_attention_kernel import (
 )
 
 MAX_SPLITS, OPEN_SPLITS = 64, 16
+PACK_BYTES = 16
 WANTED_PROGRAMS = 1024  # an MI355X has 256 compute units, an MI300X 304, an H200 132
 _TILE_BYTES = 16384
 
@@ -109,8 +110,11 @@ def paged_attention(
         capacity = block_tables.shape[1] * keys.page_size
         capacity = capacity if window is None else _least(capacity, window)
         row_bytes, fp8 = head_dim * key_cache.element_size(), key_cache.element_size() == 1
-        blocks, packed = num_seqs * keys.num_heads, layout == "packed"
+        blocks, packed = num_seqs * keys.num_heads, layout != "paged"
         config = PagedConfig.default(blocks, group, row_bytes, capacity, packed=packed, fp8=fp8)
+    per_token = key_scale is not None and key_scale.numel() != 1
+    if per_token:
+        key_scale, value_scale = (x.contiguous() for x in (key_scale, value_scale))
     splits, num_rows = config.splits, num_seqs * num_heads
     out = q.new_empty(num_seqs, num_heads, values.head_dim)
     if isinstance(num_rows, int) and num_rows == 0:
@@ -142,11 +146,14 @@ def paged_attention(
         block_tables.stride(0),
         *keys.strides,
         *values.strides,
+        keys.num_heads * keys.page_size,
+        keys.page_size,
         GROUP=group,
         D=head_dim,
         PAGE=keys.page_size,
         PACK=keys.pack,
         SOFTCAP=softcap != 0.0,
+        PER_TOKEN=per_token,
         ONE_SPLIT=splits == 1,
         BLOCK_M=config.block_m,
         BLOCK_D=max(triton.next_power_of_2(head_dim), 16),
@@ -179,7 +186,8 @@ class _Pages:
         head_dim: elements of a head.
         pack: elements side by side in the `packed` layout; 0 in the other.
         strides: of page, token, head and chunk. A chunk of packed keys is the next `pack` elements
-            and one of packed values the next `pack` tokens, whose `token` is an element.
+            and one of packed or transposed values the next `pack` tokens, whose `token` is an
+            element.
     """
 
     num_heads: int
@@ -194,6 +202,10 @@ class _Pages:
         if layout == "paged":
             _, size, heads, head_dim = cache.shape
             return cls(heads, size, head_dim, 0, (stride[0], stride[1], stride[2], 0))
+        if layout == "transposed" and not is_key:
+            _, heads, head_dim, size = cache.shape
+            pack = PACK_BYTES // cache.element_size()
+            return cls(heads, size, head_dim, pack, (stride[0], stride[2], stride[1], pack))
         pack = cache.shape[4]
         strides = stride[0], stride[3], stride[1], stride[2]
         if is_key:

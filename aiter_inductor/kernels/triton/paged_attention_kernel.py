@@ -31,6 +31,12 @@ def _tanh(x):
 
 
 @triton.jit
+def _widened(x, dtype: tl.constexpr):
+    """fp8 or int8 in a wider type, exactly; Triton's interpreter makes bits of integers in bf16."""
+    return x.to(tl.float32).to(dtype) if x.dtype == tl.int8 else x.to(dtype)
+
+
+@triton.jit
 def _element(d, chunk, PACK: tl.constexpr):
     """Where the elements of a key lie; `chunk` is the stride of packs of them."""
     return d // PACK * chunk + d % PACK if PACK > 0 else d
@@ -69,8 +75,8 @@ def paged_split_kernel(
     values,  # pages
     tables,  # [num_seqs, max_pages], int32
     lengths,  # [num_seqs], int32
-    key_scale,  # [1], fp32, or None
-    value_scale,  # [1], fp32, or None
+    key_scale,  # [1] or, PER_TOKEN, [num_pages, kv_heads, PAGE], fp32, or None
+    value_scale,  # the same
     sinks,  # [num_heads] or None
     out,  # [num_seqs, num_heads, V], where there is one split
     partial,  # [splits, num_seqs * num_heads, V], fp32
@@ -89,6 +95,8 @@ def paged_split_kernel(
     value_token,
     value_head,
     value_chunk,
+    scales_page,
+    scales_head,
     NUM_HEADS: tl.constexpr,
     GROUP: tl.constexpr,
     D: tl.constexpr,
@@ -97,6 +105,7 @@ def paged_split_kernel(
     PACK: tl.constexpr,
     WINDOW: tl.constexpr,
     SOFTCAP: tl.constexpr,
+    PER_TOKEN: tl.constexpr,
     ONE_SPLIT: tl.constexpr,
     PART: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -120,7 +129,7 @@ def paged_split_kernel(
         at = q + seq * q_seq + head[:, None].to(tl.int64) * q_head + d[None, :]
         query = tl.load(at, mask=heads[:, None] & (d < D)[None, :], other=0.0)
         factor = single(scale)
-        if key_scale is not None:
+        if key_scale is not None and not PER_TOKEN:
             factor *= tl.load(key_scale)
         peak = tl.full((BLOCK_M,), -float("inf"), tl.float32)
         total = tl.zeros((BLOCK_M,), tl.float32)
@@ -139,12 +148,15 @@ def paged_split_kernel(
                 x = _packed_values(
                     at_page, token, first, end, v, value_token, value_chunk, V, PAGE, PACK
                 )
-                x = tl.trans(tl.where(inside[None, :], x.to(query.dtype), 0.0))
+                x = tl.trans(tl.where(inside[None, :], _widened(x, query.dtype), 0.0))
             else:
                 of_x = (at_page + place * value_token)[:, None] + v[None, :]
                 x = tl.load(of_x, mask=inside[:, None] & (v < V)[None, :], other=0.0)
-            k, x = k.to(query.dtype), x.to(query.dtype)
+            k, x = _widened(k, query.dtype), _widened(x, query.dtype)
             scores = tl.dot(query, tl.trans(k), input_precision="ieee") * factor
+            if PER_TOKEN:
+                scaled = page * scales_page + kv_head * scales_head + place
+                scores *= tl.load(key_scale + scaled, mask=inside, other=0.0)[None, :]
             if SOFTCAP:
                 scores = single(softcap) * _tanh(scores / single(softcap))
             scores = tl.where(inside[None, :], scores * LOG2_E, -float("inf"))
@@ -153,10 +165,12 @@ def paged_split_kernel(
             p = tl.exp2(scores - base[:, None])
             decay = tl.exp2(peak - base)
             total = total * decay + tl.sum(p, 1)
+            if PER_TOKEN:
+                p *= tl.load(value_scale + scaled, mask=inside, other=0.0)[None, :]
             acc = tl.dot(p.to(x.dtype), x, acc * decay[:, None], input_precision="ieee")
             peak = higher
         row = seq * NUM_HEADS + head
-        if value_scale is not None:
+        if value_scale is not None and not PER_TOKEN:
             acc *= tl.load(value_scale)
         stored = heads[:, None] & (v < V)[None, :]
         if ONE_SPLIT:

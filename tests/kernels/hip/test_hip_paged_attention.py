@@ -62,6 +62,11 @@ def check(args, kwargs, config=None):
         {"page_size": 12, "head_dim": 24, "v_head_dim": 40, "window": 1},
         {"layout": "packed", "window": 37, "sinks": True},
         {"layout": "packed", "cache_dtype": "fp8", "v_head_dim": 96, "window": 21},
+        {"layout": "packed", "page_size": 48, "head_dim": 96, "v_head_dim": 40, "max_pages": 3},
+        {"layout": "packed", "page_size": 128, "cache_dtype": "fp8", "max_pages": 2},
+        {"layout": "packed", "page_size": 8, "sinks": True, "max_pages": 17},
+        {"layout": "transposed", "cache_dtype": "fp8", "v_head_dim": 80},
+        {"layout": "transposed", "page_size": 8, "v_head_dim": 72},
         {"num_heads": 40, "num_kv_heads": 2, "softcap": 3.0},
         {"dtype": FP16, "cache_dtype": FP16, "head_dim": 256, "v_head_dim": 8},
         {"num_seqs": 0},
@@ -70,6 +75,11 @@ def check(args, kwargs, config=None):
 )
 def test_shapes_and_dtypes(arch, changed):
     check(*sample(arch, **changed))
+
+
+@pytest.mark.skipif(ON_GPU, reason="on NVIDIA values are copied as packs")
+def test_transposed_values_of_pages_longer_than_a_pack(arch):
+    check(*sample(arch, layout="transposed", page_size=32, max_pages=4, window=77))
 
 
 def test_lengths_from_none_to_full(arch):
