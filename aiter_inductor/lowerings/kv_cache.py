@@ -56,6 +56,8 @@ def kv_cache_write(
         layout: `paged` is vLLM's: both [num_pages, page_size, num_kv_heads, head_dim]. `packed` is
             AITER's: keys [num_pages, num_kv_heads, head_dim / x, page_size, x], values
             [num_pages, num_kv_heads, page_size / x, v_head_dim, x] with x elements in 16 bytes.
+            `transposed` has the same keys, and values [num_pages, num_kv_heads, v_head_dim,
+            page_size], as AITER's `paged_attention_rocm` reads them.
     """
     if key.shape[0] == 0:
         return
@@ -74,13 +76,15 @@ def kv_cache_write(
         rows = _bytes(_as_stored(x[source], scale, cache.dtype))
         places = _bytes(cache)
         index: tuple[Tensor, ...] = (page, offset)
-        if layout == "packed" and is_key:
+        if layout != "paged" and is_key:
             rows = rows.unflatten(-1, (-1, pack_of(cache)))
             places = places.permute(0, 3, 1, 2, 4)
         elif layout == "packed":
             pack = pack_of(cache)
             places = places.permute(0, 2, 4, 1, 3)
             index = (page, offset // pack, offset % pack)
+        elif layout == "transposed":
+            places = places.permute(0, 3, 1, 2)
         places.index_put_(index, torch.where(stored.any(), rows, places[index]))
 
 

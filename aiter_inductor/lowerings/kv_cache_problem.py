@@ -12,14 +12,15 @@ from aiter_inductor.core.dtypes import FP8_DTYPES, ROW_DTYPES, short_name
 from aiter_inductor.core.op import Use
 from aiter_inductor.core.problem import Dim, dim, fixed
 
-LAYOUTS = ("paged", "packed")
+LAYOUTS = ("paged", "packed", "transposed")
 PACK_BYTES = 16
 MAX_HEAD_DIM = 1024
-CACHE_RANK = {"paged": 4, "packed": 5}
+CACHE_RANKS = {"paged": (4, 4), "packed": (5, 5), "transposed": (5, 4)}
+"""Dimensions of keys and of values."""
 
 
 def pack_of(cache: Tensor) -> int:
-    """Elements that lie side by side in the `packed` layout: 16 bytes."""
+    """Elements that lie side by side in packed keys and values: 16 bytes."""
     return PACK_BYTES // cache.element_size()
 
 
@@ -41,7 +42,7 @@ class KvCacheProblem:
         page_size: slots of a page.
         dtype: of the new rows.
         cache_dtype: of the cache.
-        layout: `paged` or `packed`.
+        layout: `paged`, `packed` or `transposed`.
         scaled: rows are divided by given scales.
         slot_dtype: of the slot numbers.
         obstacle: what no kernel takes about these tensors, or None.
@@ -136,6 +137,8 @@ def cache_shape(problem: Any, head_dim: Dim, *, is_key: bool) -> tuple[Dim, ...]
     pack = PACK_BYTES // problem.cache_dtype.itemsize
     if is_key:
         return pages, heads, head_dim // pack, size, pack
+    if problem.layout == "transposed":
+        return pages, heads, head_dim, size
     return pages, heads, size // pack, head_dim, pack
 
 
@@ -189,7 +192,7 @@ def _unfit_cache(name: str, rows: Tensor, cache: Tensor, layout: str) -> str | N
             f"[num_tokens, num_kv_heads, head_dim] with contiguous heads"
         )
     heads, width = dim(rows.shape[1]), dim(rows.shape[2])
-    expected = CACHE_RANK[layout]
+    expected = CACHE_RANKS[layout][name == "value"]
     if cache.dim() != expected:
         return f"{name}_cache has {cache.dim()} dimensions; the {layout} layout has {expected}"
     if layout == "paged":
@@ -197,7 +200,7 @@ def _unfit_cache(name: str, rows: Tensor, cache: Tensor, layout: str) -> str | N
     elif name == "key":
         found = dim(cache.shape[1]), dim(cache.shape[2]) * dim(cache.shape[4])
     else:
-        found = dim(cache.shape[1]), dim(cache.shape[3])
+        found = dim(cache.shape[1]), dim(cache.shape[2 if layout == "transposed" else 3])
     if found != (heads, width):
         return f"{name}_cache holds heads {found} but {name} has {(heads, width)}"
     return _unfit_strides(name, cache, layout)
@@ -208,7 +211,7 @@ def _unfit_strides(name: str, cache: Tensor, layout: str) -> str | None:
         if dim(cache.stride(-1)) == 1:
             return None
         return f"{name}_cache has last stride {cache.stride(-1)}; kernels write with stride 1"
-    if dim(cache.shape[-1]) != pack_of(cache):
+    if cache.dim() == 5 and dim(cache.shape[-1]) != pack_of(cache):
         return f"{name}_cache packs {cache.shape[-1]} elements, not {PACK_BYTES} bytes"
     dense: Dim = 1
     for size, stride in reversed(list(zip(cache.shape[2:], cache.stride()[2:], strict=True))):

@@ -19,6 +19,7 @@ PROBLEM = KvCacheProblem(9, 2, 32, 16, 3, 16, BF16, BF16)
 STYLES = {
     "paged": PROBLEM,
     "packed": replace(PROBLEM, layout="packed"),
+    "transposed": replace(PROBLEM, layout="transposed"),
     "paged fp8": replace(PROBLEM, cache_dtype=FP8, scaled=True),
     "packed fp8": replace(PROBLEM, cache_dtype=FP8, scaled=True, layout="packed"),
     "int32 slots": replace(PROBLEM, slot_dtype=torch.int32),
@@ -43,6 +44,8 @@ def written_by_loops(problem: KvCacheProblem, args: tuple[Any, ...]) -> list[tor
                     cache[page, at, head, d] = row[head, d]
                 elif x is key:
                     cache[page, head, d // pack, at, d % pack] = row[head, d]
+                elif problem.layout == "transposed":
+                    cache[page, head, d, at] = row[head, d]
                 else:
                     cache[page, head, at // pack, d, at % pack] = row[head, d]
     return caches

@@ -344,6 +344,7 @@ STYLES: Mapping[str, tuple[Style, ...]] = {
     "mla_paged_decode": (OF_FP32,),
     "kv_cache_write": (
         *3 * _INTO_PACKED,
+        Style("transposed", fields={"layout": "transposed"}),
         Style("int32 slots", fields={"slot_dtype": torch.int32, "v_head_dim": 44}),
         OF_FP16,
     ),

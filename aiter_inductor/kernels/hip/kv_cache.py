@@ -24,7 +24,8 @@ class CacheStyle:
     Attributes:
         dtype: of its elements.
         scaled: rows are divided by a scale.
-        packed: the layout is `packed`, else `paged`.
+        packed: keys are packed; `paged` is the layout where they are not.
+        transposed: values of a page's tokens lie side by side.
         slot_dtype: of the slot numbers.
         page_size: slots of a page.
     """
@@ -32,6 +33,7 @@ class CacheStyle:
     dtype: torch.dtype
     scaled: bool
     packed: bool
+    transposed: bool
     slot_dtype: torch.dtype
     page_size: int
 
@@ -41,6 +43,7 @@ class CacheStyle:
             "CACHE": CPP_TYPES[self.dtype],
             "QUANT": self.scaled,
             "PACKED": self.packed,
+            "BESIDE": self.page_size if self.transposed else VECTOR_BYTES // self.dtype.itemsize,
             "SLOT": SLOT_TYPES[self.slot_dtype],
             "PAGE_SIZE": self.page_size,
         }
@@ -117,11 +120,11 @@ def cache_style(key_cache: Tensor, slots: Tensor, scale: Tensor | None, layout: 
     Raises:
         ValueError: for another layout.
     """
-    if layout not in ("paged", "packed"):
-        raise ValueError(f"layout {layout!r} is neither paged nor packed")
+    if layout not in ("paged", "packed", "transposed"):
+        raise ValueError(f"layout {layout!r} is none of paged, packed and transposed")
     page_size = key_cache.shape[1 if layout == "paged" else 3]
-    scaled = scale is not None
-    return CacheStyle(key_cache.dtype, scaled, layout == "packed", slots.dtype, page_size)
+    kinds = scale is not None, layout != "paged", layout == "transposed"
+    return CacheStyle(key_cache.dtype, *kinds, slots.dtype, page_size)
 
 
 def kv_cache_write(

@@ -1,11 +1,12 @@
 // Rows of keys and values on their way into a cache of pages, and where they lie there.
 //
 // Defined by the build, see kv_cache.py: CACHE (element type), QUANT (rows are divided by a scale),
-// PACKED (layout), SLOT (integer type of the slot numbers), PAGE_SIZE.
+// PACKED (layout), BESIDE (tokens of a page whose values lie side by side, where PACKED), SLOT
+// (integer type of the slot numbers), PAGE_SIZE.
 //
 //   paged:  keys and values   [num_pages, page_size, num_kv_heads, head_dim], any outer strides
 //   packed: keys              [num_pages, num_kv_heads, head_dim / X, page_size, X]
-//           values            [num_pages, num_kv_heads, page_size / X, head_dim, X]
+//           values            [num_pages, num_kv_heads, page_size / BESIDE, head_dim, BESIDE]
 //           X elements are 16 bytes
 #pragma once
 
@@ -48,11 +49,11 @@ struct ValueRow {
   SIMT_DEVICE ValueRow at(CACHE* cache, const Slot& slot, int head, int width, i64 page_stride,
                           i64 slot_stride, i64 head_stride) {
     CACHE* page = cache + (slot.page * page_stride + head * head_stride);
-    const int group = slot.offset / PACK, lane = slot.offset % PACK;
-    return {page + (PACKED ? group * width * PACK + lane : slot.offset * slot_stride)};
+    const int group = slot.offset / BESIDE, lane = slot.offset % BESIDE;
+    return {page + (PACKED ? group * width * BESIDE + lane : slot.offset * slot_stride)};
   }
   SIMT_DEVICE CACHE* element(const ValueRow& row, int dim) {
-    return row.base + (PACKED ? dim * PACK : dim);
+    return row.base + (PACKED ? dim * BESIDE : dim);
   }
 };
 

@@ -26,7 +26,7 @@ def assert_written_alike(args, kwargs) -> None:
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("layout", ["paged", "packed"])
+@pytest.mark.parametrize("layout", ["paged", "packed", "transposed"])
 @pytest.mark.parametrize("cache_dtype", [BF16, FP16, FP32, FN, FNUZ], ids=str)
 def test_every_cache(device, layout, cache_dtype):
     scaled = cache_dtype in (FN, FNUZ)
@@ -61,5 +61,5 @@ def test_too_few_contiguous_elements_are_refused():
     args, kwargs = PROBLEM.sample(seed=0, device="cpu")
     with pytest.raises(ValueError, match="heads with last stride 2 are not contiguous"):
         kv_cache.kv_cache_write(args[0].repeat(1, 1, 2)[..., ::2], *args[1:], **kwargs)
-    with pytest.raises(ValueError, match="layout 'flat' is neither paged nor packed"):
+    with pytest.raises(ValueError, match="layout 'flat' is none of paged, packed and"):
         kv_cache.kv_cache_write(*args, layout="flat")
