@@ -148,23 +148,25 @@ SIMT_DEVICE void weigh(Scores& scores, Found& found) {
 template <bool ALL>
 SIMT_DEVICE void add_values(const Tiles& tiles, int stage, const Scores& weights,
                             const Seen& seen, Found& found) {
-  constexpr int LOADS = PACKED ? 1 : TILE_BLOCKS;  // a pack's vector is of every block of tokens
-  u32 b[TILE_BLOCKS][HEAD_BLOCKS][2];
-  UNROLL for (int s = 0; s < TILE_BLOCKS; s++)
-    UNROLL for (int block = 0; block < HEAD_BLOCKS; block++)
-      transposed<OPERAND>(weights[s][block], b[s][block]);
-  UNROLL for (int first = 0; first < LOADS; first++)
+  constexpr int EACH = PACKED ? TILE_BLOCKS : 1;  // blocks of tokens that a vector is of
+  UNROLL for (int first = 0; first < TILE_BLOCKS; first += EACH) {
+    u32 b[EACH][HEAD_BLOCKS][2];
+    UNROLL for (int s = 0; s < EACH; s++)
+      UNROLL for (int block = 0; block < HEAD_BLOCKS; block++)
+        transposed<OPERAND>(weights[first + s][block], b[s][block]);
     UNROLL for (int i = 0; i < VALUE_ROUNDS; i++) {
       Values values;
       load_values<ALL>(tiles, stage, first, i, seen, values);
-      UNROLL for (int s = first; s < TILE_BLOCKS; s += LOADS)
+      UNROLL for (int s = 0; s < EACH; s++)
         UNROLL for (int part = 0; part < ROUND_BLOCKS; part++) {
           u32 a[ROWS][2];
-          UNROLL for (int h = 0; h < ROWS; h++) four_tokens(values, s, part * ROWS + h, a[h]);
+          UNROLL for (int h = 0; h < ROWS; h++)
+            four_tokens(values, first + s, part * ROWS + h, a[h]);
           UNROLL for (int block = 0; block < HEAD_BLOCKS; block++)
             multiply<OPERAND>(found.sums[block][i * ROUND_BLOCKS + part], a, b[s][block]);
         }
     }
+  }
 }
 
 // Where a wave leaves what it found: of the sequence's whole result, or of a part of it.

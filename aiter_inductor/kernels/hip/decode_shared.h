@@ -46,7 +46,8 @@ SIMT_DEVICE void ask_rows(const Tiles& tiles, int stage, const char* base,
   constexpr int ROW = KEYS ? KEY_ROW : VALUE_ROW;
   UNROLL for (int n = 0; n < TILE * ROW / WAVE; n++) {
     const int token = (n * WAVE + lane()) / ROW, vector = (n * WAVE + lane()) % ROW;
-    const u32 offset = from_place(offsets, token);
+    const u32 offset = WAVE % ROW == 0 ? shuffle(offsets[n / ROW], token % WAVE)
+                                       : from_place(offsets, token);
     const u32 to = KEYS ? key_address(tiles, stage, token, vector)
                         : value_address(tiles, stage, token, vector);
     copy(to, base + (u64)offset * 16 + vector * 16, offset != NOWHERE, base);

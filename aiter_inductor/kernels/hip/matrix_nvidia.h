@@ -57,6 +57,13 @@ SIMT_DEVICE u32 interleave(u32 x, u32 y, u32 select) { return __byte_perm(x, y, 
 template <class T> SIMT_DEVICE u32 fp8_pair(u32 word, bool high) {
   static_assert(same<T, fp8_e4m3fn>, "the flavour that sm_90 converts");
   u32 pair;
-  asm("cvt.rn.f16x2.e4m3x2 %0, %1;" : "=r"(pair) : "h"((u16)(high ? word >> 16 : word)));
+  if (high)  // the instruction reads either half of a register
+    asm("{\n.reg .b16 half;\nmov.b32 {_, half}, %1;\ncvt.rn.f16x2.e4m3x2 %0, half;\n}\n"
+        : "=r"(pair)
+        : "r"(word));
+  else
+    asm("{\n.reg .b16 half;\nmov.b32 {half, _}, %1;\ncvt.rn.f16x2.e4m3x2 %0, half;\n}\n"
+        : "=r"(pair)
+        : "r"(word));
   return pair;
 }
