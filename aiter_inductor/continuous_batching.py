@@ -72,7 +72,6 @@ def enable(model: nn.Module) -> None:
             part.config._attn_implementation = name
 
 
-@torch.compiler.disable
 def paged_attention_forward(
     module: nn.Module,
     query: Tensor,
@@ -272,15 +271,20 @@ class _Layer:
 
     def tables_of_tokens(self, num_tokens: int) -> tuple[Tensor, Tensor]:
         """The pages and the length of each new token's sequence, made by a pass's first layer."""
+        if torch.compiler.is_compiling():
+            return self._tables_of_tokens(num_tokens)
         made = _TABLES.get(self.read)
-        if made is not None and made.layer < self.module.layer_idx:
-            return made.tables, made.lengths
+        if made is None or made.layer >= self.module.layer_idx:
+            made = _Tables(self.module.layer_idx, *self._tables_of_tokens(num_tokens))
+            _TABLES[self.read] = made
+        return made.tables, made.lengths
+
+    def _tables_of_tokens(self, num_tokens: int) -> tuple[Tensor, Tensor]:
         page_size = self.keys.shape[1]
         tables, lengths = page_tables(self.read, self.key_starts, page_size, self.longest_key)
-        if self.longest_query > 1:
-            tables, lengths = tables_of_tokens(tables, lengths, self.query_starts, num_tokens)
-        _TABLES[self.read] = _Tables(self.module.layer_idx, tables, lengths)
-        return tables, lengths
+        if self.longest_query == 1:
+            return tables, lengths
+        return tables_of_tokens(tables, lengths, self.query_starts, num_tokens)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ Each line gives the tokens generated a second by `generate_batch`, prefill inclu
 decoding with random weights in bf16, once the manager has served the same prompts before, and the
 part of the tokens that are those of the first line. Nothing is kept of prompts between calls. Names
 after `aiter` say whether batches are captured in CUDA graphs, which transformers does by default
-where an attention needs no masks, preparing a batch while another runs.
+where an attention needs no masks, preparing a batch while another runs, and whether the model is
+compiled with this backend: it is called as one graph.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ from transformers.generation import ContinuousBatchingConfig
 from aiter_inductor import continuous_batching
 
 PAGE_SIZE = 16
-AITER = {"aiter, graphs": True, "aiter, no graphs": False}
+COMPILED = "aiter, compiled, graphs"
+AITER = {"aiter, no graphs": False, "aiter, graphs": True, COMPILED: True}
 
 
 def model_of(layers: int) -> Any:
@@ -80,6 +82,8 @@ def choose(model: Any, label: str) -> None:
     """Let the model attend as the label says."""
     if label in AITER:
         continuous_batching.enable(model)
+        if label == COMPILED:
+            model.compile(backend="aiter", dynamic=True)
     else:
         model.set_attn_implementation(label)
 

@@ -96,6 +96,20 @@ def test_it_generates_what_transformers_does(
     assert ("attention_varlen", torch.Size([min(together, 27), 4, 16])) in attended
 
 
+def test_a_compiled_model_is_one_graph_a_kind_of_batch() -> None:
+    torch.manual_seed(0)
+    model = llama().eval()
+    wanted = generated(model, 16)
+    continuous_batching.enable(model)
+    torch._dynamo.reset()
+    counters = torch._dynamo.utils.counters
+    counters.clear()
+    model.compile(backend="eager", dynamic=True)
+    assert generated(model, 16) == wanted
+    assert not counters["graph_break"]
+    assert counters["stats"]["unique_graphs"] <= 3
+
+
 def test_outside_continuous_batching_it_says_so() -> None:
     model = llama()
     continuous_batching.enable(model)
