@@ -112,9 +112,7 @@ def paged_attention(
         row_bytes, fp8 = head_dim * key_cache.element_size(), key_cache.element_size() == 1
         blocks, packed = num_seqs * keys.num_heads, layout != "paged"
         config = PagedConfig.default(blocks, group, row_bytes, capacity, packed=packed, fp8=fp8)
-    per_token = key_scale is not None and key_scale.numel() != 1
-    if per_token:
-        key_scale, value_scale = (x.contiguous() for x in (key_scale, value_scale))
+    key_scale, value_scale, per_token = _scales(key_scale, value_scale)
     splits, num_rows = config.splits, num_seqs * num_heads
     out = q.new_empty(num_seqs, num_heads, values.head_dim)
     if isinstance(num_rows, int) and num_rows == 0:
@@ -146,8 +144,7 @@ def paged_attention(
         block_tables.stride(0),
         *keys.strides,
         *values.strides,
-        keys.num_heads * keys.page_size,
-        keys.page_size,
+        *(keys.num_heads * keys.page_size, keys.page_size),
         GROUP=group,
         D=head_dim,
         PAGE=keys.page_size,
@@ -174,6 +171,15 @@ def paged_attention(
             **shared,
         )
     return out
+
+
+def _scales(
+    key_scale: Tensor | None, value_scale: Tensor | None
+) -> tuple[Tensor | None, Tensor | None, bool]:
+    """Both, and whether they are of each token and head."""
+    if key_scale is None or value_scale is None or key_scale.numel() == 1:
+        return key_scale, value_scale, False
+    return key_scale.contiguous(), value_scale.contiguous(), True
 
 
 @dataclass(frozen=True)

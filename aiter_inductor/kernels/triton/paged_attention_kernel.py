@@ -31,6 +31,17 @@ def _tanh(x):
 
 
 @triton.jit
+def _finite(peak):
+    return tl.where(peak == -float("inf"), 0.0, peak)
+
+
+@triton.jit
+def _sunk(sink, peak):
+    """The weight of a sink."""
+    return tl.exp2(sink.to(tl.float32) * LOG2_E - _finite(peak))
+
+
+@triton.jit
 def _widened(x, dtype: tl.constexpr):
     """fp8 or int8 in a wider type, exactly; Triton's interpreter makes bits of integers in bf16."""
     return x.to(tl.float32).to(dtype) if x.dtype == tl.int8 else x.to(dtype)
@@ -154,16 +165,15 @@ def paged_split_kernel(
                 x = tl.load(of_x, mask=inside[:, None] & (v < V)[None, :], other=0.0)
             k, x = _widened(k, query.dtype), _widened(x, query.dtype)
             scores = tl.dot(query, tl.trans(k), input_precision="ieee") * factor
+            scaled = page * scales_page + kv_head * scales_head + place
             if PER_TOKEN:
-                scaled = page * scales_page + kv_head * scales_head + place
                 scores *= tl.load(key_scale + scaled, mask=inside, other=0.0)[None, :]
             if SOFTCAP:
                 scores = single(softcap) * _tanh(scores / single(softcap))
             scores = tl.where(inside[None, :], scores * LOG2_E, -float("inf"))
             higher = tl.maximum(peak, tl.max(scores, 1))
-            base = tl.where(higher == -float("inf"), 0.0, higher)
-            p = tl.exp2(scores - base[:, None])
-            decay = tl.exp2(peak - base)
+            p = tl.exp2(scores - _finite(higher)[:, None])
+            decay = tl.exp2(peak - _finite(higher))
             total = total * decay + tl.sum(p, 1)
             if PER_TOKEN:
                 p *= tl.load(value_scale + scaled, mask=inside, other=0.0)[None, :]
@@ -175,9 +185,7 @@ def paged_split_kernel(
         stored = heads[:, None] & (v < V)[None, :]
         if ONE_SPLIT:
             if sinks is not None:
-                sink = tl.load(sinks + head, mask=heads, other=0.0).to(tl.float32) * LOG2_E
-                base = tl.where(peak == -float("inf"), 0.0, peak)
-                total += tl.exp2(sink - base)
+                total += _sunk(tl.load(sinks + head, mask=heads, other=0.0), peak)
             value = acc / tl.where(total == 0.0, 1.0, total)[:, None]
             at = out + row[:, None] * V + v[None, :]
             tl.store(at, value.to(out.dtype.element_ty), mask=stored)
@@ -214,11 +222,10 @@ def paged_reduce_kernel(
     v, every = tl.arange(0, BLOCK_V), tl.arange(0, BLOCK_SPLITS)
     known = tl.load(lse + every * num_rows + row, mask=every < parts, other=-float("inf"))
     peak = tl.max(known)
-    base = tl.where(peak == -float("inf"), 0.0, peak)
+    base = _finite(peak)
     total = tl.sum(tl.exp2(known - base))
     if sinks is not None:
-        sink = tl.load(sinks + row % NUM_HEADS).to(tl.float32) * LOG2_E
-        total += tl.exp2(sink - base)
+        total += _sunk(tl.load(sinks + row % NUM_HEADS), peak)
     acc = tl.zeros((BLOCK_V,), tl.float32)
     for split in range(parts):
         at = split * tl.cast(num_rows, tl.int64) + row
