@@ -35,6 +35,7 @@ from aiter_inductor.patterns.raising import (
 )
 
 RAISING: tuple[Recogniser, ...] = (
+    attention.masked_operator,
     called.called_operator,
     layer_norm.functional_layer_norm,
     layer_norm.spelled_layer_norm,
@@ -73,5 +74,8 @@ FUSION: tuple[Fusion, ...] = (
     residual_into_gemm.residual_into_gemm,
 )
 
-PATTERNS = (*(rule.pattern for rule in RAISING[1:]), *(rule.name for rule in FUSION))
+PATTERNS = (
+    *(rule.pattern for rule in RAISING if rule is not called.called_operator),
+    *(rule.name for rule in FUSION),
+)
 """Names by which each can be switched off; a called operator is by its own name."""

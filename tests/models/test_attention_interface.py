@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import aiter_inductor
 from aiter_inductor.transformers import attention_forward, register
 from tests.models import zoo
 from tests.models.test_attention import BATCH, LENGTH, padding
@@ -54,3 +55,21 @@ def test_packed_sequences_are_attended_to_one_by_one(name, monkeypatch):
     (got,) = torch.autograd.grad(together.square().mean(), weight)
     torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(got, wanted, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("name", ["gemma2", "gpt_oss"])
+def test_a_compiled_call_reads_no_mask_that_is_understood(name, training, packed):
+    register()
+    model = zoo.build(name, attention="aiter", layers=2).train(training)
+    inputs = {"position_ids": torch.arange(LENGTH).expand(BATCH, -1) % 4} if packed else {}
+    with torch.set_grad_enabled(training):
+        ids = zoo.token_ids(BATCH, LENGTH)
+        report = aiter_inductor.explain(model, ids, target="sm_90", use_cache=False, **inputs)
+    sites = [site for site in report.sites if site.pattern == "attention"]
+    assert len(sites) == 2
+    assert all("mask=none" in site.problem for site in sites), str(report)
+    assert all("causal=top_left" in site.problem for site in sites), str(report)
+    documents = packed and name == "gemma2"  # GPT-OSS does not look for documents
+    assert all(f"first_keys={documents}" in site.problem for site in sites), str(report)

@@ -18,7 +18,7 @@ def called_operator(node: fx.Node) -> Match | None:
 
     A call that names its provider stays as it is, and so does one that writes to its arguments.
     """
-    op = _op_of(node)
+    op = op_of(node)
     if op is None or op.mutates or node.kwargs.get("provider", ""):
         return None
     kwargs = {name: given for name, given in node.kwargs.items() if name != "provider"}
@@ -32,6 +32,7 @@ def called_operator(node: fx.Node) -> Match | None:
     return Match(op.name, op, node.args, kwargs, outputs, frozenset({node, *parts.values()}))
 
 
-def _op_of(node: fx.Node) -> Op | None:
+def op_of(node: fx.Node) -> Op | None:
+    """The operator that a node calls by name, if it is one of this package."""
     name = str(getattr(node.target, "_opname", "") or getattr(node.target, "__name__", ""))
     return OPS.get(name.partition(".")[0])
