@@ -158,6 +158,7 @@ def scaled_gemm(
         FN_AS_FNUZ=as_fnuz,
         SHUFFLED=shuffled,
         BATCHED=False,
+        TURNED=False,
         **config.launch(),
     )
     if split_k > 1:

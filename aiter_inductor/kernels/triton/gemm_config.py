@@ -13,6 +13,8 @@ PROGRAMS = {True: 304, False: 132}
 """Programs that fill an MI300X (under ROCm) and an H200."""
 
 MAX_SPLIT = 16
+MOST_FEW = 4
+"""Rows up to which a quantised weight is multiplied without matrix instructions."""
 MAX_STEP = 128
 
 
@@ -22,7 +24,8 @@ class GemmConfig:
 
     Attributes:
         block_m, block_n, block_k: the tile, powers of two, at least 16; `block_k` divides the
-            elements of K that share a scale.
+            elements of K that share a scale. With a `block_m` of 1, 2 or 4 so many rows are
+            multiplied with a quantised weight without matrix instructions, by any stretch of K.
         split_k: parts into which K is cut, each summed by programs of its own.
         group_m: rows of tiles that advance together.
         num_warps: warps of 32 lanes; a chip with wider ones launches half as many.
@@ -67,9 +70,19 @@ class GemmConfig:
 
     @classmethod
     def default_weight_only(
-        cls, M: Any, N: int, K: int, *, amd: bool, block_k: int = 128
+        cls, M: Any, N: int, K: int, *, amd: bool, scale_k: int = 0
     ) -> GemmConfig:
-        """Untuned choice where x is not quantised and the weight is the left operand."""
+        """Untuned choice where x is not quantised; `scale_k` columns share a scale, or all do."""
+        if isinstance(M, int) and M <= MOST_FEW and not scale_k & (scale_k - 1):
+            return cls(_power_above(M), 4, min(max(_power_above(K), 16), 1024), num_stages=2)
+        return cls.default_weight_first(M, N, K, amd=amd, scale_k=scale_k)
+
+    @classmethod
+    def default_weight_first(
+        cls, M: Any, N: int, K: int, *, amd: bool, scale_k: int = 0
+    ) -> GemmConfig:
+        """Untuned choice where the weight is the left operand of matrix instructions."""
+        block_k = min(scale_k & -scale_k, MAX_STEP) if scale_k else MAX_STEP
         rows = M if isinstance(M, int) else 4096
         block_m = min(max(_power_above(rows), 16), 128)
         wide = block_m == 128 or _cdiv(N, 128) >= PROGRAMS[amd]
@@ -87,6 +100,8 @@ class GemmConfig:
         amd = arch.wave_size == 64
         step = step_of(problem)
         weight_only = problem.scaling.startswith("weight")
+        if weight_only and problem.M <= MOST_FEW:
+            yield from cls._few(problem)
         tiles = (
             WEIGHT_FIRST
             if weight_only
@@ -104,6 +119,18 @@ class GemmConfig:
             if amd and block_m >= 32:
                 yield replace(made, matrix_instr_nonkdim=16, waves_per_eu=2)
 
+    @classmethod
+    def _few(cls, problem: Any) -> Iterator[GemmConfig]:
+        """Without matrix instructions: 8 to 64 sums a lane, in one or several parts of K."""
+        rows = _power_above(problem.M)
+        for block_n in (1, 2, 4, 8, 16):
+            for block_k in (256, 512, 1024, 2048):
+                for num_warps in (2, 4, 8):
+                    sums = rows * block_n * block_k // (32 * num_warps)
+                    for split_k in (1, 2, 4) if 8 <= sums <= 64 else ():
+                        if split_k * block_k <= problem.K:
+                            yield cls(rows, block_n, block_k, split_k, 8, num_warps, 2)
+
     def _cut(self, problem: Any, arch: Any) -> Iterator[GemmConfig]:
         """Itself, and cut along K while that fills the chip not more than four times over."""
         tiles = _cdiv(problem.M, self.block_m) * _cdiv(problem.N, self.block_n)
@@ -120,6 +147,8 @@ class GemmConfig:
 
     def refuse(self, problem: Any) -> str | None:
         """Why the kernel cannot run `problem` so, or None."""
+        if self.block_m <= MOST_FEW:
+            return self._refuse_few(problem)
         for field in ("block_m", "block_n", "block_k"):
             size = getattr(self, field)
             if size < 16 or size & (size - 1):
@@ -129,6 +158,20 @@ class GemmConfig:
         positive = [f.name for f in dataclasses.fields(self) if getattr(self, f.name) < 0]
         if positive or min(self.split_k, self.group_m, self.num_warps, self.num_stages) < 1:
             return f"{self} has a parameter that is not positive"
+        return None
+
+    def _refuse_few(self, problem: Any) -> str | None:
+        """Of rows that are multiplied without matrix instructions."""
+        if not problem.scaling.startswith("weight"):
+            return f"block_m={self.block_m} is less than 16, the rows of a matrix instruction"
+        sizes = {"block_m": self.block_m, "block_n": self.block_n, "block_k": self.block_k}
+        group = problem.group_size or problem.block_k
+        for field, size in (sizes | {"the columns of a scale": group}).items():
+            if size & (size - 1):
+                return f"{field}={size} is no power of two"
+        least = min(self.block_m, self.block_n, self.split_k, self.num_warps, self.num_stages)
+        if least < 1 or self.block_k < 16:
+            return f"{self} has a parameter that is too small"
         return None
 
     def launch(self) -> dict[str, int]:

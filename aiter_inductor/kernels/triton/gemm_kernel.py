@@ -88,7 +88,7 @@ def gemm_kernel(
     FN_AS_FNUZ: tl.constexpr,
     SHUFFLED: tl.constexpr,
     BATCHED: tl.constexpr,
-    TURNED: tl.constexpr = False,
+    TURNED: tl.constexpr,
 ):
     """One tile of the product, or of its share of K as fp32.
 

@@ -7,7 +7,7 @@ import triton
 from torch import Tensor
 
 from aiter_inductor.kernels.triton.gemm import add_splits
-from aiter_inductor.kernels.triton.gemm_config import GemmConfig, scale_step
+from aiter_inductor.kernels.triton.gemm_config import GemmConfig
 from aiter_inductor.kernels.triton.gemm_tile_packed_kernel import (
     dequantise_tiles_kernel,
     tile_packed_kernel,
@@ -35,9 +35,8 @@ def gemm_w4a16_tile_packed(
     x_rows = x.flatten(0, -2) if x.dim() > 1 else x.unsqueeze(0)
     M = x_rows.shape[0]
     if config is None:
-        step = scale_step("weight_group", (group_size, 0, 0))
         amd = torch.version.hip is not None
-        config = GemmConfig.default_weight_only(M, N, K, amd=amd, block_k=step)
+        config = GemmConfig.default_weight_first(M, N, K, amd=amd, scale_k=group_size)
     split_k = config.split_k
     out = x.new_empty((*x.shape[:-1], N))
     target = out if split_k == 1 else x.new_empty((split_k, M, N), dtype=torch.float32)

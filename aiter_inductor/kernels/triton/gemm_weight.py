@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 from torch import Tensor
 
 from aiter_inductor.kernels.triton.gemm import add_splits
-from aiter_inductor.kernels.triton.gemm_config import GemmConfig, scale_step
-from aiter_inductor.kernels.triton.gemm_weight_kernel import weight_only_kernel
+from aiter_inductor.kernels.triton.gemm_config import MOST_FEW, GemmConfig
+from aiter_inductor.kernels.triton.gemm_weight_kernel import few_rows_kernel, weight_only_kernel
 from aiter_inductor.kernels.triton.launch import launchable
 
 
@@ -75,14 +77,17 @@ def weight_only_gemm(
     x_rows = x.flatten(0, -2) if x.dim() > 1 else x.unsqueeze(0)
     M = x_rows.shape[0]
     if config is None:
-        step = scale_step("weight_block", (0, 0, blocks[1])) if blocks[1] else 128
         amd = torch.version.hip is not None
-        config = GemmConfig.default_weight_only(M, N, K, amd=amd, block_k=step)
+        config = GemmConfig.default_weight_only(M, N, K, amd=amd, scale_k=blocks[1])
     split_k = config.split_k
     out = x.new_empty((*x.shape[:-1], N))
     target = out if split_k == 1 else x.new_empty((split_k, M, N), dtype=torch.float32)
     tiles = triton.cdiv(M, config.block_m) * triton.cdiv(N, config.block_n)
-    launchable(weight_only_kernel)[(tiles, split_k)](
+    few = config.block_m <= MOST_FEW
+    rows: dict[str, Any] = {"ROWS": config.block_m}
+    if not few:
+        rows = {"BLOCK_M": config.block_m, "GROUP_M": config.group_m}
+    launchable(few_rows_kernel if few else weight_only_kernel)[(tiles, split_k)](
         x_rows,
         weight,
         weight_scale,
@@ -101,11 +106,10 @@ def weight_only_gemm(
         SCALE_K=blocks[1],
         PACKED=packed,
         OFFSET=offset_binary,
-        BLOCK_M=config.block_m,
         BLOCK_N=config.block_n,
         BLOCK_K=config.block_k,
-        GROUP_M=config.group_m,
         EVEN_K=K % config.block_k == 0,
+        **rows,
         **config.launch(),
     )
     if split_k > 1:

@@ -90,3 +90,92 @@ def weight_only_kernel(
         total += tl.load(bias_ptr + column).to(tl.float32)[:, None]
     to = out_ptr + (tl.program_id(1).to(tl.int64) * M + row)[None, :] * N + n[:, None]
     tl.store(to, total.to(out_ptr.dtype.element_ty), (n < N)[:, None] & (m < M)[None, :])
+
+
+@triton.jit
+def grouped(
+    ptr,
+    column,
+    k,
+    K,
+    row_stride,
+    column_stride,
+    SCALE_N: tl.constexpr,
+    SCALE_K: tl.constexpr,
+    GROUPS: tl.constexpr,
+):
+    """What is kept for GROUPS groups of SCALE_K columns from `k` on, as [rows, GROUPS, 1]."""
+    group = tl.minimum(k // SCALE_K + tl.arange(0, GROUPS), (K - 1) // SCALE_K)
+    at = (column // SCALE_N)[:, None] * row_stride + group[None, :] * column_stride
+    return tl.load(ptr + at).to(tl.float32)[:, :, None]
+
+
+@triton.jit(do_not_specialize=["M"])
+def few_rows_kernel(
+    x_ptr,
+    weight_ptr,
+    weight_scale_ptr,
+    weight_zero_ptr,
+    bias_ptr,
+    out_ptr,
+    M,
+    N,
+    K,
+    x_stride,
+    weight_stride,
+    scale_row_stride,
+    scale_column_stride,
+    k_per_split,
+    SCALE_N: tl.constexpr,
+    SCALE_K: tl.constexpr,
+    PACKED: tl.constexpr,
+    OFFSET: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    EVEN_K: tl.constexpr,
+):
+    """BLOCK_N columns of ROWS rows of the product, without matrix instructions.
+
+    Every element of the weight is read once and multiplied in float32, so that long stretches of
+    rows are on their way at once; the sums along K are added up at the end.
+    """
+    across = tl.cdiv(N, BLOCK_N)
+    n = tl.program_id(0) % across * BLOCK_N + tl.arange(0, BLOCK_N)
+    m = tl.program_id(0) // across * ROWS + tl.arange(0, ROWS)
+    row, column = tl.minimum(m, M - 1).to(tl.int64), tl.minimum(n, N - 1).to(tl.int64)
+    HELD: tl.constexpr = BLOCK_K // 2 if PACKED else BLOCK_K
+    inner, held = tl.arange(0, BLOCK_K), tl.arange(0, HELD)
+    x_rows = x_ptr + row[:, None] * x_stride + inner[None, :]
+    weight_rows = weight_ptr + column[:, None] * weight_stride + held[None, :]
+    strides = scale_row_stride, scale_column_stride
+    total = tl.zeros([ROWS, BLOCK_N, BLOCK_K], tl.float32)
+    start = tl.program_id(1) * k_per_split
+    for k in tl.range(start, tl.minimum(start + k_per_split, K), BLOCK_K):
+        at = k // 2 if PACKED else k
+        if EVEN_K:
+            x, weight = tl.load(x_rows + k), tl.load(weight_rows + at)
+        else:
+            x = tl.load(x_rows + k, inner[None, :] < K - k, 0.0)
+            left = (K - k) // 2 if PACKED else K - k
+            weight = tl.load(weight_rows + at, held[None, :] < left, 0.0)
+        if PACKED:
+            weight = unpacked(weight, BLOCK_N, BLOCK_K, OFFSET)
+        wide = weight.to(tl.float32)
+        if SCALE_K:
+            SPAN: tl.constexpr = SCALE_K if SCALE_K < BLOCK_K else BLOCK_K  # noqa: FURB136
+            GROUPS: tl.constexpr = BLOCK_K // SPAN
+            wide = wide.reshape(BLOCK_N, GROUPS, SPAN)
+            wide *= grouped(weight_scale_ptr, column, k, K, *strides, SCALE_N, SCALE_K, GROUPS)
+            if weight_zero_ptr is not None:
+                wide += grouped(weight_zero_ptr, column, k, K, *strides, SCALE_N, SCALE_K, GROUPS)
+            wide = wide.reshape(BLOCK_N, BLOCK_K)
+        total += wide[None, :, :] * x.to(tl.float32)[:, None, :]
+    out = tl.sum(total, 2)
+    if not SCALE_K:
+        block = (column // SCALE_N) * scale_row_stride
+        out *= tl.load(weight_scale_ptr + block).to(tl.float32)[None, :]
+    if bias_ptr is not None:
+        out += tl.load(bias_ptr + column).to(tl.float32)[None, :]
+    to = out_ptr + (tl.program_id(1).to(tl.int64) * M + row)[:, None] * N + n[None, :]
+    tl.store(to, out.to(out_ptr.dtype.element_ty), (m < M)[:, None] & (n < N)[None, :])

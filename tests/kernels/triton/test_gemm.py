@@ -9,6 +9,7 @@ import torch
 
 from aiter_inductor.kernels.triton import bmm, gemm, gemm_tile_packed, gemm_weight
 from aiter_inductor.kernels.triton.gemm_config import GemmConfig, scale_step
+from aiter_inductor.lowerings.gemm_problem import GemmProblem
 from aiter_inductor.lowerings.gemm_tile_packed import in_rows
 from aiter_inductor.lowerings.gemm_tiles import in_tiles
 from tests.lowerings.test_gemm import unpacked
@@ -263,3 +264,40 @@ def test_residual(split_k):
     rows, columns = spread(of_x, x, 1, 128), spread(of_weight, weight, 128, 128)
     exact = rows @ columns.T + bias.double() + residual.double()
     torch.testing.assert_close(out.double(), exact, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["rows", "blocks", "int4", "zeros"])
+@pytest.mark.parametrize(("M", "N", "K"), [(1, 33, 256), (3, 70, 200)])
+@pytest.mark.parametrize("split_k", [1, 2])
+def test_few_rows_of_weight_only(kind, M, N, K, split_k):
+    """Without matrix instructions, in tiles narrower and wider than a group of the scales."""
+    x, bias = torch.randn(M, K).bfloat16(), torch.randn(N)
+    for block_k in (32, 128):
+        config = GemmConfig(1 if M == 1 else 2, 4, block_k, split_k, num_stages=2)
+        if kind in ("rows", "blocks"):
+            weight = codes(N, K, FP8 if kind == "rows" else torch.int8, 2)
+            scale = scales(N) if kind == "rows" else scales(cdiv(N, 16), cdiv(K, 64))
+            blocks = {"block_n": 16, "block_k": 64}
+            out = gemm_weight.gemm_w8a16(x, weight, scale, bias, **blocks, config=config)
+            sizes = (1, K) if kind == "rows" else (16, 64)
+            exact = spread(scale.reshape(len(scale), -1), weight, *sizes)
+        else:
+            packed = torch.randint(0, 256, (N, K // 2), dtype=torch.uint8)
+            scale, zero = scales(N, cdiv(K, 64)), scales(N, cdiv(K, 64), seed=6)
+            zero = zero if kind == "zeros" else None
+            out = gemm_weight.gemm_w4a16(x, packed, scale, bias, zero, group_size=64, config=config)
+            exact = spread(scale, unpacked(packed), 1, 64)
+            if zero is not None:
+                exact = exact + spread(zero, torch.ones(N, K), 1, 64)
+        assert_product(out, x, exact, bias, 2**-8)
+
+
+def test_configs_of_few_rows_are_refused_with_a_sentence():
+    few = GemmConfig(4, 4, 256)
+    problem = GemmProblem(3, 64, 256, torch.bfloat16, FP8, torch.bfloat16, "weight_row")
+    assert few.refuse(problem) is None
+    grouped = replace(problem, scaling="weight_group", group_size=96)
+    assert few.refuse(grouped) == "the columns of a scale=96 is no power of two"
+    assert few.refuse(replace(problem, scaling="row")).startswith("block_m=4 is less than 16")
+    default = GemmConfig.default_weight_only(3, 64, 256, amd=True, scale_k=96)
+    assert default.block_m == 16
