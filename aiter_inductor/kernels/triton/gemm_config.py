@@ -123,9 +123,9 @@ class GemmConfig:
     def _few(cls, problem: Any) -> Iterator[GemmConfig]:
         """Without matrix instructions: 8 to 64 sums a lane, in one or several parts of K."""
         rows = _power_above(problem.M)
-        for block_n in (1, 2, 4, 8, 16):
-            for block_k in (256, 512, 1024, 2048):
-                for num_warps in (2, 4, 8):
+        for block_n in (1, 2, 4, 8):
+            for block_k in (512, 1024, 2048):
+                for num_warps in (4, 8):
                     sums = rows * block_n * block_k // (32 * num_warps)
                     for split_k in (1, 2, 4) if 8 <= sums <= 64 else ():
                         if split_k * block_k <= problem.K:
