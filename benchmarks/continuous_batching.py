@@ -3,12 +3,12 @@
     python benchmarks/continuous_batching.py --layers 8 --requests 64 --prompt 1024 --new 64
     python benchmarks/continuous_batching.py --profile "aiter, graphs" --requests 32
 
-Each line gives the tokens generated a second by `generate_batch`, prefill included, of greedy
-decoding with random weights in bf16, once the manager has served the same prompts before, and the
-part of the tokens that are those of the first line. Nothing is kept of prompts between calls. Names
-after `aiter` say whether batches are captured in CUDA graphs, which transformers does by default
-where an attention needs no masks, preparing a batch while another runs, and whether the model is
-compiled with this backend: it is called as one graph.
+Each line gives the tokens generated a second from the first request to the last result, prefill
+included, by a manager that has served before: greedy decoding with random weights in bf16, prompts
+of half to all of `--prompt` tokens; and the part of the tokens that are those of the first line.
+Nothing is kept of prompts between rounds. Names after `aiter` say whether batches are captured in
+CUDA graphs, which transformers does by default where an attention needs no masks, preparing a batch
+while another runs, and whether the model is compiled with this backend.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ import argparse
 import dataclasses
 import statistics
 import time
-from functools import partial
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -52,10 +53,11 @@ def model_of(layers: int) -> Any:
     return model
 
 
-def generated(
+@contextmanager
+def serving(
     model: Any, prompts: list[list[int]], new_tokens: int, graphs: bool
-) -> list[list[int]]:
-    """Tokens of every request, in the order of the prompts, by a manager that is kept."""
+) -> Iterator[Callable[[list[list[int]]], list[list[int]]]]:
+    """A manager with room for all prompts, as a function that generates from some of them."""
     names = {field.name for field in dataclasses.fields(ContinuousBatchingConfig)}
     pages = sum(-(-(len(prompt) + new_tokens) // PAGE_SIZE) + 1 for prompt in prompts)
     batching = ContinuousBatchingConfig(
@@ -63,19 +65,28 @@ def generated(
         **({"auto_switch_to_flash": False} if "auto_switch_to_flash" in names else {}),
         num_blocks=pages,
         max_batch_tokens=2048,
+        max_requests_per_batch=len(prompts),
         use_cuda_graph=graphs,
         allow_block_sharing=False,
     )
     greedy = GenerationConfig(
         max_new_tokens=new_tokens, do_sample=False, eos_token_id=-1, pad_token_id=0
     )
-    results = model.generate_batch(
-        prompts,
-        generation_config=greedy,
-        continuous_batching_config=batching,
-        persistent_manager=True,
-    )
-    return [result.generated_tokens for result in results.values()]
+    with model.continuous_batching_context_manager(
+        generation_config=greedy, continuous_batching_config=batching
+    ) as manager:
+
+        def generate(asked: list[list[int]]) -> list[list[int]]:
+            names, found = manager.add_requests(asked), dict[str, list[int]]()
+            while len(found) < len(names):
+                result = manager.get_result(timeout=60)
+                if result is None or result.error:
+                    raise RuntimeError(f"{len(found)} of {len(names)} requests: {result}")
+                if result.is_finished():
+                    found[result.request_id] = result.generated_tokens
+            return [found[name] for name in names]
+
+        yield generate
 
 
 def choose(model: Any, label: str) -> None:
@@ -91,11 +102,30 @@ def choose(model: Any, label: str) -> None:
 def profiled(model: Any, label: str, prompts: list[list[int]], new_tokens: int) -> str:
     """Where the time goes: kernels and operators, by their time on the GPU."""
     choose(model, label)
-    run = partial(generated, model, prompts, new_tokens, AITER.get(label, False))
-    run()
-    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as found:
-        run()
+    with serving(model, prompts, new_tokens, AITER.get(label, False)) as generate:
+        generate(prompts)
+        with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as found:
+            generate(prompts)
     return found.key_averages().table("cuda_time_total", row_limit=40, max_name_column_width=60)
+
+
+def measured(
+    model: Any, label: str, prompts: list[list[int]], new_tokens: int, rounds: int
+) -> tuple[list[list[int]], float]:
+    """The tokens, and those generated a second, the median of the rounds.
+
+    Graphs are captured by a round before; without them a few requests are warm-up enough.
+    """
+    choose(model, label)
+    seconds = []
+    with serving(model, prompts, new_tokens, AITER.get(label, False)) as generate:
+        generate(prompts if AITER.get(label) else prompts[:2])
+        for _ in range(rounds):
+            torch.cuda.synchronize()
+            started = time.perf_counter()
+            tokens = generate(prompts)
+            seconds.append(time.perf_counter() - started)
+    return tokens, sum(map(len, tokens)) / statistics.median(seconds)
 
 
 def main() -> None:
@@ -107,7 +137,7 @@ def main() -> None:
     for name, default in (("layers", 8), ("requests", 64), ("prompt", 1024), ("new", 64)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--only", choices=labels, help="one of the attentions")
+    parser.add_argument("--only", action="append", choices=labels, help="some of the attentions")
     parser.add_argument("--profile", choices=labels, help="print where the time goes instead")
     options = parser.parse_args()
     model = model_of(options.layers)
@@ -118,23 +148,14 @@ def main() -> None:
         print(profiled(model, options.profile, prompts, options.new))
         return
     wanted: list[list[int]] = []
-    for label in [options.only] if options.only else labels:
-        choose(model, label)
-        run = partial(generated, model, prompts, options.new, AITER.get(label, False))
-        tokens, seconds = run(), []
-        for _ in range(options.rounds):
-            torch.cuda.synchronize()
-            started = time.perf_counter()
-            tokens = run()
-            seconds.append(time.perf_counter() - started)
-        model.destroy_cached_continuous_batching_manager()
+    for label in options.only or labels:
+        tokens, rate = measured(model, label, prompts, options.new, options.rounds)
         wanted = wanted or tokens
-        count = sum(map(len, tokens))
-        same = sum(
-            a == b for x, y in zip(tokens, wanted, strict=True) for a, b in zip(x, y, strict=True)
-        )
-        rate = count / statistics.median(seconds)
-        print(f"{label}: {rate:.0f} tokens/s, {same / count:.3f} as the first", flush=True)
+        pairs = [
+            pair for x, y in zip(tokens, wanted, strict=True) for pair in zip(x, y, strict=True)
+        ]
+        same = sum(a == b for a, b in pairs) / len(pairs)
+        print(f"{label}: {rate:.0f} tokens/s, {same:.3f} as the first", flush=True)
 
 
 if __name__ == "__main__":

@@ -216,6 +216,7 @@ decode_attend(const Q* q, const CACHE* keys, const CACHE* values, const i32* tab
               i64 q_seq, i64 q_head, i64 tables_seq, i64 mask_seq, i64 mask_token, i64 key_head,
               i64 value_head, i32 key_page, i32 key_token, i32 key_chunk, i32 value_page,
               i32 value_token, i32 value_chunk) {
+  begin();
   const Lengths all{lengths, num_seqs, longest, window};
   const i32 wave = uniform(block_x() * BLOCK_WAVES + thread_index() / WAVE);
   const i32 units = num_kv_heads * UNITS, unit = wave % units, range = wave / units;
@@ -224,8 +225,8 @@ decode_attend(const Q* q, const CACHE* keys, const CACHE* values, const i32* tab
   if (wave == 0 && lane() == 0) starts[num_seqs] = total;
   ranges = used_ranges(total, ranges);
   if (range >= ranges) return;
-  const i32 begin = range_begin(range, total, ranges), end = range_begin(range + 1, total, ranges);
-  if (begin == end) return;
+  const i32 first = range_begin(range, total, ranges), end = range_begin(range + 1, total, ranges);
+  if (first == end) return;
 
   const Pages pages{(const char*)(keys + kv_head * key_head),
                     (const char*)(values + kv_head * value_head),
@@ -239,8 +240,8 @@ decode_attend(const Q* q, const CACHE* keys, const CACHE* values, const i32* tab
                     (u32)value_chunk};
   SIMT_TILES(tiles);
   begin_tiles(tiles);
-  Cursor now = Cursor::at(all, begin), ahead = now;
-  i32 left = end - begin;  // tiles still to be asked for
+  Cursor now = Cursor::at(all, first), ahead = now;
+  i32 left = end - first;  // tiles still to be asked for
   PageNumbers numbers = page_numbers(pages, ahead);
   UNROLL for (int stage = 0; stage < STAGES - 1; stage++)
     ask_next(tiles, stage, pages, all, ahead, numbers, left);
@@ -253,7 +254,7 @@ decode_attend(const Q* q, const CACHE* keys, const CACHE* values, const i32* tab
   i32 piece = -1;  // the first tile of the sequence that this wave has
   int stage = 0;
   u32 parity = 0;  // of the stage's turn
-  for (i32 tile = begin; tile < end; tile++) {
+  for (i32 tile = first; tile < end; tile++) {
     if (piece < 0) {
       piece = now.tile;
       load_queries(q + (now.seq * q_seq + kv_head * GROUP * q_head), q_head, in_group,
@@ -277,7 +278,7 @@ decode_attend(const Q* q, const CACHE* keys, const CACHE* values, const i32* tab
     const bool last = now.tile + 1 == now.sequence.tiles;
     if (last || tile + 1 == end) {
       const bool whole = piece == 0 && last;
-      const i32 part = 2 * range + (tile - now.tile + piece > begin);
+      const i32 part = 2 * range + (tile - now.tile + piece > first);
       leave(found, results, kv_head * GROUP + in_group, now.seq, part, whole, v_scale);
       piece = -1;
     }

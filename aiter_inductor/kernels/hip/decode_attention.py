@@ -23,7 +23,8 @@ from aiter_inductor.kernels.hip.loading import (
 
 VECTOR_BYTES = 16
 MAX_CACHE_BYTES = VECTOR_BYTES * 2**32
-_REDUCE_WAVES = 4
+_REDUCE_WAVES, _MOST_REDUCE_WAVES = 4, 16
+_MANY_PARTS = 8
 _LEAST_VALUE_BYTES = 4
 _TILE_BYTES, _MOST_WAVES = 16384, 4
 _COLUMNS = {32: 8, 64: 16}
@@ -196,16 +197,18 @@ class AttendVariant:
                 *(i32(n) for n in ("key_page", "key_token", "key_chunk")),
                 *(i32(n) for n in ("value_page", "value_token", "value_chunk")),
             ),
+            waits=True,
         )
 
 
 @dataclass(frozen=True)
 class ReduceVariant:
-    """One compilation of decode_reduce.hip."""
+    """One compilation of decode_reduce.hip; `waves` of a block share a sequence's parts."""
 
     style: DecodeStyle
     config: DecodeConfig
     num_heads: int
+    waves: int
 
     def module(self) -> Module:
         """decode_reduce.hip with these definitions."""
@@ -215,7 +218,7 @@ class ReduceVariant:
             Q=CPP_TYPES[self.style.dtype],
             DV=self.style.v_head_dim,
             HEADS=self.num_heads,
-            BLOCK_WAVES=_REDUCE_WAVES,
+            BLOCK_WAVES=self.waves,
             TILE=self.config.tile,
             DENSE=self.style.page_size is None,
             LEAST_TILES=self.config.least_tiles,
@@ -235,6 +238,7 @@ class ReduceVariant:
                 pointer("out", self.style.dtype),
                 *(i32(n) for n in ("num_seqs", "longest", "window", "ranges")),
             ),
+            waits=True,
         )
 
 
@@ -255,7 +259,8 @@ class LengthsVariant:
         """decode_lengths's parameters."""
         mask, lengths = pointer("mask", self.mask_dtype), pointer("lengths", torch.int32)
         strides = i64("mask_seq"), i64("mask_token")
-        return KernelSignature("decode_lengths", (mask, lengths, i32("longest"), *strides))
+        parameters = mask, lengths, i32("longest"), *strides
+        return KernelSignature("decode_lengths", parameters, waits=True)
 
 
 @dataclass(frozen=True)
@@ -358,7 +363,8 @@ def decode(
     arch = arch_name(q.device)
     if config is None:
         config = DecodeConfig.default(arch, style)
-    attend, reduce, ranges = _plan(style, config, arch, q.device, num_kv_heads)
+    attend, reduces, ranges = _plan(style, config, arch, q.device, num_kv_heads)
+    reduce = reduces[ranges >= _MANY_PARTS * num_seqs]
     tokens = tokens.shown()
     partial = q.new_empty(2 * ranges, num_heads, style.v_head_dim, dtype=torch.float32)
     lse = q.new_empty(2 * ranges, num_heads, dtype=torch.float32)
@@ -422,21 +428,27 @@ class _Launch:
 @lru_cache(maxsize=1024)
 def _plan(
     style: DecodeStyle, config: DecodeConfig, arch: str, device: torch.device, num_kv_heads: int
-) -> tuple[_Launch, _Launch, int]:
-    """Both launches, and the ranges of tokens that waves take."""
+) -> tuple[_Launch, tuple[_Launch, _Launch], int]:
+    """Attention, its reduction over few or many parts, and the ranges of tokens that waves take."""
     wave = wave_size(arch)
     attend = AttendVariant(style, config, wave)
     heads = num_kv_heads * attend.units
     waves = _compute_units(arch, device) * config.blocks * config.waves
     ranges = max(waves // heads, 1)
     blocks = -(-ranges * heads // config.waves)
-    reduce = ReduceVariant(style, config, num_kv_heads * style.group)
     place = arch, device.type
-    return (
-        _Launch(attend, *place, blocks, config.waves * wave, attend.shared_bytes),
-        _Launch(reduce, *place, 0, _REDUCE_WAVES * wave, 0),
-        ranges,
+    few, many = (
+        _Launch(
+            ReduceVariant(style, config, num_kv_heads * style.group, each),
+            *place,
+            0,
+            each * wave,
+            0,
+        )
+        for each in (_REDUCE_WAVES, _MOST_REDUCE_WAVES)
     )
+    launch = _Launch(attend, *place, blocks, config.waves * wave, attend.shared_bytes)
+    return launch, (few, many), ranges
 
 
 def _compute_units(arch: str, device: torch.device) -> int:

@@ -6,6 +6,7 @@
 
 SIMT_KERNEL(THREADS)
 decode_lengths(const MASK* mask, i32* lengths, i32 longest, i64 mask_seq, i64 mask_token) {
+  begin();
   SIMT_SHARED u32 slots[THREADS / WAVE];
   const MASK* row = mask + block_x() * mask_seq;
   u32 length = 0;

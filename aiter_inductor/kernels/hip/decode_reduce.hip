@@ -6,6 +6,7 @@
 #include "decode_ranges.h"
 
 constexpr int EACH = (DV + WAVE - 1) / WAVE;
+constexpr int AHEAD = 4;  // parts that a wave asks for before it adds the first
 
 struct Sums {
   float values[EACH];
@@ -32,6 +33,7 @@ SIMT_DEVICE void store_row(Q* out, const float (&values)[EACH], float divisor) {
 SIMT_KERNEL(BLOCK_WAVES * WAVE)
 decode_reduce(const float* partial, const float* lse, const i32* starts, const i32* lengths,
               const Q* sinks, Q* out, i32 num_seqs, i32 longest, i32 window, i32 ranges) {
+  begin();
   SIMT_SHARED float peaks[BLOCK_WAVES], totals[BLOCK_WAVES], others[BLOCK_WAVES][EACH * WAVE];
   const Lengths all{lengths, num_seqs, longest, window};
   const i32 seq = block_x() / HEADS, head = block_x() % HEADS;
@@ -43,20 +45,24 @@ decode_reduce(const float* partial, const float* lse, const i32* starts, const i
     if (wave == 0) store_row(row, sums.values, 1.0f);
     return;
   }
-  const i32 begin = starts[seq], total = starts[num_seqs];
+  const i32 start = starts[seq], total = starts[num_seqs];
   ranges = used_ranges(total, ranges);
-  const i32 first = range_of(begin, total, ranges);
-  const i32 last = range_of(begin + tiles - 1, total, ranges);
+  const i32 first = range_of(start, total, ranges);
+  const i32 last = range_of(start + tiles - 1, total, ranges);
   if (first == last) return;
-  for (i32 range = first + wave; range <= last; range += BLOCK_WAVES) {
-    const bool later = range_begin(range, total, ranges) < begin;  // than its range's first tile
-    const i64 at = (i64)(2 * range + later) * HEADS + head;
-    float values[EACH];
-    UNROLL for (int i = 0; i < EACH; i++) {
-      const int dv = i * WAVE + lane();
-      values[i] = dv < DV ? partial[at * DV + dv] : 0.0f;
+  const bool later = range_begin(first, total, ranges) < start;  // than its range's first tile
+  for (i32 range = first + wave; range <= last; range += AHEAD * BLOCK_WAVES) {
+    float known[AHEAD], values[AHEAD][EACH];
+    UNROLL for (int part = 0; part < AHEAD; part++) {
+      const i32 of = range + part * BLOCK_WAVES;
+      const i64 at = (i64)(2 * of + (of == first && later)) * HEADS + head;
+      known[part] = of <= last ? lse[at] : -INFINITE;
+      UNROLL for (int i = 0; i < EACH; i++) {
+        const int dv = i * WAVE + lane();
+        values[part][i] = of <= last && dv < DV ? partial[at * DV + dv] : 0.0f;
+      }
     }
-    add(sums, lse[at], values, 1.0f);
+    UNROLL for (int part = 0; part < AHEAD; part++) add(sums, known[part], values[part], 1.0f);
   }
   if (lane() == 0) peaks[wave] = sums.peak;
   if (lane() == 0) totals[wave] = sums.total;
