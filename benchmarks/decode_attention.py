@@ -61,13 +61,14 @@ class Pages:
 
 @dataclass(frozen=True)
 class Rows:
-    """A dense cache [batch, kv_heads, kv_len, head_dim], of which a mask shows a part."""
+    """A dense cache [batch, kv_heads, kv_len, head_dim], of which a mask may show a part."""
 
     batch: int
     heads: int
     kv_heads: int
     kv_len: int
     head_dim: int
+    masked: bool = True
     sinks: bool = False
     softcap: float | None = None
 
@@ -80,7 +81,8 @@ PAGES += [
     for longest in (32768, 131072)
     for layout, dtype in (("paged", BF16), ("packed", BF16), ("packed", FP8))
 ]
-ROWS = [Rows(1, 32, 8, 8192, 128), Rows(8, 32, 8, 4096, 128)]
+ROWS = [Rows(batch, 32, 8, 4096, 128, masked=False) for batch in (1, 8, 64)]
+ROWS += [Rows(1, 32, 8, 8192, 128), Rows(8, 32, 8, 4096, 128)]
 ROWS += [Rows(8, 64, 8, 4096, 64, sinks=True), Rows(8, 16, 8, 4096, 256, softcap=50.0)]
 
 
@@ -210,14 +212,14 @@ def rows_inputs(rows: Rows) -> tuple[Any, ...]:
     filled = torch.linspace(T // 2, 3 * T // 4, B, device=DEVICE)
     mask = (torch.arange(T, device=DEVICE) < filled[:, None])[:, None, None]
     sinks = torch.randn(rows.heads, device=DEVICE, dtype=BF16)
-    return q, k, v, mask, sinks if rows.sinks else None
+    return q, k, v, mask if rows.masked else None, sinks if rows.sinks else None
 
 
 def plain_attention(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    mask: Tensor,
+    mask: Tensor | None,
     sinks: Tensor | None,
     *,
     scale: float,
@@ -228,17 +230,19 @@ def plain_attention(
     scores = q @ k.mT * scale
     if softcap is not None:
         scores = torch.tanh(scores / softcap) * softcap
-    scores = scores.masked_fill(~mask, -torch.inf)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf)
     if sinks is not None:
         scores = torch.cat((scores, sinks.view(1, -1, 1, 1).expand(len(q), -1, 1, 1)), -1)
     weights = scores.softmax(-1, dtype=scores.dtype if q.dtype == torch.float64 else torch.float32)
     return weights.to(q.dtype)[..., : k.shape[2]] @ v
 
 
-def sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, _: None) -> Tensor:
-    """As transformers asks torch where there is a mask: with heads of keys repeated."""
-    k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
-    return F.scaled_dot_product_attention(q, k, v, mask)
+def sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, _: None) -> Tensor:
+    """As transformers asks torch, which shares heads of keys itself where there is no mask."""
+    if mask is not None:
+        k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
+    return F.scaled_dot_product_attention(q, k, v, mask, enable_gqa=mask is None)
 
 
 def race_rows(rows: Rows) -> None:
