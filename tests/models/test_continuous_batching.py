@@ -80,8 +80,11 @@ def attended(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, torch.Size]]:
     return calls
 
 
-@pytest.mark.parametrize(("build", "full"), [(llama, 2), (gpt_oss, 1)])
-@pytest.mark.parametrize("together", [64, 16], ids=["whole prompts", "pieces of prompts"])
+@pytest.mark.parametrize(
+    ("build", "full", "together"),
+    [(llama, 2, 64), (gpt_oss, 1, 16)],
+    ids=["whole prompts", "pieces of prompts, windows and sinks"],
+)
 def test_it_generates_what_transformers_does(
     build: Any, full: int, together: int, attended: list[tuple[str, torch.Size]]
 ) -> None:
