@@ -6,9 +6,10 @@
 Each line gives the tokens generated a second from the first request to the last result, prefill
 included, by a manager that has served before: greedy decoding with random weights in bf16, prompts
 of half to all of `--prompt` tokens; and the part of the tokens that are those of the first line.
-Nothing is kept of prompts between rounds. Names after `aiter` say whether batches are captured in
-CUDA graphs, which transformers does by default where an attention needs no masks, preparing a batch
-while another runs, and whether the model is compiled with this backend.
+Nothing is kept of prompts between rounds. `aiter` is this package's attention; names after it say
+whether batches are captured in CUDA graphs, which transformers does by default where an attention
+needs no masks, preparing a batch while another runs; whether decoding batches are handed tables of
+pages; and whether the model is compiled with this backend.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ from transformers.generation import ContinuousBatchingConfig
 from aiter_inductor import continuous_batching
 
 PAGE_SIZE = 16
-COMPILED = "aiter, compiled, graphs"
-AITER = {"aiter, no graphs": False, "aiter, graphs": True, COMPILED: True}
+COMPILED = "aiter, graphs, tables, compiled"
+AITER = ["aiter", "aiter, graphs", "aiter, graphs, tables", COMPILED]
 
 
 def model_of(layers: int) -> Any:
@@ -55,38 +56,45 @@ def model_of(layers: int) -> Any:
 
 @contextmanager
 def serving(
-    model: Any, prompts: list[list[int]], new_tokens: int, graphs: bool
+    model: Any, prompts: list[list[int]], new_tokens: int, label: str
 ) -> Iterator[Callable[[list[list[int]]], list[list[int]]]]:
     """A manager with room for all prompts, as a function that generates from some of them."""
-    names = {field.name for field in dataclasses.fields(ContinuousBatchingConfig)}
+    known = {field.name for field in dataclasses.fields(ContinuousBatchingConfig)}
     pages = sum(-(-(len(prompt) + new_tokens) // PAGE_SIZE) + 1 for prompt in prompts)
     batching = ContinuousBatchingConfig(
-        **{"page_size" if "page_size" in names else "block_size": PAGE_SIZE},
-        **({"auto_switch_to_flash": False} if "auto_switch_to_flash" in names else {}),
+        **{"page_size" if "page_size" in known else "block_size": PAGE_SIZE},
+        **({"auto_switch_to_flash": False} if "auto_switch_to_flash" in known else {}),
         num_blocks=pages,
         max_batch_tokens=2048,
         max_requests_per_batch=len(prompts),
-        use_cuda_graph=graphs,
+        use_cuda_graph="graphs" in label,
         allow_block_sharing=False,
     )
     greedy = GenerationConfig(
         max_new_tokens=new_tokens, do_sample=False, eos_token_id=-1, pad_token_id=0
     )
-    with model.continuous_batching_context_manager(
+    choose(model, label)
+    manager = model.init_continuous_batching(
         generation_config=greedy, continuous_batching_config=batching
-    ) as manager:
+    )
+    if "tables" in label:
+        continuous_batching.hand_over_tables(manager, max(map(len, prompts)) + new_tokens)
+    manager.start()
 
-        def generate(asked: list[list[int]]) -> list[list[int]]:
-            names, found = manager.add_requests(asked), dict[str, list[int]]()
-            while len(found) < len(names):
-                result = manager.get_result(timeout=60)
-                if result is None or result.error:
-                    raise RuntimeError(f"{len(found)} of {len(names)} requests: {result}")
-                if result.is_finished():
-                    found[result.request_id] = result.generated_tokens
-            return [found[name] for name in names]
+    def generate(asked: list[list[int]]) -> list[list[int]]:
+        names, found = manager.add_requests(asked), dict[str, list[int]]()
+        while len(found) < len(names):
+            result = manager.get_result(timeout=60)
+            if result is None or result.error:
+                raise RuntimeError(f"{len(found)} of {len(names)} requests: {result}")
+            if result.is_finished():
+                found[result.request_id] = result.generated_tokens
+        return [found[name] for name in names]
 
+    try:
         yield generate
+    finally:
+        manager.stop(block=True)
 
 
 def choose(model: Any, label: str) -> None:
@@ -101,8 +109,7 @@ def choose(model: Any, label: str) -> None:
 
 def profiled(model: Any, label: str, prompts: list[list[int]], new_tokens: int) -> str:
     """Where the time goes: kernels and operators, by their time on the GPU."""
-    choose(model, label)
-    with serving(model, prompts, new_tokens, AITER.get(label, False)) as generate:
+    with serving(model, prompts, new_tokens, label) as generate:
         generate(prompts)
         with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as found:
             generate(prompts)
@@ -116,10 +123,9 @@ def measured(
 
     Graphs are captured by a round before; without them a few requests are warm-up enough.
     """
-    choose(model, label)
     seconds = []
-    with serving(model, prompts, new_tokens, AITER.get(label, False)) as generate:
-        generate(prompts if AITER.get(label) else prompts[:2])
+    with serving(model, prompts, new_tokens, label) as generate:
+        generate(prompts if "graphs" in label else prompts[:2])
         for _ in range(rounds):
             torch.cuda.synchronize()
             started = time.perf_counter()

@@ -120,8 +120,8 @@ def test_one_graph_serves_every_length(cache_dtype: torch.dtype, layout: str) ->
         assert_close(out, exact.to(BF16))
 
 
-@pytest.mark.parametrize("graphs", [True, False])
-def test_continuous_batching_generates_what_transformers_does(graphs: bool) -> None:
+@pytest.mark.parametrize(("graphs", "longest"), [(False, 0), (True, 0), (True, 220)])
+def test_continuous_batching_generates_what_transformers_does(graphs: bool, longest: int) -> None:
     from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
     from transformers.generation import ContinuousBatchingConfig
 
@@ -140,18 +140,29 @@ def test_continuous_batching_generates_what_transformers_does(graphs: bool) -> N
     names = {field.name for field in dataclasses.fields(ContinuousBatchingConfig)}
     pages: dict[str, Any] = {"page_size" if "page_size" in names else "block_size": PAGE}
 
-    def generated(use_cuda_graph: bool) -> list[list[int]]:
+    def generated(use_cuda_graph: bool, longest: int) -> list[list[int]]:
         batching = ContinuousBatchingConfig(
             **pages, num_blocks=64, max_batch_tokens=128, use_cuda_graph=use_cuda_graph
         )
         greedy = GenerationConfig(
             max_new_tokens=20, do_sample=False, eos_token_id=-1, pad_token_id=0
         )
-        results = model.generate_batch(
-            prompts, generation_config=greedy, continuous_batching_config=batching
+        manager = model.init_continuous_batching(
+            generation_config=greedy, continuous_batching_config=batching
         )
-        return [results[name].generated_tokens for name in sorted(results)]
+        if longest:
+            continuous_batching.hand_over_tables(manager, longest)
+        manager.start()
+        names, found = manager.add_requests(prompts), dict[str, list[int]]()
+        while len(found) < len(names):
+            result = manager.get_result(timeout=60)
+            assert result is not None
+            assert not result.error
+            if result.is_finished():
+                found[result.request_id] = result.generated_tokens
+        manager.stop(block=True)
+        return [found[name] for name in names]
 
-    wanted = generated(False)
+    wanted = generated(False, 0)
     continuous_batching.enable(model)
-    assert generated(graphs) == wanted
+    assert generated(graphs, longest) == wanted

@@ -42,8 +42,11 @@ def gpt_oss() -> Any:
     return GptOssForCausalLM(GptOssConfig(**SIZES, **layers, **experts))
 
 
-def generated(model: Any, together: int) -> list[list[int]]:
-    """Tokens of three requests of different lengths, batches of so many tokens."""
+def generated(model: Any, together: int, longest: int | None = None) -> list[list[int]]:
+    """Tokens of three requests of different lengths, batches of so many tokens.
+
+    With `longest`, decoding batches are handed tables of pages.
+    """
     from transformers.generation import ContinuousBatchingConfig
 
     names = {field.name for field in dataclasses.fields(ContinuousBatchingConfig)}
@@ -54,10 +57,21 @@ def generated(model: Any, together: int) -> list[list[int]]:
     pages = ContinuousBatchingConfig(
         **page_size, num_blocks=32, max_batch_tokens=together, use_cuda_graph=False
     )
-    results = model.generate_batch(
-        PROMPTS, generation_config=config, continuous_batching_config=pages
+    manager = model.init_continuous_batching(
+        generation_config=config, continuous_batching_config=pages
     )
-    return [results[name].generated_tokens for name in sorted(results)]
+    if longest is not None:
+        continuous_batching.hand_over_tables(manager, longest)
+    manager.start()
+    names, found = manager.add_requests(PROMPTS), dict[str, list[int]]()
+    while len(found) < len(names):
+        result = manager.get_result(timeout=100)
+        assert result is not None
+        assert not result.error
+        if result.is_finished():
+            found[result.request_id] = result.generated_tokens
+    manager.stop(block=True)
+    return [found[name] for name in names]
 
 
 @pytest.fixture
@@ -97,6 +111,35 @@ def test_it_generates_what_transformers_does(
     decoded = ("paged_attention", torch.Size([3, 4, 16]))
     assert attended.count(decoded) >= (NEW_TOKENS - 2) * full
     assert ("attention_varlen", torch.Size([min(together, 27), 4, 16])) in attended
+
+
+@pytest.mark.parametrize("longest", [26, 15], ids=["all", "the shorter"])
+def test_requests_of_one_new_token_come_with_tables(
+    longest: int, attended: list[tuple[str, torch.Size]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    model = llama().eval()
+    wanted = generated(model, 64)
+    continuous_batching.enable(model)
+    handed: list[int] = []
+    real = continuous_batching.Sequences.of_requests.__func__
+
+    def noted(cls: Any, tables: torch.Tensor, *args: Any) -> Any:
+        handed.append(tables.shape[1])
+        return real(cls, tables, *args)
+
+    monkeypatch.setattr(continuous_batching.Sequences, "of_requests", classmethod(noted))
+    assert generated(model, 64, longest) == wanted
+    assert handed == ([2] * (NEW_TOKENS - 1) if longest == 26 else [])
+    assert attended.count(("paged_attention", torch.Size([3, 4, 16]))) == 2 * (NEW_TOKENS - 1)
+
+
+def test_padding_is_stored_nowhere() -> None:
+    tables = torch.tensor([[8, 2], [5, -1], [-1, -1]], dtype=torch.int32)
+    starts = torch.tensor([0, 6, 7, 7], dtype=torch.int32)
+    found = continuous_batching.Sequences.of_requests(tables, starts, 4)
+    assert found.lengths.tolist() == [6, 1, 0]
+    assert found.slots.tolist() == [2 * 4 + 1, 5 * 4, -1]
 
 
 def test_a_compiled_model_is_one_graph_a_kind_of_batch() -> None:
