@@ -48,6 +48,7 @@ SMALL = {
     "block_m": 16,
     "num_seqs": 3,
     "max_pages": 2,
+    "turned": 0,
 }
 FP8 = torch.float8_e4m3fn
 positive = st.floats(min_value=1e-3, max_value=1e6)

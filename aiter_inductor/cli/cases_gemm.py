@@ -9,7 +9,7 @@ import torch
 from aiter_inductor.cli.family import Arguments, Dims, Family
 
 GEMM_DIMS: Dims = {"num_rows": 4096, "N": 7168, "K": 2048}
-BMM_DIMS: Dims = {"batch": 16, "num_rows": 512, "N": 2048, "K": 2048}
+BMM_DIMS: Dims = {"batch": 16, "num_rows": 512, "N": 2048, "K": 2048, "turned": 0}
 ROWS_DIMS: Dims = {"num_rows": 4096, "N": 7168}
 GROUP_SIZE = 128
 
@@ -95,11 +95,16 @@ def _int4_tiles(dims: Dims, fp8: torch.dtype) -> Arguments:
 
 
 def _bmm(dims: Dims, fp8: torch.dtype) -> Arguments:
-    """A batch of products, scaled by groups of 128 and blocks of 128 x 128."""
-    B, M, N, K = (dims[name] for name in BMM_DIMS)
+    """A batch of products, scaled by groups of 128 and blocks of 128 x 128.
+
+    With `turned` the weights are stored [B, K, N].
+    """
+    B, M, N, K = (dims[name] for name in ("batch", "num_rows", "N", "K"))
+    turned = dims.get("turned", 0) > 0
+    weight = torch.empty(B, *((K, N) if turned else (N, K)), dtype=fp8, device="meta")
     args = (
         torch.empty(B, M, K, dtype=fp8, device="meta"),
-        torch.empty(B, N, K, dtype=fp8, device="meta"),
+        weight.mT if turned else weight,
         torch.empty(B, M, -(-K // 128), device="meta"),
         torch.empty(B, -(-N // 128), -(-K // 128), device="meta"),
     )

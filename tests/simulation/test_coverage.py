@@ -32,7 +32,8 @@ HIP_KERNEL = re.compile(r'(?:SIMT_KERNEL\(.*?\)|extern "C" __global__.*?\bvoid)\
 
 Launch = Callable[..., None]
 
-BESIDE_OPS = {"dequantise_kernel": "tests/kernels/triton/test_dequantise_simulated.py"}
+_DEQUANTISING = "tests/kernels/triton/test_dequantise_simulated.py"
+BESIDE_OPS = {"dequantise_kernel": _DEQUANTISING, "dequantise_tiles_kernel": _DEQUANTISING}
 """Kernels that no Triton provider launches, and the tests that execute them."""
 
 

@@ -8,9 +8,7 @@ import torch
 from aiter_inductor.kernels.triton import gemm, gemm_weight
 from aiter_inductor.kernels.triton.dequantise import dequantised
 from aiter_inductor.kernels.triton.gemm_config import GemmConfig
-from aiter_inductor.kernels.triton.gemm_tile_packed import dequantised_tiles
 from aiter_inductor.kernels.triton.simulated import simulating
-from aiter_inductor.lowerings.gemm_tile_packed import in_rows
 from tests.kernels.triton.test_gemm import assert_product, codes, scales, spread, unpacked
 
 FP8 = {"gfx942": torch.float8_e4m3fnuz, "gfx950": torch.float8_e4m3fn}
@@ -59,18 +57,6 @@ def test_dequantised_weights(arch):
     assert torch.equal(by_groups, spread(groups, unpacked(nibbles), 1, 32).float())
     wanted = spread(groups, unpacked(nibbles, offset_binary=True) - 1, 1, 32)
     torch.testing.assert_close(moved, wanted.float())
-
-
-@pytest.mark.parametrize("tile_n", [8, 16])
-@pytest.mark.parametrize("group_size", [32, 128, 256])
-def test_dequantised_tiles(group_size, tile_n):
-    words = torch.randint(-(1 << 31), 1 << 31, (10, 2, 32, 4), dtype=torch.int64).to(torch.int32)
-    both = scales(256 // group_size, 80, 2)
-    sizes = {"group_size": group_size, "out_features": 70, "tile_n": tile_n}
-    with simulating("gfx942"):
-        found = dequantised_tiles(words, both, 200, **sizes, dtype=torch.float32)
-    wanted = in_rows(words, both, group_size, tile_n, torch.float32)[:70, :200]
-    torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("style", ["block", "row"])
