@@ -2,16 +2,21 @@
 
 The difference between a model of two layers and one of one: what surrounds the layers cancels, and
 of DeepSeek, whose first layer is dense, one with experts is left. Where layers alternate, the mean
-of a pair. Needs a GPU.
+of a pair. Needs a GPU. Each count is taken in a process of a pool: compiling is what takes time.
 """
 
 from __future__ import annotations
 
 import argparse
+import multiprocessing
+import os
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
+
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # the pool has a process for each core
 
 import torch
 from transformers import PreTrainedModel, StaticCache
@@ -95,11 +100,28 @@ def decoding(
     return partial(compiled, input_ids=ids, past_key_values=cache, use_cache=True)
 
 
-def a_layer(case: Case, phase: str, backend: str) -> float:
-    """Launches of one layer."""
-    more = 2 if case.model in ALTERNATING else 1
-    one, several = (launches(case, phase, layers, backend) for layers in (1, 1 + more))
-    return (several - one) / more
+@dataclass(frozen=True)
+class Counted:
+    """What a layer launches in one phase under one backend, once both counts are there."""
+
+    one: Future[int]
+    several: Future[int]
+    more: int
+
+    @classmethod
+    def ask(cls, pool: ProcessPoolExecutor, case: Case, phase: str, backend: str) -> Counted:
+        """Count in a model of one layer and in one of several."""
+        more = 2 if case.model in ALTERNATING else 1
+        one, several = (
+            pool.submit(launches, case, phase, layers, backend) for layers in (1, 1 + more)
+        )
+        return cls(one, several, more)
+
+    def a_layer(self) -> str:
+        """Launches of one layer, or why a count is missing: the other rows are worth having."""
+        if problem := self.one.exception() or self.several.exception():
+            return f"{type(problem).__name__} {problem}".splitlines()[0][:80]
+        return f"{(self.several.result() - self.one.result()) / self.more:g}"
 
 
 def main() -> None:
@@ -107,14 +129,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("models", nargs="*", default=zoo.REQUIRED, metavar="MODEL")
     parser.add_argument("--quantised", default="", help="a scheme of quantization.quantize_")
+    parser.add_argument("--processes", type=int, default=os.cpu_count(), help="compiling at once")
     arguments = parser.parse_args()
-    print(f"| model | {' | '.join(PHASES)} |\n|---|{'---|' * len(PHASES)}")
-    for case in progress([Case(model, arguments.quantised) for model in arguments.models]):
-        counts = (
-            " → ".join(f"{a_layer(case, phase, backend):g}" for backend in BACKENDS)
-            for phase in PHASES
-        )
-        print(f"| {case} | {' | '.join(counts)} |", flush=True)
+    cases = [Case(model, arguments.quantised) for model in arguments.models]
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(arguments.processes, mp_context=context) as pool:
+        asked = {
+            case: [[Counted.ask(pool, case, phase, b) for b in BACKENDS] for phase in PHASES]
+            for case in cases
+        }
+        print(f"| model | {' | '.join(PHASES)} |\n|---|{'---|' * len(PHASES)}")
+        for case in progress(cases):
+            counts = (" → ".join(each.a_layer() for each in pair) for pair in asked[case])
+            print(f"| {case} | {' | '.join(counts)} |", flush=True)
 
 
 if __name__ == "__main__":

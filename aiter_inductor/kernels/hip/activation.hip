@@ -78,12 +78,15 @@ SIMT_KERNEL(THREADS)
 act_kernel(const X* gate, const X* up, OUT* out, float* scale, i32 num_rows, i32 num_inner, i32 N,
            float alpha, float limit, float amax_min, i64 gate_outer, i64 gate_inner, i64 up_outer,
            i64 up_inner, i64 out_outer, i64 out_inner, i64 scale_outer, i64 scale_inner) {
-  begin();
   arrive_in_cluster<BLOCKS>();
   const Place place = Place::of_thread(num_rows, num_inner, N);
+  gate = row_of(place, gate, gate_outer, gate_inner);
+  up = row_of(place, up, up_outer, up_inner);
+  out = row_of(place, out, out_outer, out_inner);
+  scale = row_of(place, scale, scale_outer, scale_inner);
+  begin(first_of(place, gate), first_of(place, up), first_of(place, out), scale);
   Inputs inputs;
-  load_inputs(place, row_of(place, gate, gate_outer, gate_inner),
-              row_of(place, up, up_outer, up_inner), inputs);
+  load_inputs(place, gate, up, inputs);
   PackedRow<X> row;
   UNROLL for (int v = 0; v < VECTORS; v++) {
     GateAndUp pair;
@@ -97,7 +100,6 @@ act_kernel(const X* gate, const X* up, OUT* out, float* scale, i32 num_rows, i32
     pack(pair.gate, row.vectors[v]);
   }
   wait_for_cluster<BLOCKS>();
-  store_row(place, row_of(place, out, out_outer, out_inner),
-            row_of(place, scale, scale_outer, scale_inner), amax_min, row);
+  store_row(place, out, scale, amax_min, row);
 }
 SIMT_ENTRY(act_kernel)

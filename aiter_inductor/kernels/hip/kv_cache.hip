@@ -28,11 +28,11 @@ kv_cache_write_kernel(const X* key, const X* value, CACHE* key_cache, CACHE* val
                       i32 num_tokens, i64 num_slots, i64 key_token, i64 key_head, i64 value_token,
                       i64 value_head, i64 key_cache_page, i64 key_cache_slot, i64 key_cache_head,
                       i64 value_cache_page, i64 value_cache_slot, i64 value_cache_head) {
-  begin();
   const u32 at = (u32)block_x() * THREADS + thread_index();
   const i32 token = at / TOKEN_UNITS;
   const int unit = at % TOKEN_UNITS;
   if (token >= num_tokens) return;
+  begin();
   const Slot slot = Slot::of_token(slots, token, num_slots);
   if (unit < HEADS * KEY_UNITS)
     move<KeyRow, KEY_DIM>(key, key_token, key_head, key_cache, key_cache_page, key_cache_slot,

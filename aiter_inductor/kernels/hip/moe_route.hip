@@ -122,9 +122,9 @@ SIMT_DEVICE bool holds(u32 index) {
 SIMT_KERNEL(THREADS)
 moe_route_kernel(const X* logits, const BIAS_T* bias, OUT* weights, i64* experts, i32 num_tokens,
                  i64 logits_token, float eps, float scale) {
-  begin();
   const i32 token = block_x() * (THREADS / LANES) + thread_index() / LANES;
   const bool live = token < num_tokens;
+  begin(logits + token * logits_token, bias);
   float scores[PER_LANE];
   UNROLL for (int i = 0; i < PER_LANE; i++) {
     float x[1] = {0.0f};

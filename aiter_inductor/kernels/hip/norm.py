@@ -51,6 +51,7 @@ class NormVariant:
         quantisation: how the rows are stored.
         layout: how they lie over threads.
         late: load weight and bias after the row's reductions.
+        residual_ahead: fetch the residual before the kernel ahead in the stream ends.
         has_offset: something is added to the weight.
     """
 
@@ -67,6 +68,7 @@ class NormVariant:
     layout: RowLayout
     late: bool = False
     has_offset: bool = False
+    residual_ahead: bool = False
 
     def module(self) -> Module:
         """norm.hip with these definitions."""
@@ -84,6 +86,7 @@ class NormVariant:
             ROUND_BEFORE_WEIGHT=self.round_before_weight,
             ROUND_NORM=self.round_norm,
             LATE=self.late,
+            RESIDUAL_AHEAD=self.residual_ahead,
             HAS_OFFSET=self.has_offset,
             RESIDENT=_RESIDENT if self._is_crowded else 1,
             **self.quantisation.defines(),
@@ -286,6 +289,7 @@ def _plan(
         layout=layout,
         late=_loads_late(layer, nest.num_rows),
         has_offset=has_offset and given.weight is not None,
+        residual_ahead=_is_fetched_ahead(given, nest.num_rows, arch),
     )
     present = (*(tensor is not None for tensor in given[:4]), writes_scales)
     return LaunchPlan(
@@ -295,6 +299,15 @@ def _plan(
         (nest.num_rows, nest.inner, N),
         flat_strides(nest, present),
     )
+
+
+def _is_fetched_ahead(given: _Tensors, num_rows: int, arch: str) -> bool:
+    """Whether the residual, which the kernel ahead rarely wrote, may come before that one ends.
+
+    64 x 7168 add + RMSNorm + 1x128 fp8 takes an H100 2.70 us so and 2.94 otherwise, without the
+    quantisation 2.55 and 2.67.
+    """
+    return arch == "sm_90" and given.residual is not None and num_rows <= FEW_ROWS
 
 
 def _loads_late(layer: bool, num_rows: int) -> bool:

@@ -115,7 +115,6 @@ rope_kernel(const X* q, const X* k, OUT* q_out, OUT* k_out, const W* q_weight, c
             i64 k_head, i64 k_token, i64 q_out_batch, i64 q_out_head, i64 q_out_token,
             i64 k_out_batch, i64 k_out_head, i64 k_out_token, i64 cos_batch, i64 cos_token,
             i64 sin_batch, i64 sin_token) {
-  begin();
   // Heads run fastest, so that those of one token read the same angles from the cache.
   const i64 row = (i64)block_x() * (THREADS / LANES) + thread_index() / LANES;
   const bool live = row < num_rows;
@@ -133,6 +132,7 @@ rope_kernel(const X* q, const X* k, OUT* q_out, OUT* k_out, const W* q_weight, c
       sin + (batch * sin_batch + token * sin_token),
       live,
   };
+  begin(head.x, head.cos, head.sin, head.weight, head.out);
   PackedHead packed = {};
   load_head(head, packed);
   Unit x[UNITS] = {};

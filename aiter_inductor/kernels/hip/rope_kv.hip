@@ -83,13 +83,13 @@ rope_kv_cache_write_kernel(
     i64 q_token, i64 q_head, i64 k_token, i64 k_head, i64 v_token, i64 v_head, i64 cos_token,
     i64 sin_token, i64 key_cache_page, i64 key_cache_slot, i64 key_cache_head,
     i64 value_cache_page, i64 value_cache_slot, i64 value_cache_head) {
-  begin();
   // Heads run fastest, so that those of one token read the same angles from the cache.
   const i64 row = (i64)block_x() * (THREADS / LANES) + thread_index() / LANES;
   if (row >= num_rows) return;
   const i32 all_heads = num_heads + 2 * num_kv_heads;
   const i32 token = (i32)row / all_heads, head = (i32)row % all_heads;
   const i32 k_index = head - num_heads, v_index = k_index - num_kv_heads;
+  begin();
   if (v_index >= 0) {
     const Slot slot = Slot::of_token(slots, token, num_slots);
     copy_head(v + (token * v_token + v_index * v_head),

@@ -40,6 +40,10 @@ SIMT_DEVICE int vector_of(const Place& place, int v) { return place.first + v * 
 SIMT_DEVICE bool is_inside(const Place& place, int v) {
   return EXACT || vector_of(place, v) < place.num_vectors;
 }
+// Where a thread's part of a row begins.
+template <class T> SIMT_DEVICE T* first_of(const Place& place, T* row) {
+  return row + place.first * VEC;
+}
 
 // A thread's part of a row, or of a vector of N elements that all rows share, still packed.
 template <class T> struct PackedRow {

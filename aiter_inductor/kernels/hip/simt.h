@@ -5,8 +5,11 @@
 //     (where registers limit how many blocks a multiprocessor of an NVIDIA chip holds, the build
 //     may define how many are to fit, RESIDENT)
 //   WAVE, thread_index(), block_x(), block_y(), barrier()
-//   begin()                      before memory is touched: where a launch may come early, waits for
-//                                the kernel before it, and lets the one behind it come early too
+//   begin(addresses...)          before memory is touched: where a launch may come early, waits for
+//                                the kernel before it, and lets the one behind it come early too;
+//                                the addresses given, not all null, are computed by then
+//   prefetch(address)            into a cache that all blocks share; may come before begin(), for
+//                                what the kernel before is still to write is only read in vain
 //   arrive_in_cluster<COUNT>(), wait_for_cluster<COUNT>()    before the first `share`, once a kernel
 //   share<COUNT>(slot, bits)     of a whole wave: into that slot of each of a row's COUNT blocks
 //   barrier_of_row<COUNT>()      for the threads of all COUNT blocks

@@ -25,7 +25,8 @@ SIMT_DEVICE int thread_index() { return __builtin_amdgcn_workitem_id_x(); }
 SIMT_DEVICE int block_x() { return __builtin_amdgcn_workgroup_id_x(); }
 SIMT_DEVICE int block_y() { return __builtin_amdgcn_workgroup_id_y(); }
 
-SIMT_DEVICE void begin() {}
+template <class... T> SIMT_DEVICE void begin(const T*...) {}
+SIMT_DEVICE void prefetch(const void*) {}
 SIMT_DEVICE void barrier() {
   __builtin_amdgcn_fence(__ATOMIC_RELEASE, "workgroup");
   __builtin_amdgcn_s_barrier();

@@ -125,7 +125,8 @@ SIMT_DEVICE float float_of(u32 bits) {
 SIMT_DEVICE int thread_index() { return simt::block->current; }
 SIMT_DEVICE int block_x() { return (int)simt::block->x; }
 SIMT_DEVICE int block_y() { return (int)simt::block->y; }
-SIMT_DEVICE void begin() {}
+template <class... T> SIMT_DEVICE void begin(const T*...) {}
+SIMT_DEVICE void prefetch(const void*) {}
 SIMT_DEVICE void barrier() { simt::pause(); }
 // A row lies within one block here.
 template <int COUNT> SIMT_DEVICE void arrive_in_cluster() {}

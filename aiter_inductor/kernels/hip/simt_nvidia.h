@@ -26,10 +26,23 @@ SIMT_DEVICE float float_of(u32 x) { return __uint_as_float(x); }
 SIMT_DEVICE int thread_index() { return threadIdx.x; }
 SIMT_DEVICE int block_x() { return blockIdx.x; }
 SIMT_DEVICE int block_y() { return blockIdx.y; }
+// ptxas moves arithmetic and the reading of parameters behind a wait, but not behind a branch that
+// depends on them: RMSNorm of 1 x 4096 takes an H100 1.03 us with this one and 1.28 without, SiLU * up
+// of 64 x 14336 2.97 and 3.13. Addresses are not null, so nothing exits.
+SIMT_DEVICE void know(u64 addresses) {
+  asm volatile(
+      "{\n.reg .pred none;\n"
+      "setp.eq.u64 none, %0, 0;\n"
+      "@none exit;\n}\n" ::"l"(addresses));
+}
 // PTX ISA, "griddepcontrol": until all before it in the stream is complete and visible.
-SIMT_DEVICE void begin() {
+template <class... T> SIMT_DEVICE void begin(const T*... addresses) {
+  if constexpr (sizeof...(T) > 0) know((... | (u64)addresses));
   asm volatile("griddepcontrol.wait;" ::: "memory");
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+}
+SIMT_DEVICE void prefetch(const void* address) {
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(address));
 }
 SIMT_DEVICE void barrier() { __syncthreads(); }
 
