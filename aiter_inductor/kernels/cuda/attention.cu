@@ -6,6 +6,7 @@
 // and the first tile of the next queries is in flight while a result is written.
 // The ideas are those of FlashAttention-3 (Shah et al., 2024); layouts are in attention_work.h.
 
+#include "attention_work.h"
 #include "attention_softmax.h"
 #include "tma.h"
 #include "wgmma.h"
@@ -268,8 +269,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
                      const __grid_constant__ TensorMap q_rest_map,
                      const __grid_constant__ TensorMap k_rest_map, u16* out, float* lse,
                      const float* sinks, int* counter, const int* q_starts, const int* k_starts,
-                     const int* first_keys, int num_heads, int heads_per_kv, int all_heads, int num_queries, int num_keys,
-                     int shift, int window, int row_blocks, int heads_together, int num_sequences,
+                     const int* first_keys, int num_heads, int heads_per_kv, int all_heads,
+                     int num_queries, int num_keys, int shift, int window, int row_blocks,
+                     int heads_together, int num_sequences,
                      int from_end, int v_dim, float scale, float scale_log2, float cap_scale,
                      i64 batch_stride, i64 head_stride, i64 row_stride) {
   extern __shared__ u8 storage[];

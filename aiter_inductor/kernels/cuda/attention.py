@@ -32,6 +32,10 @@ class Hiding:
     window: int | None = None
     first_keys: Tensor | None = None
 
+    def named_keys(self) -> Tensor | None:
+        """The first keys as kernels read them."""
+        return None if self.first_keys is None else self.first_keys.contiguous()
+
 
 @dataclass(frozen=True)
 class Packed:
@@ -214,11 +218,9 @@ def _attend(
     row_blocks, per_kv = blocks_of(num_queries, config.rows, packed), num_heads // kv_heads
     items, num_sms = batch * num_heads * row_blocks, _num_sms(q.device)
     uneven = (variant.causal or variant.window or many or named) and items > num_sms
-    key_bytes = num_keys * (qk_dim + rest_dim + v.shape[-1]) * 2
-    together = max(L2_BYTES // max(key_bytes, 1), 1) * per_kv
     sizes = (num_heads, per_kv, batch * num_heads, num_queries, num_keys)
     from_end = causal == "bottom_right"
-    order = (window or 0, row_blocks, min(together, batch * num_heads))
+    order = (window or 0, row_blocks, together_of(q, k, v, rest_dim))
     kernel.launch(
         min(items, num_sms),
         config.threads,
@@ -229,10 +231,10 @@ def _attend(
         *_rest_maps(rest, config),
         *(out, lse, None if sinks is None else sinks.float()),
         torch.zeros(1, dtype=torch.int32, device=q.device) if uneven else None,
-        *(*starts_of(packed), first_keys.contiguous() if first_keys is not None else None),
+        *(*starts_of(packed), hiding.named_keys()),
         *(*sizes, num_keys - num_queries if from_end else 0, *order),
         *(packed.num_sequences if packed else 0, int(from_end), v.shape[-1]),
-        *(*_scales(scale, softcap), *out.stride()[:3]),
+        *(*scales_of(scale, softcap), *out.stride()[:3]),
     )
 
 
@@ -243,12 +245,26 @@ def _rest_maps(rest: tuple[Tensor, Tensor] | None, config: AttentionConfig) -> t
     return heads_map(rest[0], WARPGROUP_ROWS), heads_map(rest[1], config.block_n)
 
 
-def _scales(scale: float, softcap: float | None) -> tuple[float, float, float]:
-    """By which the softmax takes scores or their tanh, times log2(e), and what is in the tanh."""
+def scales_of(
+    scale: float, softcap: float | None, *, gradients: bool = False
+) -> tuple[float, float, float]:
+    """What is multiplied by scores or their tanh, the same times log2(e), and what is in the tanh.
+
+    The first is the softmax's factor; of `gradients`, it is that on the gradients of raw scores.
+    """
     log2_e = math.log2(math.e)
     if softcap is None:
         return scale, scale * log2_e, 0.0
-    return softcap, softcap * log2_e, 2 * scale / softcap * log2_e
+    first = scale if gradients else softcap
+    return first, softcap * log2_e, 2 * scale / softcap * log2_e
+
+
+def together_of(q: Tensor, k: Tensor, v: Tensor, rest_dim: int = 0) -> int:
+    """Query heads that advance side by side: so many as keys and values stay in the L2."""
+    (batch, num_heads), (kv_heads, num_keys, qk_dim) = q.shape[:2], k.shape[1:]
+    key_bytes = num_keys * (qk_dim + rest_dim + v.shape[-1]) * 2
+    together = max(L2_BYTES // max(key_bytes, 1), 1) * (num_heads // kv_heads)
+    return min(together, batch * num_heads)
 
 
 def _see_nothing(out: Tensor, lse: Tensor | None, sinks: Tensor | None) -> None:

@@ -6,12 +6,12 @@
 // gradients go through shared memory, for dK += dS^T Q and for dQ = dS K, whose parts are added up
 // in fp32 in global memory. One warp copies by TMA. Layouts are in attention_backward_work.h.
 //
-// The sums of dK and dV of wide heads do not fit the registers: one build makes dK and dQ, another
-// dV.
+// Heads whose sums of dK and dV do not fit the registers are attention_backward_keys.cu's and
+// attention_backward_queries.cu's.
 
 #include "attention_backward_work.h"
+#include "attention_products.h"
 #include "attention_rows.h"
-#include "wgmma.h"
 
 // ---- the warp that copies
 
@@ -27,7 +27,7 @@ struct Copier {
     UNROLL for (int column = 0; column < QK_COLUMNS; column++)
       tma_load_4d(base + column * KEY_COLUMN_BYTES, k_map, ring.full(), 64 * column, row,
                   item.kv_head, item.batch);
-    UNROLL for (int column = 0; column < (MAKES_DK ? V_COLUMNS : 0); column++)
+    UNROLL for (int column = 0; column < V_COLUMNS; column++)
       tma_load_4d(base + V_AT + column * KEY_COLUMN_BYTES, v_map, ring.full(), 64 * column, row,
                   item.kv_head, item.batch);
   }
@@ -61,31 +61,10 @@ struct Copier {
 
 // ---- the warpgroups that multiply
 
-DEVICE float2 load_pair(u32 shared) {
-  float2 x;
-  asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(x.x), "=f"(x.y) : "r"(shared) : "memory");
-  return x;
-}
-
 DEVICE void add_to(float* to, float a, float b, float c, float d) {
   asm volatile("red.global.add.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(to), "f"(a), "f"(b), "f"(c),
                "f"(d)
                : "memory");
-}
-
-template <u32 N, bool A_MN, bool B_MN>
-DEVICE void multiply(float (&d)[N / 2], u64 a, u64 b, bool accumulate) {
-  if (FP16)
-    Wgmma<N>::template fp16<A_MN, B_MN>(d, a, b, accumulate);
-  else
-    Wgmma<N>::template bf16<A_MN, B_MN>(d, a, b, accumulate);
-}
-template <u32 N, bool B_MN>
-DEVICE void multiply(float (&d)[N / 2], const u32 (&a)[4], u64 b, bool accumulate) {
-  if (FP16)
-    Wgmma<N>::template fp16<B_MN>(d, a, b, accumulate);
-  else
-    Wgmma<N>::template bf16<B_MN>(d, a, b, accumulate);
 }
 
 // This warpgroup's rows of keys as left operands: in registers where those have room, so that a
@@ -109,13 +88,10 @@ struct Fragments {
   }
 };
 
-// Rounds of dQ = dS K: each is a column of 64 elements a warpgroup, or half of one if a single
-// column is left.
-constexpr int ROUNDS = ceil_div(QK_COLUMNS, 2);
-template <int ROUND> struct Round {
-  static constexpr bool HALF = 2 * ROUND + 1 == QK_COLUMNS;
-  static constexpr u32 N = HALF ? 32 : 64;
-};
+// A warpgroup's part of dQ = dS K: a column of 64 elements, or half of one if it is the only one.
+constexpr bool HALF = QK_COLUMNS == 1;
+constexpr u32 DQ_N = HALF ? 32 : 64;
+static_assert(QK_COLUMNS <= 2, "wider heads are attention_backward_keys.cu's");
 
 struct Multiplier {
   u32 base;
@@ -166,57 +142,49 @@ struct Multiplier {
 
   // dv += P^T, in registers, times rows of output gradients.
   __device__ void start_dv() {
-    if (MAKES_DV) {
-      const u64 b =
-          mn_major_descriptor(base + DO_AT + do_ring.place * DO_BYTES, QUERY_COLUMN_BYTES);
-      keep(dv);
-      wgmma_fence();
-      UNROLL for (int step = 0; step < QUERIES / 16; step++) {
-        const u32 a[4] = {p[4 * step], p[4 * step + 1], p[4 * step + 2], p[4 * step + 3]};
-        multiply<V_DIM, true>(dv, a, b + step * 2048 / 16, true);
-      }
-      wgmma_commit();
+    const u64 b = mn_major_descriptor(base + DO_AT + do_ring.place * DO_BYTES, QUERY_COLUMN_BYTES);
+    keep(dv);
+    wgmma_fence();
+    UNROLL for (int step = 0; step < QUERIES / 16; step++) {
+      const u32 a[4] = {p[4 * step], p[4 * step + 1], p[4 * step + 2], p[4 * step + 3]};
+      multiply<V_DIM, true>(dv, a, b + step * 2048 / 16, true);
     }
+    wgmma_commit();
   }
   // dk += dS^T times rows of queries; this warpgroup's rows of keys, the queries contiguous.
   __device__ void start_dk(u32 ds, u32 queries) {
-    if (MAKES_DK) {
-      const u64 a = k_major_descriptor(base + ds + warpgroup * 64 * 128);
-      const u64 b = mn_major_descriptor(base + queries, QUERY_COLUMN_BYTES);
-      keep(dk);
-      wgmma_fence();
-      UNROLL for (int step = 0; step < QUERIES / 16; step++)
-        multiply<QK_DIM, false, true>(dk, a + step * 32 / 16, b + step * 2048 / 16, true);
-      wgmma_commit();
-    }
+    const u64 a = k_major_descriptor(base + ds + warpgroup * 64 * 128);
+    const u64 b = mn_major_descriptor(base + queries, QUERY_COLUMN_BYTES);
+    keep(dk);
+    wgmma_fence();
+    UNROLL for (int step = 0; step < QUERIES / 16; step++)
+      multiply<QK_DIM, false, true>(dk, a + step * 32 / 16, b + step * 2048 / 16, true);
+    wgmma_commit();
   }
-  // What round ROUND of dQ is summed up in.
-  template <int ROUND> __device__ auto& columns_of_dq() {
-    if constexpr (Round<ROUND>::HALF)
+  // What dQ is summed up in.
+  __device__ auto& columns_of_dq() {
+    if constexpr (HALF)
       return u;
     else
       return t;
   }
-  // [QUERIES x N] = dS times all keys, the columns of this warpgroup.
-  template <int ROUND> __device__ void start_dq(u32 ds) {
-    constexpr bool HALF = Round<ROUND>::HALF;
+  // [QUERIES x DQ_N] = dS times all keys, the columns of this warpgroup.
+  __device__ void start_dq(u32 ds) {
     const u64 a = mn_major_descriptor(base + ds, 0);
-    const u32 column = 2 * ROUND + (HALF ? 0 : warpgroup);
-    const u32 columns = base + column * KEY_COLUMN_BYTES + (HALF ? warpgroup * 64 : 0);
+    const u32 columns = base + warpgroup * (HALF ? 64 : KEY_COLUMN_BYTES);
     const u64 b = mn_major_descriptor(columns, 0);
-    auto& d = columns_of_dq<ROUND>();
+    auto& d = columns_of_dq();
     keep(d);
     wgmma_fence();
     UNROLL for (int step = 0; step < KEYS / 16; step++)
-      multiply<Round<ROUND>::N, true, true>(d, a + step * 2048 / 16, b + step * 2048 / 16,
-                                            step > 0);
+      multiply<DQ_N, true, true>(d, a + step * 2048 / 16, b + step * 2048 / 16, step > 0);
     wgmma_commit();
   }
-  template <int ROUND> __device__ void add_dq(float* dq, int chunk) {
-    constexpr int PIECES = Round<ROUND>::N / PIECE;
-    auto& d = columns_of_dq<ROUND>();
+  __device__ void add_dq(float* dq, int chunk) {
+    constexpr int PIECES = DQ_N / PIECE;
+    auto& d = columns_of_dq();
     keep(d);
-    const i64 piece = (i64)chunk * (QK_DIM / PIECE) + 4 * ROUND + warpgroup * PIECES;
+    const i64 piece = (i64)chunk * (QK_DIM / PIECE) + warpgroup * PIECES;
     float* to = dq + piece * PIECE_FLOATS + threadIdx.x % WARPGROUP * 4;
     UNROLL for (int j = 0; j < 4 * PIECES; j++)
       add_to(to + j * 4 * WARPGROUP, d[4 * j], d[4 * j + 1], d[4 * j + 2], d[4 * j + 3]);
@@ -280,7 +248,7 @@ struct Multiplier {
     if (PACKED && walk.num_keys < KEYS) {
       const int from = max(walk.num_keys, 64 * warpgroup), to = 64 * (warpgroup + 1);
       clear_rows<KEYS, QK_COLUMNS>(base, from, to);
-      if (MAKES_DK) clear_rows<KEYS, V_COLUMNS>(base + V_AT, from, to);
+      clear_rows<KEYS, V_COLUMNS>(base + V_AT, from, to);
       fence_shared();
       named_sync(1, 2 * WARPGROUP);
     }
@@ -305,29 +273,18 @@ struct Multiplier {
   }
 
   __device__ void run(float* dq);
-  __device__ void make_dk(float* dq);
-  __device__ void make_dv();
 };
 
+// Products are started in an order in which one is always under way: exponentials are computed
+// during dK and the next dP, their gradients during dV, and dQ is added up during the next scores.
 __device__ __forceinline__ void Multiplier::run(float* dq) {
   if (walk.count() == 0) return;
   KeyRing(base + BARRIERS_AT).wait_full();
   clear_other_keys();
-  if (MAKES_DK) {
-    k.load(base + warpgroup * 64 * 128);
-    v.load(base + V_AT + warpgroup * 64 * 128);
-    make_dk(dq);
-  } else {
-    make_dv();
-  }
-}
-
-// dK and dQ, and perhaps dV. Products are started in an order in which one is always under way:
-// exponentials are computed during dK and the next dP, their gradients during dV, and dQ is added
-// up during the next scores.
-__device__ __forceinline__ void Multiplier::make_dk(float* dq) {
+  k.load(base + warpgroup * 64 * 128);
+  v.load(base + V_AT + warpgroup * 64 * 128);
   keep(dk);
-  if (MAKES_DV) keep(dv);
+  keep(dv);
   wait_queries();
   start_scores();
   wait_gradients();
@@ -336,12 +293,12 @@ __device__ __forceinline__ void Multiplier::make_dk(float* dq) {
   probabilities();
   round();
   start_dv();
-  wgmma_wait<MAKES_DV>();
+  wgmma_wait<1>();
 #pragma unroll 1
   for (int left = walk.count(); left > 1; left--) {
     const u32 ds = DS_AT + left % 2 * DS_BYTES;
     share_ds(ds);
-    start_dq<0>(ds);
+    start_dq(ds);
     const u32 queries = Q_AT + q_ring.place * Q_BYTES;
     const int chunk = walk.chunk;
     const u32 last_q = q_ring.empty();
@@ -349,15 +306,9 @@ __device__ __forceinline__ void Multiplier::make_dk(float* dq) {
     walk.next();
     wait_queries();
     start_scores();
-    if (ROUNDS == 1) start_dk(ds, queries);
-    wgmma_wait<ROUNDS == 1 ? 2 : 1>();
-    add_dq<0>(dq, chunk);
-    if (ROUNDS > 1) {
-      start_dq<ROUNDS - 1>(ds);
-      start_dk(ds, queries);
-      wgmma_wait<1>();
-      add_dq<ROUNDS - 1>(dq, chunk);
-    }
+    start_dk(ds, queries);
+    wgmma_wait<2>();
+    add_dq(dq, chunk);
     release(do_ring.empty());
     do_ring.next();
     wait_gradients();
@@ -366,55 +317,17 @@ __device__ __forceinline__ void Multiplier::make_dk(float* dq) {
     probabilities();
     round();
     start_dv();
-    wgmma_wait<MAKES_DV>();
+    wgmma_wait<1>();
     release(last_q);
   }
   const u32 ds = DS_AT + DS_BYTES;
   share_ds(ds);
-  start_dq<0>(ds);
+  start_dq(ds);
   start_dk(ds, Q_AT + q_ring.place * Q_BYTES);
   wgmma_wait<1>();
-  add_dq<0>(dq, walk.chunk);
-  if (ROUNDS > 1) {
-    start_dq<ROUNDS - 1>(ds);
-    wgmma_wait<0>();
-    add_dq<ROUNDS - 1>(dq, walk.chunk);
-  }
+  add_dq(dq, walk.chunk);
   wgmma_wait<0>();
   keep(dk);
-  if (MAKES_DV) keep(dv);
-}
-
-// dV alone; exponentials are computed during the product before.
-__device__ __forceinline__ void Multiplier::make_dv() {
-  keep(dv);
-  wait_queries();
-  start_scores();
-  wgmma_wait<0>();
-  u32 last_do = 0;
-#pragma unroll 1
-  for (int left = walk.count(); left > 1; left--) {
-    probabilities();
-    release(q_ring.empty());
-    q_ring.next();
-    wgmma_wait<0>();
-    if (last_do) release(last_do);
-    round();
-    wait_gradients();
-    walk.next();
-    wait_queries();
-    start_scores();
-    start_dv();
-    last_do = do_ring.empty();
-    do_ring.next();
-    wgmma_wait<1>();
-  }
-  probabilities();
-  wgmma_wait<0>();
-  round();
-  wait_gradients();
-  start_dv();
-  wgmma_wait<0>();
   keep(dv);
 }
 
@@ -432,7 +345,8 @@ extern "C" __global__ void __launch_bounds__(3 * WARPGROUP, 1)
                        const __grid_constant__ TensorMap do_map, const float* lse,
                        const float* delta, float* dq, u16* dk, u16* dv, const int* q_starts,
                        const int* k_starts, const int* first_keys, int num_heads,
-                       int heads_per_kv, int all_kv_heads, int num_queries, int num_keys, int shift, int window, int key_blocks,
+                       int heads_per_kv, int all_kv_heads, int num_queries, int num_keys,
+                       int shift, int window, int key_blocks,
                        int query_blocks, int together, int num_sequences, int from_end, int qk_dim,
                        int v_dim, float scale, float scale_log2, i64 dk_batch, i64 dk_head,
                        i64 dk_row, i64 dv_batch, i64 dv_head, i64 dv_row) {
@@ -465,13 +379,11 @@ extern "C" __global__ void __launch_bounds__(3 * WARPGROUP, 1)
                     threadIdx.x % WARP / 4;
     const i64 row = item.first_key + key;
     const float of_dk[2] = {scale, scale}, of_dv[2] = {1.f, 1.f};
-    if (MAKES_DK)
-      write_rows(multiplier.dk, of_dk,
-                 dk + item.batch * dk_batch + item.kv_head * dk_head + row * dk_row, dk_row,
-                 item.num_keys - key, qk_dim);
-    if (MAKES_DV)
-      write_rows(multiplier.dv, of_dv,
-                 dv + item.batch * dv_batch + item.kv_head * dv_head + row * dv_row, dv_row,
-                 item.num_keys - key, v_dim);
+    write_rows(multiplier.dk, of_dk,
+               dk + item.batch * dk_batch + item.kv_head * dk_head + row * dk_row, dk_row,
+               item.num_keys - key, qk_dim);
+    write_rows(multiplier.dv, of_dv,
+               dv + item.batch * dv_batch + item.kv_head * dv_head + row * dv_row, dv_row,
+               item.num_keys - key, v_dim);
   }
 }

@@ -22,16 +22,19 @@ from aiter_inductor.kernels.cuda.attention_backward_config import (
     PIECE,
     QUERIES,
     THREADS,
+    WIDEST,
+    BackwardTiles,
     BackwardVariant,
     Kind,
     RowsVariant,
-    passes_for,
 )
+from aiter_inductor.kernels.cuda.attention_backward_wide import WideBackward
+from aiter_inductor.kernels.cuda.attention_backward_wide_config import WideTiles
 from aiter_inductor.kernels.cuda.attention_config import padded
 from aiter_inductor.kernels.cuda.loading import Variant, arch_name, load_kernel
 
 L2_BYTES = 64 << 20  # of queries, gradients and sums of dq that heads of keys together may walk
-MIN_TOGETHER = 4  # fewer leave multiprocessors idle at the end of each group
+MIN_TOGETHER = 128  # blocks of keys; fewer leave multiprocessors idle at the end of a group
 ROW_THREADS = 256  # of the kernels before and after
 
 
@@ -51,16 +54,19 @@ def attention_backward(
     causal: str = "none",
     window: int | None = None,
     softcap: float | None = None,
+    config: WideTiles | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of q, k, v and the sinks; see the op of this name.
 
-    The parts of dq are added up in fp32 in no fixed order: its last bit may differ between runs.
+    The parts of dq of heads of up to 128 elements are added up in fp32 in no fixed order: its last
+    bit may differ between runs, unless `torch.use_deterministic_algorithms` asks for the kernels
+    of wide heads.
     """
     refuse_mask(mask)
-    _refuse_softcap(softcap)
     gradients = tuple(torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
     inputs = (grad, q, k, v, out, lse.contiguous(), grad_lse)
-    sums = _fill(gradients, inputs, scale, Hiding(causal, window, first_keys), None)
+    hiding = Hiding(causal, window, first_keys)
+    sums = _fill(gradients, inputs, scale, hiding, softcap, None, config)
     return *gradients, _of_sinks(sinks, q, sums)
 
 
@@ -81,21 +87,17 @@ def attention_varlen_backward(
     causal: str = "none",
     window: int | None = None,
     softcap: float | None = None,
+    config: WideTiles | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients within packed sequences; see the op of this name."""
-    _refuse_softcap(softcap)
     gradients = tuple(torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
     grad, of_q, k, v, out = map(heads_first, (grad, q, k, v, out))
     inputs = (grad, of_q, k, v, out, lse.contiguous().unsqueeze(0), grad_lse)
     packed = Packed(cu_seqlens_q.contiguous(), cu_seqlens_k.contiguous())
     dq, dk, dv = map(heads_first, gradients)
-    sums = _fill((dq, dk, dv), inputs, scale, Hiding(causal, window), packed)
+    hiding = Hiding(causal, window)
+    sums = _fill((dq, dk, dv), inputs, scale, hiding, softcap, packed, config)
     return *gradients, _of_sinks(sinks, q, sums)
-
-
-def _refuse_softcap(softcap: float | None) -> None:
-    if softcap is not None:
-        raise ValueError(f"the kernel has no softcap, and softcap={softcap:g} is asked for")
 
 
 def _fill(
@@ -103,40 +105,68 @@ def _fill(
     inputs: tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None],
     scale: float,
     hiding: Hiding,
+    softcap: float | None,
     packed: Packed | None,
+    config: WideTiles | None,
 ) -> tuple[Tensor, Tensor] | None:
     """Fill those of q, k and v, heads first; what `_rows` gives, or None where there is nothing."""
-    dq, dk, dv = gradients
+    dq, dk, _ = gradients
     *heads, lse, grad_lse = inputs
     if dq.numel() == 0 or dk.numel() == 0:
         for gradient in gradients:
             gradient.zero_()
         return None
     grad, q, k, v, out = map(readable, heads)
-    causal, window, first_keys = hiding.causal, hiding.window, hiding.first_keys
-    named = None if first_keys is None else first_keys.contiguous()
-    kinds = causal != "none", window is not None, packed is not None, q.dtype == torch.float16
-    kind = Kind(*kinds, named is not None)
+    kind = Kind.of(hiding, packed=packed is not None, fp16=q.dtype == torch.float16)
+    widths = padded(q.shape[-1]), padded(v.shape[-1])
+    blocks = blocks_of(q.shape[2], QUERIES, packed)
+    summed = widths[0] if config is None and _adds_up(widths, softcap) else 0
+    lse_log2, delta, parts = _rows(kind, grad, out, lse, grad_lse, summed, blocks, packed)
+    numbers = lse_log2, delta
+    if parts is None:
+        tiles = config or WideTiles.default(*widths)
+        given = (kind, grad, q, k, v, *numbers, scale, hiding, softcap, packed, tiles)
+        WideBackward(*given).fill(*gradients)
+    else:
+        _add_up(gradients, (grad, q, k, v, *numbers, parts), kind, scale, hiding, packed)
+    return numbers
+
+
+def _adds_up(widths: tuple[int, int], softcap: float | None) -> bool:
+    """Whether the kernel that adds up dq in no fixed order is to be taken, in one walk, not two."""
+    repeats = torch.are_deterministic_algorithms_enabled()
+    return max(widths) <= WIDEST and softcap is None and not repeats
+
+
+def _add_up(
+    gradients: tuple[Tensor, Tensor, Tensor],
+    inputs: tuple[Tensor, ...],
+    kind: Kind,
+    scale: float,
+    hiding: Hiding,
+    packed: Packed | None,
+) -> None:
+    """Fill the gradients of q, k and v in one walk over all pairs."""
+    dq, dk, dv = gradients
+    grad, q, k, v, lse_log2, delta, parts = inputs
     (batch, num_heads, num_queries, qk_dim), (kv_heads, num_keys, v_dim) = q.shape, v.shape[1:]
     sequences = packed.num_sequences if packed else 0
-    blocks = blocks_of(num_queries, QUERIES, packed)
-    rows = _rows(kind, grad, out, lse, grad_lse, padded(qk_dim), blocks, packed)
-    lse_log2, delta, parts = rows
-    passes = passes_for(padded(qk_dim), padded(v_dim))
+    blocks = lse_log2.shape[-1] // QUERIES
     key_blocks, all_kv_heads = blocks_of(num_keys, KEYS, packed), batch * kv_heads
-    from_end = causal == "bottom_right"
+    from_end = hiding.causal == "bottom_right"
     walked = num_heads // kv_heads * num_queries * (4 * padded(qk_dim) + 2 * (qk_dim + v_dim))
-    for of in passes:
-        _launch(
-            BackwardVariant(of, kind),
-            (all_kv_heads * key_blocks, THREADS, of.shared_bytes),
-            *(heads_map(q, QUERIES), heads_map(k, KEYS), heads_map(v, KEYS)),
-            *(heads_map(grad, QUERIES), lse_log2, delta, parts, dk, dv, *starts_of(packed), named),
-            *(num_heads, num_heads // kv_heads, all_kv_heads, num_queries, num_keys),
-            *(num_keys - num_queries if from_end else 0, window or 0, key_blocks, blocks),
-            *(_together(walked, all_kv_heads), sequences, int(from_end), qk_dim, v_dim),
-            *(scale, scale * math.log2(math.e), *dk.stride()[:3], *dv.stride()[:3]),
-        )
+    tiles = BackwardTiles.default(padded(qk_dim), padded(v_dim))
+    _launch(
+        BackwardVariant(tiles, kind),
+        (all_kv_heads * key_blocks, THREADS, tiles.shared_bytes),
+        *(heads_map(q, QUERIES), heads_map(k, KEYS), heads_map(v, KEYS)),
+        *(heads_map(grad, QUERIES), lse_log2, delta, parts, dk, dv, *starts_of(packed)),
+        hiding.named_keys(),
+        *(num_heads, num_heads // kv_heads, all_kv_heads, num_queries, num_keys),
+        *(num_keys - num_queries if from_end else 0, hiding.window or 0, key_blocks, blocks),
+        *(_together(walked, key_blocks, all_kv_heads), sequences, int(from_end), qk_dim, v_dim),
+        *(scale, scale * math.log2(math.e), *dk.stride()[:3], *dv.stride()[:3]),
+    )
     grid = batch * num_heads * blocks, padded(qk_dim) // (2 * PIECE)
     _launch(
         RowsVariant("dq", kind),
@@ -144,7 +174,6 @@ def _fill(
         *(parts, starts_of(packed)[0], dq, num_heads, num_queries, blocks, sequences),
         *(qk_dim, padded(qk_dim), scale, *dq.stride()[:3]),
     )
-    return lse_log2, delta
 
 
 def _rows(
@@ -153,35 +182,36 @@ def _rows(
     out: Tensor,
     lse: Tensor,
     grad_lse: Tensor | None,
-    padded_dim: int,
+    summed: int,
     blocks: int,
     packed: Packed | None,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor | None]:
     """[B, H, blocks * QUERIES], fp32: log-sum-exp times log2(e), and what `grad` takes.
 
-    Last, as many zeros for each as a padded head has elements.
+    Last, `summed` zeros for each, or None if that is 0.
     """
     batch, num_heads, num_queries, v_dim = out.shape
     lse_log2, delta = (lse.new_empty(batch, num_heads, blocks * QUERIES) for _ in range(2))
-    parts = lse_log2.new_empty(lse_log2.numel() * padded_dim)
+    parts = lse_log2.new_empty(lse_log2.numel() * summed) if summed else None
     _launch(
         RowsVariant("rows", kind),
         (-(-lse_log2.numel() // (ROW_THREADS // 16)), ROW_THREADS, 0),
         *(out, grad, lse, None if grad_lse is None else grad_lse.contiguous()),
         *(starts_of(packed)[0], lse_log2, delta, parts, num_heads, num_queries, blocks),
-        *(packed.num_sequences if packed else 0, lse_log2.numel(), v_dim, padded_dim),
+        *(packed.num_sequences if packed else 0, lse_log2.numel(), v_dim, summed),
         *(*out.stride()[:3], *grad.stride()[:3]),
     )
     return lse_log2, delta, parts
 
 
-def _together(size_bytes: int, all_kv_heads: int) -> int:
+def _together(size_bytes: int, key_blocks: int, all_kv_heads: int) -> int:
     """Heads of keys, each walking so many bytes, that advance side by side: a power of two.
 
-    H200, 32 and 8 heads: 2x4096 tokens take 1443 us with 4 of them, 1710 with 2 and 1648 with 6;
-    4x1024 take 282 with 16 and 353 with 4.
+    As many as the L2 holds, or as fill the multiprocessors. H100: 2x4096 tokens of 32 and 8 heads
+    take 1456 us with 4 of them and 1722 with 1, 1x16384 take 10479 and 10237; an H200 takes 282 us
+    for 4x1024 with 16 and 353 with 4.
     """
-    fit = max(L2_BYTES // size_bytes, MIN_TOGETHER)
+    fit = max(L2_BYTES // size_bytes, MIN_TOGETHER // key_blocks, 1)
     return min(1 << (fit.bit_length() - 1), all_kv_heads)
 
 

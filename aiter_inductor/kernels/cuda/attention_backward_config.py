@@ -15,66 +15,47 @@ from aiter_inductor.core.launch import (
     pointer,
     tensor_map_of,
 )
+from aiter_inductor.kernels.cuda.attention import Hiding
 from aiter_inductor.kernels.cuda.attention_config import ALIGNMENT_BYTES, SHARED_BYTES
 from aiter_inductor.kernels.cuda.loading import cuda_module
 
 KEYS, QUERIES = 128, 64  # of a block, and that it takes at a time
 PIECE = 32  # columns of dq that are kept together
 THREADS = 384
-MAX_SUMS = 256  # elements of dk and dv, together, that a row of registers holds beside the scores
+WIDEST = 128  # elements of a head, sums of whose dk and dv registers hold beside the scores
 STAGES = ((3, 3), (3, 2), (2, 2))
 
 
 @dataclass(frozen=True)
-class BackwardPass:
-    """One walk over all pairs of key and query.
+class BackwardTiles:
+    """Of a block of attention_backward.cu.
 
     Attributes:
         qk_dim, v_dim: elements a head, padded to whole columns of shared memory.
-        makes_dk: whether it adds up the gradients of keys, and those of queries.
-        makes_dv: whether it adds up the gradients of values.
         q_stages, do_stages: blocks of queries, and of output gradients, in flight.
     """
 
     qk_dim: int
     v_dim: int
-    makes_dk: bool = True
-    makes_dv: bool = True
-    q_stages: int = 3
-    do_stages: int = 3
+    q_stages: int
+    do_stages: int
+
+    @classmethod
+    def default(cls, qk_dim: int, v_dim: int) -> BackwardTiles:
+        """The deepest that shared memory holds; widths are padded."""
+        for stages in STAGES:
+            found = cls(qk_dim, v_dim, *stages)
+            if found.shared_bytes <= SHARED_BYTES:
+                return found
+        raise ValueError(f"no tile of heads of {qk_dim} and {v_dim} fits {SHARED_BYTES} bytes")
 
     @property
     def shared_bytes(self) -> int:
         """As attention_backward_work.h lays it out."""
-        values, scores = (self.v_dim, 2 * QUERIES) if self.makes_dk else (0, 0)
-        keys = KEYS * (self.qk_dim + values + scores) * 2
+        keys = KEYS * (self.qk_dim + self.v_dim + 2 * QUERIES) * 2
         queries = self.q_stages * (self.qk_dim * 2 + 4) + self.do_stages * (self.v_dim * 2 + 4)
         barriers = 16 * (1 + self.q_stages + self.do_stages)
         return ALIGNMENT_BYTES + keys + QUERIES * queries + barriers
-
-
-def passes_for(qk_dim: int, v_dim: int) -> tuple[BackwardPass, ...]:
-    """One pass, or two where the sums of wide heads do not fit the registers of one.
-
-    The second pass computes scores and probabilities once more: 1024 products of 128 keys and 64
-    queries in place of 832 for heads of 192 and 128.
-
-    Args:
-        qk_dim, v_dim: elements a head, padded; see `attention_config.padded`.
-    """
-    if qk_dim + v_dim <= MAX_SUMS:
-        wanted = [(True, True)]
-    else:
-        wanted = [(True, False), (False, True)]
-    return tuple(_deepest(qk_dim, v_dim, *makes) for makes in wanted)
-
-
-def _deepest(qk_dim: int, v_dim: int, makes_dk: bool, makes_dv: bool) -> BackwardPass:
-    for stages in STAGES:
-        found = BackwardPass(qk_dim, v_dim, makes_dk, makes_dv, *stages)
-        if found.shared_bytes <= SHARED_BYTES:
-            return found
-    raise ValueError(f"no tile of heads of {qk_dim} and {v_dim} fits {SHARED_BYTES} bytes")
 
 
 @dataclass(frozen=True)
@@ -94,6 +75,12 @@ class Kind:
     fp16: bool
     first_keys: bool = False
 
+    @classmethod
+    def of(cls, hiding: Hiding, *, packed: bool, fp16: bool) -> Kind:
+        """The kernels that hide so."""
+        window, first_keys = hiding.window is not None, hiding.first_keys is not None
+        return cls(hiding.causal != "none", window, packed, fp16, first_keys)
+
     @property
     def dtype(self) -> torch.dtype:
         """Of all but the sums."""
@@ -104,7 +91,7 @@ class Kind:
 class BackwardVariant:
     """One compilation of attention_backward.cu."""
 
-    of: BackwardPass
+    tiles: BackwardTiles
     kind: Kind
 
     def module(self) -> Module:
@@ -112,18 +99,16 @@ class BackwardVariant:
         return cuda_module(
             "attention_backward",
             "attention_backward.cu",
-            QK_DIM=self.of.qk_dim,
-            V_DIM=self.of.v_dim,
-            MAKES_DK=self.of.makes_dk,
-            MAKES_DV=self.of.makes_dv,
-            Q_STAGES=self.of.q_stages,
-            DO_STAGES=self.of.do_stages,
+            QK_DIM=self.tiles.qk_dim,
+            V_DIM=self.tiles.v_dim,
+            Q_STAGES=self.tiles.q_stages,
+            DO_STAGES=self.tiles.do_stages,
             CAUSAL=self.kind.causal,
             WINDOW=self.kind.window,
             FIRST_KEYS=self.kind.first_keys,
             PACKED=self.kind.packed,
             FP16=self.kind.fp16,
-            SHARED_BYTES=self.of.shared_bytes,
+            SHARED_BYTES=self.tiles.shared_bytes,
         )
 
     def signature(self) -> KernelSignature:
@@ -184,7 +169,7 @@ class RowsVariant:
                 starts,
                 pointer("lse_log2", fp32),
                 pointer("delta", fp32),
-                pointer("parts", fp32, align=16),
+                pointer("parts", fp32, align=16, optional=True),
                 *map(i32, (*sizes, "all_rows", "v_dim", "padded_dim")),
                 *map(i64, strides),
             )

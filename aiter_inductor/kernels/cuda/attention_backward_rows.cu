@@ -47,10 +47,15 @@ extern "C" __global__ void attention_backward_rows(
   if (lives) {
     const u16* o = out + batch * out_batch + head % num_heads * out_head + row * out_row;
     const u16* d = grad + batch * grad_batch + head % num_heads * grad_head + row * grad_row;
-    for (int i = 8 * lane; i < v_dim; i += 8 * LANES) {
-      const uint4 x = *(const uint4*)(o + i), y = *(const uint4*)(d + i);
-      sum += dot(x.x, y.x) + dot(x.y, y.y) + dot(x.z, y.z) + dot(x.w, y.w);
+    uint4 x[2] = {}, y[2] = {};  // of up to 256 elements, all on their way together
+    UNROLL for (int i = 0; i < 2; i++) {
+      const int column = 8 * (lane + i * LANES);
+      if (column >= v_dim) continue;
+      x[i] = *(const uint4*)(o + column), y[i] = *(const uint4*)(d + column);
     }
+    UNROLL for (int i = 0; i < 2; i++)
+      sum += dot(x[i].x, y[i].x) + dot(x[i].y, y[i].y) + dot(x[i].z, y[i].z) +
+             dot(x[i].w, y[i].w);
   }
   UNROLL for (int lanes = LANES / 2; lanes; lanes /= 2) sum += __shfl_xor_sync(~0u, sum, lanes);
   if (lane != 0) return;

@@ -1,21 +1,8 @@
-// Masks and the online softmax over tiles of scores, which lie as attention_rows.h says.
+// Masks, caps and the online softmax over tiles of scores, which lie as attention_rows.h says.
 #pragma once
 
+#include "attention_items.h"
 #include "attention_rows.h"
-#include "attention_work.h"
-
-// Where FIRST_KEYS, the first keys that two rows see, 8 apart, and the last of the warpgroup's rows.
-struct FirstKeys {
-  int own[2], last;
-
-  __device__ void read(const Problem& problem, const Item& item, int first_row, int row) {
-    if (!FIRST_KEYS) return;
-    const int most = problem.num_queries - 1;
-    const int* keys = problem.first_keys + (i64)(item.head / problem.num_heads) * (most + 1);
-    UNROLL for (int h = 0; h < 2; h++) own[h] = keys[min(row + 8 * h, most)];
-    last = keys[min(first_row + 63, most)];
-  }
-};
 
 // Hides what row `row` (and the one 8 below) of the queries must not see of tile `tile`.
 // `first_row`: of the warpgroup, by which all its threads agree whether there is anything to hide.
@@ -42,14 +29,9 @@ DEVICE void hide(float (&s)[BLOCK_N / 2], const Problem& problem, const Item& it
   }
 }
 
-// tanh of the scores times `scale` / 2 log2(e): by two approximations that are right to 1e-7, since
-// tanh.approx is to 5e-4, which a cap of 50 would make an error of 0.02 in a logit.
+// tanh of the scores times `scale` / 2 log2(e).
 DEVICE void cap(float (&s)[BLOCK_N / 2], float scale) {
-  UNROLL for (int i = 0; i < BLOCK_N / 2; i++) {
-    float share;
-    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(share) : "f"(1.f + exp2_approx(s[i] * scale)));
-    s[i] = fmaf(-2.f, share, 1.f);
-  }
+  UNROLL for (int i = 0; i < BLOCK_N / 2; i++) s[i] = tanh_approx(s[i] * scale);
 }
 
 // Two rows' running maxima of raw scores, and sums of this thread's exponentials.

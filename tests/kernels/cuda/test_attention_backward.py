@@ -17,10 +17,17 @@ from aiter_inductor.kernels.cuda.attention_backward import (
     attention_varlen_backward,
 )
 from aiter_inductor.kernels.cuda.attention_backward_config import (
+    BackwardTiles,
     BackwardVariant,
     Kind,
-    passes_for,
 )
+from aiter_inductor.kernels.cuda.attention_backward_wide_config import (
+    BLOCK_BYTES,
+    KeysVariant,
+    QueriesVariant,
+    WideTiles,
+)
+from aiter_inductor.kernels.cuda.attention_config import WIDTHS
 from tests.kernels.cuda.test_attention import (
     NEEDS_GPU,
     STARTS,
@@ -38,26 +45,58 @@ BF16, FP16 = torch.bfloat16, torch.float16
     [
         ((64, 64), Kind(causal=True, window=False, packed=False, fp16=True)),
         ((128, 128), Kind(causal=True, window=True, packed=True, fp16=False)),
-        ((192, 128), Kind(causal=False, window=False, packed=False, fp16=False)),
+        ((64, 128), Kind(causal=False, window=False, packed=False, fp16=False)),
         ((128, 128), Kind(True, window=False, packed=False, fp16=False, first_keys=True)),
     ],
     ids=str,
 )
 def test_variants_compile_without_spills(widths, kind, tmp_path):
+    # A packed sequence has numbers of its own, read again where one walk ends, and so has a
+    # document, in tiles that hold the end of one.
+    spilled = 32 if kind.packed or kind.first_keys else 0
+    assert_compiles(BackwardVariant(BackwardTiles.default(*widths), kind), tmp_path, spilled)
+
+
+@pytest.mark.parametrize(
+    ("widths", "kind", "softcap"),
+    [
+        ((256, 256), Kind(causal=True, window=True, packed=False, fp16=False), True),
+        ((256, 256), Kind(causal=True, window=False, packed=True, fp16=False), False),
+        ((192, 128), Kind(causal=True, window=False, packed=False, fp16=False), False),
+        ((128, 128), Kind(causal=True, window=False, packed=True, fp16=False), True),
+        ((256, 256), Kind(causal=True, window=True, packed=False, fp16=True), False),
+    ],
+    ids=str,
+)
+def test_kernels_for_wide_heads_compile_without_spills(widths, kind, softcap, tmp_path):
+    tiles = WideTiles.default(*widths)
+    # Probabilities of fp16 heads come in fp32, for which the widest leave a few registers too few.
+    spilled = 52 if kind.fp16 else 0
+    assert_compiles(KeysVariant(tiles.keys, *widths, kind, softcap), tmp_path, spilled)
+    assert_compiles(QueriesVariant(tiles.queries, *widths, kind, softcap), tmp_path)
+
+
+@pytest.mark.parametrize("qk_dim", WIDTHS)
+@pytest.mark.parametrize("v_dim", WIDTHS)
+def test_every_width_has_blocks_that_fit(qk_dim, v_dim):
+    tiles = WideTiles.default(qk_dim, v_dim)
+    assert tiles.keys.shared_bytes(qk_dim, v_dim, fp16=True) <= BLOCK_BYTES
+    assert tiles.queries.shared_bytes(qk_dim, v_dim) <= BLOCK_BYTES
+
+
+def assert_compiles(variant, tmp_path, spilled=0):
+    """As meant: products do not wait for one another, and sums stay in registers."""
     settings = jit.JitSettings(tmp_path / "cache")
     try:
         jit.find_compiler("sm_90", settings)
     except jit.NoCompilerError as error:
         pytest.skip(str(error))
-    for of in passes_for(*widths):
-        artifact = jit.load(BackwardVariant(of, kind).module(), "sm_90", settings)
-        # ptxas says so where it makes products wait for one another.
-        assert "serialized" not in artifact.log
-        assert "warning" not in artifact.log
-        spilled = re.search(r"(\d+) bytes spill stores", artifact.log)
-        # A packed sequence has numbers of its own, read again where one walk ends, and so has a
-        # document, in tiles that hold the end of one.
-        assert int(spilled[1] if spilled else 0) <= (32 if kind.packed or kind.first_keys else 0)
+    artifact = jit.load(variant.module(), "sm_90", settings)
+    # ptxas says so where it makes products wait for one another.
+    assert "serialized" not in artifact.log
+    assert "warning" not in artifact.log or spilled
+    found = re.search(r"(\d+) bytes spill stores", artifact.log)
+    assert int(found[1] if found else 0) <= spilled
 
 
 CASES = {
@@ -70,6 +109,19 @@ CASES = {
     "64": ((2, 4, 2, 333, 333, 64, 64), {"causal": "top_left"}),
     "64, all keys": ((1, 2, 2, 130, 700, 40, 64), {}),
     "latent": ((1, 4, 2, 333, 333, 192, 128), {"causal": "top_left"}),
+    "wide": ((2, 4, 2, 333, 333, 256, 256), {"causal": "top_left"}),
+    "wide, all keys": ((1, 2, 2, 130, 700, 256, 256), {}),
+    "wide, window": ((1, 4, 2, 300, 420, 256, 256), {"causal": "bottom_right", "window": 90}),
+    "wide, softcap": (
+        (1, 4, 2, 301, 301, 256, 256),
+        {"causal": "top_left", "softcap": 2.0, "window": 100},
+    ),
+    "wide, fewer keys": ((1, 2, 2, 500, 200, 256, 256), {"causal": "bottom_right"}),
+    "wide, one key": ((1, 2, 2, 5, 1, 256, 256), {"causal": "top_left"}),
+    "wide, odd": ((1, 4, 2, 260, 190, 200, 232), {}),
+    "wide, long": ((1, 2, 1, 2100, 2100, 256, 256), {"causal": "top_left"}),
+    "wider values": ((1, 4, 2, 260, 190, 64, 256), {"causal": "top_left"}),
+    "softcap": ((1, 4, 2, 333, 333, 128, 128), {"causal": "top_left", "softcap": 2.0}),
     "latent, window": ((1, 2, 2, 300, 420, 192, 128), {"causal": "bottom_right", "window": 90}),
     "long": ((1, 2, 1, 2100, 2100, 128, 128), {}),
     "window": ((1, 4, 2, 700, 700, 128, 128), {"causal": "top_left", "window": 100}),
@@ -104,7 +156,7 @@ def test_strided_heads():
 
 
 @NEEDS_GPU
-@pytest.mark.parametrize("width", [64, 128])
+@pytest.mark.parametrize("width", [64, 128, 256])
 def test_errors_are_no_larger_than_those_of_torchs_flash(width):
     q, k, v, grad = (heads(2, 4, 1000, width, BF16) for _ in range(4))
     how = {"scale": width**-0.5, "causal": "top_left"}
@@ -124,9 +176,22 @@ def test_errors_are_no_larger_than_those_of_torchs_flash(width):
 
 
 @NEEDS_GPU
-def test_nan_reaches_only_the_heads_that_read_it():
-    q, grad = (heads(2, 4, 200, 128, BF16) for _ in range(2))
-    k, v = (heads(2, 2, 200, 128, BF16) for _ in range(2))
+@pytest.mark.parametrize("width", [128, 256])
+def test_gradients_repeat_to_the_last_bit_where_asked(width, monkeypatch):
+    monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
+    q, k, v, grad = (heads(2, 16, 700, width, BF16) for _ in range(4))
+    how = {"scale": 0.0625, "causal": "top_left"}
+    out, lse = attention_with_lse(q, k, v, **how)
+    first, *others = (attention_backward(grad, q, k, v, out, lse, **how) for _ in range(20))
+    for again in others:
+        assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+
+
+@NEEDS_GPU
+@pytest.mark.parametrize("width", [128, 256])
+def test_nan_reaches_only_the_heads_that_read_it(width):
+    q, grad = (heads(2, 4, 200, width, BF16) for _ in range(2))
+    k, v = (heads(2, 2, 200, width, BF16) for _ in range(2))
     q[0, 1, 4] = math.nan
     out, lse = attention_with_lse(q, k, v, scale=0.1, causal="top_left")
     dq, dk, dv, _ = attention_backward(grad, q, k, v, out, lse, scale=0.1, causal="top_left")
@@ -154,7 +219,7 @@ def test_no_keys_and_no_queries_give_zeros():
 
 @NEEDS_GPU
 @pytest.mark.parametrize("window", [None, 100])
-@pytest.mark.parametrize("widths", [(64, 64), (128, 128), (192, 128)], ids=str)
+@pytest.mark.parametrize("widths", [(64, 64), (128, 128), (192, 128), (256, 256)], ids=str)
 def test_documents_are_each_by_itself(widths, window):
     q, grad = (heads(2, 6, 901, width, BF16) for width in widths)
     k, v = (heads(2, 2, 901, width, BF16) for width in widths)
@@ -183,7 +248,7 @@ def assert_gradients(q, k, v, grad, sinks=None, grad_lse=None, first_keys=None, 
 
 
 @NEEDS_GPU
-@pytest.mark.parametrize("widths", [(64, 64), (128, 128), (192, 128)], ids=str)
+@pytest.mark.parametrize("widths", [(64, 64), (128, 128), (192, 128), (256, 256)], ids=str)
 @pytest.mark.parametrize("how", [{}, {"causal": "top_left"}, {"causal": "bottom_right"}], ids=str)
 def test_packed_sequences_are_each_by_itself(widths, how):
     """Sequences of NaN lie between: not even 0 times one of them is taken in."""
