@@ -12,7 +12,6 @@ from aiter_inductor.core.op import op
 from aiter_inductor.lowerings.attention import attention, capped_scores, in_layout, masked
 from aiter_inductor.lowerings.attention_hopper import (
     sdpa_trains_faster,
-    wgmma_backward_unsupported,
     wgmma_unsupported,
 )
 from aiter_inductor.lowerings.attention_problem import (
@@ -180,5 +179,5 @@ def _(inputs: Mapping[str, Any], grad: Tensor) -> Mapping[str, Tensor | None]:
 
 add_cuda(attention_with_lse, "attention", refuse=wgmma_unsupported, decline=sdpa_trains_faster)
 add_triton(attention_with_lse, "attention", refuse=flash_unsupported, decline=sdpa_is_faster)
-add_cuda(attention_backward, "attention_backward", refuse=wgmma_backward_unsupported)
+add_cuda(attention_backward, "attention_backward", refuse=wgmma_unsupported)
 add_triton(attention_backward, "attention_backward", refuse=flash_unsupported)

@@ -19,10 +19,8 @@ MANY_QUERIES = 4096
 NARROW, WIDE = 64, 256
 SHORT_WINDOW = 256
 FEW_TRAINED = 512
-WIDEST_TRAINED_QK, WIDEST_TRAINED_V = 192, 128
-"""Elements of a head whose gradients the backward kernel adds up in registers."""
-MAX_SUMS = 256
-"""Elements of both beyond which it takes two passes."""
+WIDEST_ADDED = 128
+"""Elements of a head whose gradients are made in one walk; wider ones take two, without sums."""
 
 
 def wgmma_unsupported(problem: AttentionProblem, use: Use) -> str | None:
@@ -36,18 +34,6 @@ def wgmma_unsupported(problem: AttentionProblem, use: Use) -> str | None:
     for name in ("qk_dim", "v_dim"):
         if (width := fixed(getattr(problem, name))) is None or width % 8:
             return f"{name}={width} is not a multiple of 8 up to {MAX_HEAD_DIM}: 16-byte rows"
-    return None
-
-
-def wgmma_backward_unsupported(problem: AttentionProblem, use: Use) -> str | None:
-    """What the backward kernel does not take."""
-    if reason := wgmma_unsupported(problem, use):
-        return reason
-    if problem.softcap is not None:
-        return f"the kernel has no softcap, and softcap={problem.softcap:g} is asked for"
-    for name, widest in (("qk_dim", WIDEST_TRAINED_QK), ("v_dim", WIDEST_TRAINED_V)):
-        if (width := fixed(getattr(problem, name))) is None or width > widest:
-            return f"{name}={width} is wider than {widest}, whose sums the registers hold"
     return None
 
 
@@ -80,21 +66,20 @@ def others_attend_faster(problem: AttentionProblem, use: Use) -> str | None:
 def sdpa_trains_faster(problem: AttentionProblem, use: Use) -> str | None:
     """Where torch's cuDNN is faster backward, which takes most of the time, on an H100.
 
-    2x4096 tokens of 16 heads of 128, causal, take 774 us against 864, of all keys 1379 against
-    1377; 1x16384 of 32 and 8 heads take 10295 against 10579. 64 and 8 heads of 64 take 1740 against
-    1973; 128 heads of 192 and 128 take 4758 against 4438. 4x1024 tokens of 32 and 8 heads take 329
-    against 741, 1x512 183 against 104: launches, which are three here.
+    2x4096 tokens, causal: 32 and 8 heads of 128 take 1461 us against 1638, 64 and 8 of 64 take 1664
+    against 1994, 16 of 256 take 1543 against 2076; of all keys, 16 of 128 take 1387 against 1401
+    and 32 of 64 take 1596 against 1620. 1x4096 of 128 heads of 192 and 128 take 3849 against 4302,
+    1x16384 of 32 and 8 heads 9350 against 9881. Fewer of all keys, 4x2048 of 16 heads of 128, take
+    816 against 722; 1x512 of 32 and 8 heads 183 against 104: launches, which are three here.
     """
     if sdpa_unsupported(problem, use):
         return None
-    if reason := wgmma_backward_unsupported(problem, use):
+    if reason := wgmma_unsupported(problem, use):
         return f"{reason}; others take 2953 us on sm_90 where torch's cuDNN takes 1653"
-    if problem.causal == "none":
-        return "2x4096 queries of all keys take 1379 us backward on sm_90 and torch's cuDNN 1377"
     S = fixed(problem.num_queries)
+    narrow = max(problem.qk_dim, problem.v_dim) <= WIDEST_ADDED
+    if narrow and problem.causal == "none" and (S is None or S < MANY_QUERIES):
+        return f"S={S} queries of all keys: 4x2048 take 816 us backward on sm_90, with cuDNN 722"
     if S is not None and S <= FEW_TRAINED:
         return f"S={S} queries: 1x512 take 183 us backward on sm_90 and torch's cuDNN 104"
-    if problem.qk_dim + problem.v_dim > MAX_SUMS:
-        widths = f"{problem.qk_dim} and {problem.v_dim}"
-        return f"heads of {widths}: 192 and 128 take 4758 us on sm_90 and torch's cuDNN 4438"
     return None

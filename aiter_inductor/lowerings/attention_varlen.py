@@ -12,7 +12,7 @@ from aiter_inductor.core.heads import heads_first
 from aiter_inductor.core.op import OPS, Use, op
 from aiter_inductor.core.problem import Dim, dim
 from aiter_inductor.lowerings.attention import attention
-from aiter_inductor.lowerings.attention_hopper import wgmma_backward_unsupported, wgmma_unsupported
+from aiter_inductor.lowerings.attention_hopper import wgmma_unsupported
 from aiter_inductor.lowerings.attention_problem import (
     AttentionProblem,
     flash_unsupported,
@@ -205,11 +205,6 @@ def varlen_unsupported(problem: VarlenProblem, use: Use) -> str | None:
 def wgmma_varlen_unsupported(problem: VarlenProblem, use: Use) -> str | None:
     """What the wgmma kernel does not take."""
     return problem.mismatch or wgmma_unsupported(problem.heads, use)
-
-
-def wgmma_varlen_backward_unsupported(problem: VarlenProblem, use: Use) -> str | None:
-    """What the wgmma backward kernel does not take."""
-    return problem.mismatch or wgmma_backward_unsupported(problem.heads, use)
 
 
 add_cuda(attention_varlen, "attention", refuse=wgmma_varlen_unsupported)

@@ -17,7 +17,6 @@ from aiter_inductor.lowerings.attention_varlen import (
     pairs_seen,
     tokens_first,
     varlen_unsupported,
-    wgmma_varlen_backward_unsupported,
     wgmma_varlen_unsupported,
 )
 from aiter_inductor.lowerings.providers import add_cuda, add_triton
@@ -132,5 +131,5 @@ def _(inputs: Mapping[str, Any], grad: Tensor) -> Mapping[str, Tensor | None]:
 
 add_cuda(attention_varlen_with_lse, "attention", refuse=wgmma_varlen_unsupported)
 add_triton(attention_varlen_with_lse, "attention", refuse=varlen_unsupported)
-add_cuda(attention_varlen_backward, "attention_backward", refuse=wgmma_varlen_backward_unsupported)
+add_cuda(attention_varlen_backward, "attention_backward", refuse=wgmma_varlen_unsupported)
 add_triton(attention_varlen_backward, "attention_backward", refuse=varlen_unsupported)
