@@ -63,9 +63,7 @@ def forward_runs(width: int) -> dict[str, Run]:
     def by_cudnn(q: Tensor, k: Tensor, v: Tensor, _: Tensor) -> object:
         with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
             heads = map(_heads, (q, k, v))
-            return F.scaled_dot_product_attention(
-                *heads, attn_mask=mask[None, None], enable_gqa=True
-            )
+            return F.scaled_dot_product_attention(*heads, attn_mask=mask, enable_gqa=True)
 
     return {
         "cuda": of_ours("cuda"),
