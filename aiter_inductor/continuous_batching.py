@@ -311,7 +311,7 @@ class _Layer:
 
     def _updated(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         update = self.kwargs["cache"].update
-        if set(inspect.signature(update).parameters) >= _BY_INDEX:
+        if "max_seqlen_q" in self.kwargs:  # transformers 5.17
             indices = {name: self.kwargs[name] for name in ("read_index", "write_index")}
             keys, values = update(key, value, self.module.layer_idx, **indices)
             return keys, values
