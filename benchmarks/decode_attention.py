@@ -22,18 +22,22 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from aiter_inductor.cli.timing import ceilings, measure, rotation
+from aiter_inductor.core.arch import arch_of
+from aiter_inductor.core.op import Use
 from aiter_inductor.kernels.cuda import mla as cuda_mla
 from aiter_inductor.kernels.triton import mla as triton_mla
 from aiter_inductor.lowerings.attention import attention
 from aiter_inductor.lowerings.mla_paged import mla_paged_decode
+from aiter_inductor.lowerings.mla_paged_problem import MlaPagedProblem
 from aiter_inductor.lowerings.paged_attention import paged_attention
 from aiter_inductor.lowerings.paged_attention_problem import PACK_BYTES
 
 DEVICE = torch.device("cuda")
 BF16, FP8 = torch.bfloat16, torch.float8_e4m3fn
 SCALE = 192**-0.5
-MLA_SIZES = [(1, 128, 4096), (16, 128, 4096), (32, 128, 4096), (128, 128, 4096)]
-MLA_SIZES += [(1, 16, 4096), (128, 16, 4096), (64, 16, 16384)]
+MLA_SIZES = [(batch, 128, 4096) for batch in (1, 2, 4, 8, 16, 32, 64, 128)]
+MLA_SIZES += [(1, 128, 512), (128, 128, 512), (1, 128, 16384), (16, 128, 16384)]
+MLA_SIZES += [(1, 16, 4096), (16, 16, 4096), (128, 16, 4096), (64, 16, 16384)]
 LENGTHS = torch.randint(1000, 8001, (64,), generator=torch.Generator().manual_seed(0))
 
 
@@ -122,33 +126,74 @@ def race_mla(batch: int, heads: int, kv_len: int) -> None:
         )
 
 
-def mla_pages(lengths: Tensor, page_size: int) -> tuple[Tensor, ...]:
-    """Arguments of `mla_paged_decode` at 128 heads with pages in random order."""
-    tables = random_tables(lengths, page_size)
-    num_pages = int((-(-lengths // page_size)).sum())
-    q = torch.randn(len(lengths), 128, 576, device=DEVICE, dtype=BF16)
-    cache = torch.randn(num_pages, page_size, 576, device=DEVICE, dtype=BF16)
-    return q, cache, tables.to(DEVICE), lengths.int().to(DEVICE)
+@dataclass(frozen=True)
+class LatentPages:
+    """Latent rows in pages.
+
+    Attributes:
+        name: of the lengths.
+        lengths: tokens of each sequence.
+        page_size: tokens of a page.
+        heads: of the queries.
+        dtype: of the rows; fp8 ones have a scale.
+    """
+
+    name: str
+    lengths: Tensor
+    page_size: int
+    heads: int = 128
+    dtype: torch.dtype = BF16
 
 
-def race_mla_paged(name: str, lengths: Tensor, page_size: int) -> None:
-    """Print the CUDA kernel and the Triton kernel over pages."""
-    args, tokens = mla_pages(lengths, page_size), int(lengths.sum())
-    runs = {
-        provider: partial(mla_paged_decode.providers[provider].run, *args, scale=SCALE)
-        for provider in ("cuda", "triton")
-    }
-    exact = mla_paged_decode.reference(
-        args[0][:2].double(), args[1], *(x[:2] for x in args[2:]), scale=SCALE
+FIXED = torch.full((128,), 4096)
+LATENT_PAGES = [
+    LatentPages(name, lengths, page_size, heads, dtype)
+    for name, lengths in (("64 of 1000 to 8000", LENGTHS), ("128 of 4096", FIXED))
+    for page_size, heads, dtype in (
+        (1, 128, BF16),
+        (16, 128, BF16),
+        (64, 128, BF16),
+        (64, 128, FP8),
+        (64, 16, BF16),
+        (64, 16, FP8),
     )
-    calls = {provider: [run] for provider, run in runs.items()}
-    for provider, timing in measure(calls, DEVICE, graph=True, rounds=12).items():
+]
+LATENT_PAGES += [LatentPages("1 of 4096", FIXED[:1], 64), LatentPages("16 of 4096", FIXED[:16], 64)]
+
+
+def mla_pages(pages: LatentPages) -> tuple[Tensor | None, ...]:
+    """Arguments of `mla_paged_decode` with pages in random order."""
+    tables, count = random_tables(pages.lengths, pages.page_size), len(pages.lengths)
+    num_pages = int((-(-pages.lengths // pages.page_size)).sum())
+    q = torch.randn(count, pages.heads, 576, device=DEVICE, dtype=BF16)
+    cache = torch.randn(num_pages, pages.page_size, 576, device=DEVICE, dtype=BF16)
+    scale = torch.ones(1, device=DEVICE) if pages.dtype == FP8 else None
+    return q, cache.to(pages.dtype), tables.to(DEVICE), pages.lengths.int().to(DEVICE), scale
+
+
+def race_mla_paged(pages: LatentPages) -> None:
+    """Print the CUDA kernel, where it takes such pages, and the Triton kernel."""
+    tokens = int(pages.lengths.sum())
+    cached = tokens * 576 * pages.dtype.itemsize
+    sets = [mla_pages(pages) for _ in range(rotation(cached, DEVICE))]
+    problem, use = MlaPagedProblem.of(*sets[0], scale=SCALE), Use(arch_of(DEVICE))
+    runs = {
+        name: partial(mla_paged_decode.providers[name].run, scale=SCALE)
+        for name in ("cuda", "triton")
+        if not mla_paged_decode.providers[name].refusal(problem, use)
+    }
+    q, cache, tables, lengths, kv_scale = sets[0]
+    exact = mla_paged_decode.reference(
+        q[:2].double(), cache, tables[:2], lengths[:2], kv_scale, scale=SCALE
+    )
+    calls = {name: [partial(run, *inputs) for inputs in sets] for name, run in runs.items()}
+    for name, timing in measure(calls, DEVICE, graph=True, rounds=12).items():
         us = timing.median_us
-        error = float((runs[provider]()[:2].double() - exact).abs().max())
+        error = float((runs[name](*sets[0])[:2].double() - exact).abs().max())
         print(
-            f"mla_paged {provider} {name} page_size={page_size}: {us:.1f} us,"
-            f" {tokens * 576 * 2 / us / 1e3:.0f} GB/s,"
-            f" {2 * tokens * 128 * 1088 / us / 1e6:.0f} TFLOPS, error {error:.1e}",
+            f"mla_paged {name} {pages.name} page_size={pages.page_size} heads={pages.heads}"
+            f" {pages.dtype}: {us:.1f} us ±{timing.spread:.3f}, {cached / us / 1e3:.0f} GB/s,"
+            f" {2 * tokens * pages.heads * 1088 / us / 1e6:.0f} TFLOPS, error {error:.1e}",
             flush=True,
         )
 
@@ -281,9 +326,8 @@ def main() -> None:
         for size in MLA_SIZES:
             race_mla(*size)
     if what in (None, "mla_paged"):
-        for page_size in (16, 64):
-            race_mla_paged("64 of 1000 to 8000", LENGTHS, page_size)
-            race_mla_paged("128 of 4096", torch.full((128,), 4096), page_size)
+        for latent_pages in LATENT_PAGES:
+            race_mla_paged(latent_pages)
     if what in (None, "paged"):
         for pages in PAGES:
             race_paged(pages)

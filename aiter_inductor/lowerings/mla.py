@@ -9,7 +9,6 @@ from aiter_inductor.core.dtypes import accumulate_dtype
 from aiter_inductor.core.op import op
 from aiter_inductor.lowerings.mla_problem import (
     MlaProblem,
-    few_heads_read_faster,
     hopper_mla_unsupported,
     mla_unsupported,
     split_mla_unsupported,
@@ -80,7 +79,7 @@ def _seen_softmax(scores: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
     return scores.softmax(-1).masked_fill(unseen, 0.0)
 
 
-add_cuda(mla_decode, "mla", refuse=hopper_mla_unsupported, cede=few_heads_read_faster)
+add_cuda(mla_decode, "mla", refuse=hopper_mla_unsupported)
 add_triton(mla_decode, "mla", refuse=split_mla_unsupported)
 
 

@@ -132,14 +132,13 @@ def split_mla_paged_unsupported(problem: MlaPagedProblem, use: Use) -> str | Non
 
 
 def hopper_mla_paged_unsupported(problem: MlaPagedProblem, use: Use) -> str | None:
-    """What the CUDA kernel does not take; its tiles are 64 of DeepSeek's latent rows."""
+    """What the CUDA kernel does not take: tiles of DeepSeek's latent rows, bf16 or e4m3."""
     if reason := split_mla_paged_unsupported(problem, use):
         return reason
-    for name, dtype in (("queries", problem.dtype), ("latent rows", problem.cache_dtype)):
-        if dtype != torch.bfloat16:
-            return f"{name} are {short_name(dtype)}, not bfloat16"
-    if problem.scaled:
-        return "it reads no scale of the rows"
+    if problem.dtype != torch.bfloat16:
+        return f"queries are {short_name(problem.dtype)}, not bfloat16"
+    if problem.scaled and problem.cache_dtype == torch.bfloat16:
+        return "it reads no scale of bfloat16 rows"
     for name, width in (("rank", HOPPER_RANK), ("rope", HOPPER_ROPE)):
         if fixed(getattr(problem, name)) != width:
             return f"{name}={getattr(problem, name)} is not {width}"

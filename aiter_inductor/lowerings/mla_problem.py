@@ -202,7 +202,7 @@ def split_mla_unsupported(problem: MlaProblem, use: Use) -> str | None:
 
 
 def hopper_mla_unsupported(problem: MlaProblem, use: Use) -> str | None:
-    """What the CUDA kernel does not take; its tiles are DeepSeek's latent rows."""
+    """What the CUDA kernel does not take; its tiles are DeepSeek's latent rows, bf16 or e4m3."""
     if reason := mla_unsupported(problem, use):
         return reason
     if problem.dtype != torch.bfloat16:
@@ -210,22 +210,9 @@ def hopper_mla_unsupported(problem: MlaProblem, use: Use) -> str | None:
     for name, width in (("kv_lora_rank", HOPPER_RANK), ("qk_rope_head_dim", HOPPER_ROPE)):
         if fixed(getattr(problem, name)) != width:
             return f"{name}={getattr(problem, name)} is not {width}"
-    if problem.cache_dtype:
-        return f"latent rows are {short_name(problem.cache_dtype)}, not bfloat16"
     if problem.mask != "none" or problem.causal:
         return f"it reads no mask: mask={problem.mask} causal={problem.causal}"
     return None
-
-
-def few_heads_read_faster(problem: MlaProblem, use: Use) -> str | None:
-    """Where the CUDA kernel, whose tiles are 64 rows high, cedes to Triton's of 16."""
-    heads, batch_size = fixed(problem.num_heads), fixed(problem.batch_size)
-    if heads is None or batch_size is None or heads > 16 or batch_size < 64:
-        return None
-    return (
-        f"num_heads={heads} at batch_size={batch_size}: on an H200, 16 heads, 128 sequences and "
-        f"4096 keys take Triton's kernel 152 us and the CUDA one 170"
-    )
 
 
 def _differing(names: str, dtypes: list[torch.dtype]) -> str:

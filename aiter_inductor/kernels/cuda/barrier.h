@@ -79,7 +79,7 @@ DEVICE void cluster_sync() {
   cluster_wait();
 }
 
-// The address that `address` has in block `rank`, for `ld_cluster` and `st_cluster`.
+// The address that `address` has in block `rank`, for `ld_cluster`.
 DEVICE u32 cluster_address(u32 address, u32 rank) {
   u32 there;
   asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(address), "r"(rank));
@@ -93,11 +93,6 @@ DEVICE float4 ld_cluster(u32 there) {
                : "r"(there)
                : "memory");
   return x;
-}
-
-DEVICE void st_cluster(u32 there, float x, float y) {
-  asm volatile("st.shared::cluster.v2.f32 [%0], {%1, %2};" ::"r"(there), "f"(x), "f"(y)
-               : "memory");
 }
 
 // ---- kernels that overlap: PTX ISA, "griddepcontrol".

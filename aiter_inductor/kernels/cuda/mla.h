@@ -3,7 +3,7 @@
 
 #include "types.h"
 
-constexpr u32 RANK = 512;  // latent columns
+constexpr u32 KEYS = 64, RANK = 512;  // keys of a tile, latent columns
 
 DEVICE float minus_infinity() { return __int_as_float(0xff800000); }
 

@@ -1,23 +1,17 @@
-"""Latent attention over pages on Hopper: mla_clusters.cu, whose tiles come page by page."""
+"""Latent attention over pages on Hopper: mla.cu, whose tiles come page by page."""
 
 from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor
 
 from aiter_inductor.core.launch import tensor_map
-from aiter_inductor.kernels.cuda.mla_clusters import (
-    KEYS,
-    MAX_CLUSTERS,
-    RANK,
-    ClusterPlan,
-    Pages,
-    best_plan,
-    clusters_that_fit,
-    launch,
-    mappable,
-)
+from aiter_inductor.kernels.cuda.mla import RANK, Pages, Rows, launch, mappable, row_box
+from aiter_inductor.kernels.cuda.mla_plan import KEYS, MAX_CLUSTERS, ROWS, MlaPlan, processors
+
+LEAST_TILES = 2  # of a cluster: one sequence of 4096 tokens takes an H100 17 us with 2, 19 with 1
 
 
 def mla_paged_decode(
@@ -29,9 +23,9 @@ def mla_paged_decode(
     *,
     scale: float,
     rank: int = 512,
-    plan: ClusterPlan | None = None,
+    plan: MlaPlan | None = None,
 ) -> Tensor:
-    """Attend to the bf16 latent rows of pages; see the op of this name."""
+    """Attend to the bf16 or e4m3 latent rows of pages; see the op of this name."""
     num_seqs, num_heads, _ = q.shape
     out = q.new_empty(num_seqs, num_heads, rank)
     page_size, capacity = cache.shape[1], block_tables.shape[1] * cache.shape[1]
@@ -42,31 +36,24 @@ def mla_paged_decode(
     q, cache = mappable(q), mappable(cache)
     block_tables = block_tables if block_tables.stride(-1) == 1 else block_tables.contiguous()
     if plan is None:
-        plan = paged_plan(num_seqs, num_heads, capacity, clusters_that_fit(q.device))
+        plan = paged_plan(num_heads, processors(q.device))
     pages = Pages(block_tables, seq_lens.contiguous(), page_size)
-    rows = tensor_map(cache, (1, min(page_size, KEYS // plan.blocks), 64))
+    rows = tensor_map(cache, row_box(cache, min(page_size, KEYS // plan.blocks)))
     by_rows = q.unsqueeze(2)
     queries = by_rows[..., :RANK], by_rows[..., RANK:]
-    launch(plan, *queries, (rows, rows), out.unsqueeze(2), scale, capacity, pages)
+    fp8 = cache.dtype == torch.float8_e4m3fn
+    described = Rows(capacity, fp8, kv_scale, pages)
+    launch(plan, *queries, (rows, rows), out.unsqueeze(2), described, scale)
     return out
 
 
-def paged_plan(
-    num_seqs: int, num_heads: int, capacity: int, fitting: tuple[int, ...]
-) -> ClusterPlan:
-    """The plan for sequences of any length up to `capacity`.
+def paged_plan(num_heads: int, num_processors: int) -> MlaPlan:
+    """A plan that fills the chip, whatever the lengths are, which lie on the device.
 
-    The lengths lie on the device. Where sequences would not fill the chip twice, they are cut, so
-    that short and long ones together do.
-
-    Args:
-        num_seqs: sequences.
-        num_heads: query heads.
-        capacity: keys that a sequence may have.
-        fitting: `clusters_that_fit`.
+    64 clusters of 66 lose nothing on an H100 where lengths differ (160 us, 159), and cut none of
+    128 sequences of one length (249 us, 266).
     """
-    plan = best_plan(num_seqs, num_heads, capacity, fitting)
-    items = num_seqs * math.ceil(num_heads / 64) // plan.blocks
-    side_by_side = fitting[plan.blocks * plan.parts - 1]
-    clusters = min(2 * side_by_side // items, math.ceil(capacity / KEYS / 8), MAX_CLUSTERS)
-    return ClusterPlan(plan.blocks, plan.parts, max(plan.clusters, clusters))
+    row_blocks = math.ceil(num_heads / ROWS)
+    most = min(max(num_processors // row_blocks, 1), MAX_CLUSTERS)
+    power = 1 << (most.bit_length() - 1)
+    return MlaPlan(2 - row_blocks % 2, power if 16 * power >= 15 * most else most, LEAST_TILES)

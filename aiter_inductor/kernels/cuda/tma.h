@@ -92,6 +92,13 @@ DEVICE void bulk_load(u32 shared, const void* from, u32 bytes, u32 bar, u64 poli
       : "memory");
 }
 
+// ---- 4 bytes by this thread, aligned to 4, which it may read after `wait_for_words`.
+
+DEVICE void copy_word(u32 shared, const void* from) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(shared), "l"((u64)from) : "memory");
+}
+DEVICE void wait_for_words() { asm volatile("cp.async.wait_all;" ::: "memory"); }
+
 // ---- shared to global; the source may be overwritten after `tma_store_wait_read`.
 
 // Ordinary stores to shared memory, made visible to TMA and wgmma; before the barrier between.
@@ -118,6 +125,13 @@ DEVICE void tma_store_4d(const TensorMap& map, u32 shared, int c0, int c1, int c
           (u64)&map),
       "r"(shared), "r"(c0), "r"(c1), "r"(c2), "r"(c3)
       : "memory");
+}
+
+// `bytes`, a multiple of 16, to a plain address aligned to 16.
+DEVICE void bulk_store(void* to, u32 shared, u32 bytes) {
+  asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"((u64)to),
+               "r"(shared), "r"(bytes)
+               : "memory");
 }
 
 DEVICE void tma_store_commit() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }

@@ -9,15 +9,14 @@ import torch
 
 from aiter_inductor.core.arch import arch_named
 from aiter_inductor.core.op import Use
-from aiter_inductor.kernels.cuda.mla_clusters import ClusterPlan
 from aiter_inductor.kernels.cuda.mla_paged import paged_plan
+from aiter_inductor.kernels.cuda.mla_plan import MlaPlan
 from aiter_inductor.lowerings.mla_paged import mla_paged_decode
 from aiter_inductor.lowerings.mla_paged_problem import MlaPagedProblem
 from tests.lowerings.checks import assert_close, oracle
 
 BF16, FP8 = torch.bfloat16, torch.float8_e4m3fn
 DEEPSEEK = MlaPagedProblem(5, 128, 512, 64, 64, 9, BF16, BF16)
-H100 = (132, 66, 39, 30, 22, 17, 15, 15)
 SM_90 = Use(arch_named("sm_90"))
 ON_HOPPER = torch.cuda.is_available() and torch.cuda.get_device_capability() == (9, 0)
 needs_hopper = pytest.mark.skipif(not ON_HOPPER, reason="torch sees no GPU with wgmma")
@@ -27,8 +26,7 @@ needs_hopper = pytest.mark.skipif(not ON_HOPPER, reason="torch sees no GPU with 
     ("changed", "sentence"),
     [
         ({"dtype": torch.float16, "cache_dtype": torch.float16}, "queries are float16"),
-        ({"cache_dtype": FP8, "scaled": True}, "latent rows are float8_e4m3fn, not bfloat16"),
-        ({"scaled": True}, "it reads no scale of the rows"),
+        ({"scaled": True}, "it reads no scale of bfloat16 rows"),
         ({"rank": 256}, "rank=256 is not 512"),
         ({"rope": 32}, "rope=32 is not 64"),
         ({"page_size": 1}, "page_size=1 is not 8, 16, 32 or a multiple of 64"),
@@ -42,10 +40,10 @@ def test_what_it_refuses_goes_to_triton(changed, sentence):
     assert mla_paged_decode.select(problem, SM_90).provider.name == "triton"
 
 
-def test_sequences_that_do_not_fill_the_chip_twice_are_cut():
-    assert paged_plan(256, 128, 8192, H100) == ClusterPlan(2, 1, 1)
-    assert paged_plan(64, 128, 8192, H100) == ClusterPlan(2, 1, 2)
-    assert paged_plan(1, 128, 64, H100) == ClusterPlan(2, 1, 1)
+def test_every_processor_gets_rows_of_its_own():
+    assert paged_plan(128, 132) == MlaPlan(2, 64, 2)
+    assert paged_plan(16, 132) == MlaPlan(1, 128, 2)
+    assert paged_plan(192, 132) == MlaPlan(1, 44, 2)
 
 
 def check(args, kwargs, plan=None):
@@ -73,7 +71,12 @@ def check(args, kwargs, plan=None):
         {"page_size": 256, "max_pages": 3},
         {"num_heads": 192},
         {"num_seqs": 1, "max_pages": 64},
+        {"num_seqs": 200, "max_pages": 2},
         {"num_seqs": 0},
+        {"cache_dtype": FP8},
+        {"cache_dtype": FP8, "scaled": True, "page_size": 16, "max_pages": 33},
+        {"cache_dtype": FP8, "scaled": True, "page_size": 8, "num_heads": 16},
+        {"cache_dtype": FP8, "scaled": True, "num_seqs": 200, "max_pages": 2},
     ],
     ids=str,
 )
@@ -84,7 +87,7 @@ def test_shapes(changed):
 @needs_hopper
 @pytest.mark.parametrize(
     "plan",
-    [ClusterPlan(1, 1, 1), ClusterPlan(2, 1, 4), ClusterPlan(2, 4, 1), ClusterPlan(2, 2, 3)],
+    [MlaPlan(1, 1), MlaPlan(1, 132), MlaPlan(2, 4), MlaPlan(2, 3, 7), MlaPlan(2, 66)],
     ids=str,
 )
 def test_lengths_from_none_to_full(plan):
@@ -96,16 +99,18 @@ def test_lengths_from_none_to_full(plan):
 
 
 @needs_hopper
-@pytest.mark.parametrize("page_size", [16, 64])
-def test_what_lies_beyond_a_sequence_does_not_matter(page_size):
-    args, kwargs = replace(DEEPSEEK, page_size=page_size).sample(seed=2, device="cuda")
+@pytest.mark.parametrize(("page_size", "dtype"), [(16, BF16), (64, BF16), (64, FP8)])
+def test_what_lies_beyond_a_sequence_does_not_matter(page_size, dtype):
+    problem = replace(DEEPSEEK, page_size=page_size, cache_dtype=dtype)
+    args, kwargs = problem.sample(seed=2, device="cuda")
     before = check(args, kwargs)
     length = int(args[3][1])
     assert length % page_size, "the sequence must end within a page"
-    args[1][args[2][1, (length - 1) // page_size], length % page_size :] = torch.nan
+    stored = args[1].view(torch.uint8)  # bytes of 255 are NaN in either dtype
+    stored[args[2][1, (length - 1) // page_size], length % page_size :] = 255
     unused = torch.ones(len(args[1]), dtype=torch.bool, device="cuda")
     unused[args[2][args[2] >= 0].long()] = False
-    args[1][unused] = torch.nan
+    stored[unused] = 255
     assert torch.equal(check(args, kwargs), before)
 
 
