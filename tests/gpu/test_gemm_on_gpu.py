@@ -90,8 +90,11 @@ def test_provider(kind: str, name: str, shape: tuple[int, int, int], biased: boo
     assert found.dtype == BF16
     exact = expected(problem, [a if a is None else a.cpu() for a in args]).cuda()
     largest = exact.abs().max() if exact.numel() else 1.0
-    # Half a step of bfloat16 at the value, and sums in float32 of terms that cancel.
-    assert ((found.double() - exact).abs() <= exact.abs() * 2**-8 + largest * 1e-3).all(), op.name
+    # Half a step of bfloat16 at the value, and sums in float32 of terms that cancel. The library
+    # gets weights that are rounded to bfloat16.
+    rounds = name == "vendor" and problem.scaling.startswith("weight")
+    beside = largest * (4e-3 if rounds else 1e-3)
+    assert ((found.double() - exact).abs() <= exact.abs() * 2**-8 + beside).all(), op.name
 
 
 @pytest.mark.parametrize("rows", [0, 64, 300])

@@ -89,3 +89,17 @@ def test_the_fp8_of_the_chip():
     mixed = replace(PROBLEM, weight_dtype=torch.float8_e4m3fnuz)
     found = bmm_fp8.select(mixed, use)
     assert found.reason == "triton: x is float8_e4m3fn, which gfx942 does not multiply"
+
+
+def test_hopper_leaves_weights_along_n_to_inductor():
+    turned, hopper = replace(PROBLEM, turned=True), Use(arch_named("sm_90"))
+    args, kwargs = turned.sample(seed=1, device="cpu")
+    assert bmm_fp8.problem(*args, **kwargs) == turned
+    found = bmm_fp8.select(turned, hopper)
+    sentence = "16 of 512 x 2048 x 2048 stored along N take 1374 us on sm_90, Inductor's code 189"
+    assert (found.reason, found.declined) == (f"triton: {sentence}", True)
+    for problem, use in ((PROBLEM, hopper), (turned, Use(arch_named("gfx942")))):
+        problem = replace(
+            problem, dtype=use.arch.fp8_dtypes[0], weight_dtype=use.arch.fp8_dtypes[0]
+        )
+        assert bmm_fp8.select(problem, use).provider is bmm_fp8.providers["triton"]

@@ -87,12 +87,14 @@ class GemmConfig:
         block_m = min(max(_power_above(rows), 16), 128)
         wide = block_m == 128 or _cdiv(N, 128) >= PROGRAMS[amd]
         block_n = 128 if wide else 64
-        block_k = min(block_k, 64) if block_m == 128 else block_k
+        some = not amd and rows <= 256
+        block_k = min(block_k, 64) if block_m == 128 and not some else block_k
         tiles = _cdiv(max(rows, 1), block_m) * _cdiv(max(N, 1), block_n)
         split = min(2 * PROGRAMS[amd] // tiles, max(K // (4 * block_k), 1), MAX_SPLIT)
         split_k = 1 << (max(split, 1).bit_length() - 1)
         num_warps = 8 if block_m == 128 else 4
-        return cls(block_m, block_n, block_k, split_k, 8, num_warps, 2 if amd else 4)
+        num_stages = 2 if amd else 3 if block_m == block_k == 128 else 4
+        return cls(block_m, block_n, block_k, split_k, 8, num_warps, num_stages)
 
     @classmethod
     def candidates(cls, problem: Any, arch: Any) -> Iterator[GemmConfig]:
