@@ -305,8 +305,9 @@ def small_races() -> Iterator[Race]:
     yield row_race("quant_per_group", 64, 7168, 128)
     yield rope_race("rope_qk", DECODE, neox)
     yield rope_race("qk_norm_rope", replace(DECODE, **QWEN3), qk_norm)
-    for scales in ("g128", "token", ""):
-        yield activation_race(64, 18432, scales)
+    for N in (14336, 18432):
+        for scales in ("g128", "token", ""):
+            yield activation_race(64, N, scales)
 
 
 def all_races() -> dict[str, Race]:
