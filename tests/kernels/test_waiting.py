@@ -26,8 +26,8 @@ SOURCES = sorted(
     }
 )
 BODY = re.compile(r"(?:SIMT_KERNEL\(|__global__ void)[^{;]*\{\n(.*?)^\}", re.DOTALL | re.MULTILINE)
-WAIT = re.compile(r"(?<!\w)begin\(\);|wait_for_kernel_ahead\(\);")
-MEMORY = re.compile(r"load[_(]|store[_(]|fetch(?!_map)|\w\[[^\]]*\] *=|\*\w+ *=")
+WAIT = re.compile(r"(?<!\w)begin\([^;]*\);|wait_for_kernel_ahead\(\);")
+MEMORY = re.compile(r"load[_(]|store[_(]|(?<!pre)fetch(?!_map)|\w\[[^\]]*\] *=|\*\w+ *=")
 
 
 @pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.name)
