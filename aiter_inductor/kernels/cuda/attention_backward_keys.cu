@@ -12,8 +12,8 @@
 //
 // The build defines QK_DIM and V_DIM (elements of a head, rounded up to multiples of 64), K_KEPT and
 // V_KEPT (columns of 64 of them that stay in registers), Q_STAGES and DO_STAGES (blocks of queries,
-// and of output gradients, in flight), CAUSAL, WINDOW, FIRST_KEYS, SOFTCAP, PACKED and FP16
-// (0 or 1), and SHARED_BYTES (what the launch asks for).
+// and of output gradients, in flight), CAUSAL, WINDOW, FIRST_KEYS, SOFTCAP, PACKED and FP16 (0 or
+// 1), and SHARED_BYTES (what the launch asks for).
 
 #include "ring.h"
 
@@ -31,7 +31,7 @@ constexpr u32 ROW_BYTES = QUERIES * 4;  // one number a query
 // their gradients to bf16 adds, 2^14 times as large, so that none of up to 2^28 keys falls below its
 // normal numbers; sums are made of those and scaled back. Those of fp16 heads take fp32.
 constexpr float SHIFT = FP16 ? 0.f : 14.f, UNSHIFT = FP16 ? 1.f : 1.f / 16384;
-constexpr int UNIT = FP16 ? 4 : 8;  // of them in 16 bytes
+constexpr int UNIT = FP16 ? 4 : 8;         // of them in 16 bytes
 constexpr int UNITS = QUERIES / 2 / UNIT;  // of a thread
 constexpr u32 P_BYTES = UNITS * WARPGROUP * 16;
 
@@ -50,7 +50,7 @@ using DoRing = Ring<DO_STAGES, READERS>;
 constexpr u32 Q_BARRIERS_AT = BARRIERS_AT + KeyRing::BYTES;
 constexpr u32 DO_BARRIERS_AT = Q_BARRIERS_AT + QRing::BYTES;
 static_assert(1024 + DO_BARRIERS_AT + DoRing::BYTES == SHARED_BYTES,
-              "attention_backward_config.py counts otherwise");
+              "attention_backward_wide_config.py counts otherwise");
 
 // Named barriers: the probabilities of an even or odd step are there, and have been read.
 constexpr u32 SHARED_BARRIER = 1, READ_BARRIER = 3;
@@ -137,10 +137,10 @@ template <bool OF_VALUES> struct Multiplier {
   Walk walk;
   PairRing pairs;
   SumRing sums;
-  u32 step = 0;                 // blocks of queries that have been weighed
+  u32 step = 0;                   // blocks of queries that have been weighed
   u32 own[KEPT ? 16 * KEPT : 1];  // columns of keys or values
-  float s[QUERIES / 2];         // pairs, a row a key; then probabilities or gradients of scores
-  u32 p[QUERIES / 4];           // the same in 16 bits
+  float s[QUERIES / 2];           // pairs, a row a key; probabilities or gradients of scores
+  u32 p[QUERIES / 4];             // the same in 16 bits
   float sum[WIDTH / 2];
 
   __device__ Multiplier(u32 base, const Scales& scales, const Walk& walk)

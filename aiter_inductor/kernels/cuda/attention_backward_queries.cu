@@ -8,14 +8,14 @@
 //
 // The build defines QK_DIM and V_DIM (elements of a head, rounded up to multiples of 64), BLOCK_N
 // (keys of a tile, a multiple of 16), K_STAGES and V_STAGES (tiles of keys and of values in flight),
-// CAUSAL, WINDOW, FIRST_KEYS, SOFTCAP, PACKED and FP16 (0 or 1), and
-// SHARED_BYTES (what the launch asks for).
+// CAUSAL, WINDOW, FIRST_KEYS, SOFTCAP, PACKED and FP16 (0 or 1), and SHARED_BYTES (what the launch
+// asks for).
 
 #include "ring.h"
 
 constexpr int ROWS = 128;
-#include "attention_products.h"
 #include "attention_items.h"
+#include "attention_products.h"
 #include "attention_rows.h"
 
 // A head is cut into columns of 64 elements: 128 bytes a row, what one swizzled box may hold.
@@ -37,7 +37,7 @@ using VRing = Ring<V_STAGES, READERS>;
 constexpr u32 K_BARRIERS_AT = BARRIERS_AT + OwnRing::BYTES;
 constexpr u32 V_BARRIERS_AT = K_BARRIERS_AT + KRing::BYTES;
 static_assert(1024 + V_BARRIERS_AT + VRing::BYTES == SHARED_BYTES,
-              "attention_backward_config.py counts otherwise");
+              "attention_backward_wide_config.py counts otherwise");
 
 // ---- the warp that copies
 
