@@ -103,12 +103,15 @@ def test_quant_per_tensor(shape):
     assert torch.equal(q.float(), expected_q.float())
 
 
-@pytest.mark.parametrize(("vectors", "N"), [(4, 4096), (4, 2176), (2, 1152)])
-def test_chunks_of_several_vectors(vectors, N):
+@pytest.mark.parametrize(
+    ("threads", "vectors", "N"),
+    [(64, 4, 4096), (64, 4, 2176), (64, 2, 1152), (64, 3, 1536), (128, 1, 1152), (128, 2, 2176)],
+)
+def test_chunks_of_several_vectors(threads, vectors, N):
     """The layout of many rows, on few; with nothing to spare, and ragged."""
     x = normal(3, N)
     out, scale = torch.empty_like(x, dtype=FNUZ), scales_for(x, 128)
-    layout = RowLayout(64, 64, vectors, 8, exact=N % (64 * vectors * 8) == 0)
+    layout = RowLayout(threads, threads, vectors, 8, exact=N % (threads * vectors * 8) == 0)
     quant.quant_rows(x, out, scale, Quantisation("group", FNUZ, 128), layout=layout)
     expected = quant_ops.quant_per_group.reference(x, group_size=128, dtype=FNUZ)
     assert_quantised_alike(out, scale, *expected)

@@ -195,6 +195,23 @@ def test_long_rows_are_cut_into_chunks():
 
 
 @pytest.mark.parametrize(
+    ("num_rows", "N", "threads", "vectors"),
+    [
+        (64, 7168, 64, 1),
+        (512, 4096, 128, 1),
+        (4096, 1024, 64, 2),
+        (1024, 7168, 128, 2),
+        (4096, 1536, 64, 3),
+        (4096, 7168, 64, 4),
+    ],
+)
+def test_chunks_grow_with_what_there_is_to_do(num_rows, N, threads, vectors):
+    layout = RowLayout.choose(num_rows, N, 8, 32, least_lanes=16, whole=False)
+    exact = N % (8 * threads * vectors) == 0
+    assert layout == RowLayout(threads, threads, vectors, 8, exact=exact)
+
+
+@pytest.mark.parametrize(
     ("num_rows", "N", "clusters", "laid"),
     [
         (64, 18432, True, RowLayout(576, 576, 2, 8, exact=True, blocks=2)),
