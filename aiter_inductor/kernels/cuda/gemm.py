@@ -88,6 +88,7 @@ class GemmVariant:
                 i32("K"),
                 *map(i64, strides),
             ),
+            waits=self.config.swap == 1,
         )
 
 

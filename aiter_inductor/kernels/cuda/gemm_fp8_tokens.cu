@@ -68,9 +68,9 @@ DEVICE void stage_scales(float* staged, const Scales& scales, Stretch stretch, u
     UNROLL for (u32 j = 0; j < BATCH; j++) {
       const u32 i = first + j * CONSUMERS, block = stretch.first + i % blocks;
       const u32 token = first_token + i / blocks;
-      of_x[j] = load_scale(scales.x + token * scales.x_row + block * scales.x_block,
-                           i < count && token < M);
-      of_weight[j] = load_scale(weight + block * scales.weight_block, i < count);
+      of_x[j] = load_scale<false>(
+          scales.x + token * scales.x_row + block * scales.x_block, i < count && token < M);
+      of_weight[j] = load_scale<false>(weight + block * scales.weight_block, i < count);
     }
     UNROLL for (u32 j = 0; j < BATCH; j++) {
       const u32 i = first + j * CONSUMERS;
@@ -178,6 +178,8 @@ extern "C" __global__ void IN_CLUSTERS __launch_bounds__(THREADS, PER_SM)
     fence_barrier_init();
   }
   __syncthreads();
+  wait_for_kernel_ahead();
+  let_next_kernel_begin();
   if (threadIdx.x >= CONSUMERS) {
     if (threadIdx.x == CONSUMERS)
       produce(base, x_map, weight_map, stretch, first_row, first_token);

@@ -16,6 +16,7 @@ from aiter_inductor.kernels.cuda.gemm import (
 )
 from aiter_inductor.kernels.cuda.gemm_config import GemmConfig
 from aiter_inductor.kernels.hip.loading import collecting_modules
+from aiter_inductor.kernels.hip.quant import quant_per_group
 from aiter_inductor.lowerings.gemm_problem import GemmProblem
 
 FP8, BF16, FP16, FP32 = torch.float8_e4m3fn, torch.bfloat16, torch.float16, torch.float32
@@ -157,7 +158,14 @@ def test_meta_tensors_name_the_module_that_prebuild_needs(M, source):
 )
 @pytest.mark.parametrize(
     "shape",
-    [(300, 1160, 1552), (1, 136, 128), (129, 391, 400), (64, 2176, 7168), (2200, 2256, 400)],
+    [
+        (300, 1160, 1552),
+        (1, 136, 128),
+        (129, 391, 400),
+        (64, 2176, 7168),
+        (2200, 2256, 400),
+        (2200, 4360, 128),
+    ],
     ids=str,
 )
 def test_every_tile_of_every_shape(config, shape):
@@ -257,3 +265,36 @@ def test_no_rows(leading):
     assert gemm_fp8_per_tensor(*empty[:2], one, one).shape == (*leading, 256)
     of_rows = torch.ones(*leading, 1, device="cuda"), torch.ones(256, device="cuda")
     assert gemm_fp8_rowwise(*empty[:2], *of_rows).shape == (*leading, 256)
+
+
+@on_gpu
+@pytest.mark.parametrize("M", [64, 2048])
+def test_a_kernel_that_begins_early_reads_what_the_one_ahead_wrote(M):
+    """Each product quantises the last one's result, and its weight is copied just before it."""
+    N = 2048
+    x, weight, _, weight_scale = operands(M, N, N)
+    weights = [operands(1, N, N, seed=i)[1] for i in range(8)]
+    held = torch.empty_like(weight)
+    first = x.to(BF16)
+
+    def chain(*, apart: bool) -> list[Tensor]:
+        rows, found = first, []
+        for each in weights:
+            q, scale = quant_per_group(rows, group_size=128, dtype=FP8)
+            held.copy_(each)
+            rows = gemm_fp8_blockscale(q, held, scale, weight_scale)
+            found.append(rows)
+            if apart:
+                torch.cuda.synchronize()
+        return found
+
+    wanted = chain(apart=True)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        replayed = chain(apart=False)
+    for _ in range(20):
+        for out in replayed:
+            out.fill_(float("nan"))
+        graph.replay()
+        for out, other in zip(replayed, wanted, strict=True):
+            assert torch.equal(out, other)
