@@ -38,12 +38,19 @@ class Plan:
     report: Report
 
 
-def plan(graph: fx.Graph, options: config.Options, arch: Arch, number: int = 0) -> Plan:
-    """Decide every site of `graph` without changing it."""
+def plan(
+    graph: fx.Graph,
+    options: config.Options,
+    arch: Arch,
+    number: int = 0,
+    *,
+    replayed: bool = False,
+) -> Plan:
+    """Decide every site of `graph`, which CUDA graphs may replay, without changing it."""
     faults = Faults(options.strict)
     raised = raise_matches(graph, RAISING, faults)
     notes = fuse_matches(raised.matches, FUSION, options, faults)
-    selector = Selector(effects_of(graph), options, Use(arch), faults)
+    selector = Selector(effects_of(graph), options, Use(arch, replayed=replayed), faults)
     decisions = tuple(d for match in raised.matches.found for d in selector.decide(match))
     effects_of.cache_clear()
     sites = sites_of(graph, decisions, raised.misses, number)
@@ -51,14 +58,16 @@ def plan(graph: fx.Graph, options: config.Options, arch: Arch, number: int = 0) 
     return Plan(decisions, Report(arch.name, 1, sites, (*notes, *faults.sentences)))
 
 
-def plan_module(gm: fx.GraphModule, options: config.Options) -> dict[fx.Graph, Plan]:
+def plan_module(
+    gm: fx.GraphModule, options: config.Options, *, replayed: bool = False
+) -> dict[fx.Graph, Plan]:
     """A plan for every graph of `gm`: its own and those of checkpointed or conditional regions."""
     plans = {}
     for number, graph in enumerate(_graphs(gm)):
         arch = arch_named(options.target) if options.target else _arch_of_graph(graph)
         contained, first = Faults(options.strict).contained, next(iter(graph.nodes))
         with inductor.fake_mode_of(graph), contained(f"planning graph {number}", first) as step:
-            plans[graph] = plan(graph, options, arch, number)
+            plans[graph] = plan(graph, options, arch, number, replayed=replayed)
         if step.fault:
             plans[graph] = Plan((), Report(arch.name, 1, (), (step.fault,)))
     return plans
@@ -84,7 +93,8 @@ def aiter(
         OptionValueError: for a value of the wrong type.
     """
     ours, patches = inductor.split_options(mode, options or {})
-    plans = plan_module(gm, config.Options.read(ours))
+    replayed = inductor.uses_cuda_graphs(patches)
+    plans = plan_module(gm, config.Options.read(ours), replayed=replayed)
     report = sum_reports([p.report for p in plans.values()])
     remember(report, inductor.frame_being_compiled(), example_inputs)
     if config.report_requested():

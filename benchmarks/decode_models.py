@@ -1,11 +1,13 @@
 """One token of whole models after a long prompt, under this backend and plain Inductor.
 
     python benchmarks/decode_models.py llama-3-8b:static llama-3-8b:dynamic deepseek-v3:dynamic
+    python benchmarks/decode_models.py llama-3-8b:static --batch 64 --without rope_into_cache
     python benchmarks/decode_models.py small-qwen3:static --device cpu --batch 2 --cached 64
 
 A model of `aiter_inductor/cli/models.py` and the kind of its cache, which is filled once and put
 back to that length before every step. Steps are timed as calls and, where they can be captured, as
-replays of CUDA graphs; both versions take turns.
+replays of CUDA graphs; all versions take turns. `--without` adds one that leaves something out, and
+`--mode reduce-overhead` has the compilers make the graphs.
 """
 
 from __future__ import annotations
@@ -86,23 +88,31 @@ def measure_decoding(name: str, kind: str, args: argparse.Namespace) -> None:
         logits: Tensor = run(input_ids=token, past_key_values=cache(), use_cache=True).logits
         return logits
 
-    runs = {b: torch.compile(model, backend=b) for b in ("inductor", "aiter")}
+    runs = {b: torch.compile(model, backend=b, mode=args.mode) for b in ("aiter", "inductor")}
+    if args.without:
+        options: dict[str, Any] = {"aiter.disable": [args.without]}
+        if args.mode:
+            options |= torch._inductor.list_mode_options(args.mode)
+        left_out = torch.compile(model, backend="aiter", options=options)
+        runs[f"aiter without {args.without}"] = left_out
     wanted = step(model)
-    errors = {b: error(step(run), wanted) for b, run in runs.items()}
-    calls: dict[str, list[Call]] = {b: [partial(step, run)] for b, run in runs.items()}
+    errors = {"aiter": error(step(runs["aiter"]), wanted)}
     report = aiter_inductor.report(model)
+    errors |= {b: error(step(run), wanted) for b, run in runs.items() if b != "aiter"}
+    calls: dict[str, list[Call]] = {b: [partial(step, run)] for b, run in runs.items()}
     takers = {s.provider for s in report.sites if s.pattern in ("attention", "mla_decode")}
     print(f"{name}, {kind} cache, batch {args.batch}, {args.cached} cached: {summary(report)}")
     print(f"  attention by {takers}; errors {errors}")
-    for graph in (False, True) if device.type == "cuda" else (False,):
+    for graph in (False, True) if device.type == "cuda" and not args.mode else (False,):
         try:
             timings = measure(calls, device, rounds=args.rounds, graph=graph)
         except RuntimeError as failure:
             print(f"  no CUDA graph: {failure}")
             continue
         times = ", ".join(f"{b} {t.median_us:.0f} us" for b, t in timings.items())
-        against = ratio(timings["aiter"], timings["inductor"])
-        print(f"  {'graphs' if graph else 'calls'}: {times}, aiter / inductor {against:.3f}")
+        others = ((b, ratio(timings["aiter"], t)) for b, t in timings.items() if b != "aiter")
+        against = ", ".join(f"aiter / {b} {value:.3f}" for b, value in others)
+        print(f"  {'graphs' if graph else 'calls'}: {times}, {against}")
 
 
 def main() -> None:
@@ -110,6 +120,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("cases", nargs="+", help="MODEL:dynamic or MODEL:static")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--mode", help="torch.compile's, of all versions")
+    parser.add_argument("--without", help="a pattern that one more version does not use")
     for option, default in (("batch", 8), ("cached", 4096), ("rounds", 15)):
         parser.add_argument(f"--{option}", type=int, default=default)
     args = parser.parse_args()

@@ -39,6 +39,7 @@ SMALL = {
     "kv_len": 24,
     "kv_lora_rank": 64,
     "num_pages": 3,
+    "num_slots": 9,
     "page_size": 8,
     "cache_bits": 16,
     "num_experts": 32,

@@ -31,6 +31,7 @@ ROPE_DIMS: Dims = {
     "num_kv_heads": 8,
     "head_dim": 128,
 }
+ROPE_CACHE_DIMS: Dims = {**ROPE_DIMS, "batch": 64, "num_tokens": 1, "num_slots": 4096}
 ATTENTION_DIMS: Dims = {
     "batch": 1,
     "num_heads": 32,
@@ -178,6 +179,14 @@ def _rope(names: str) -> Family:
         return tuple(given[name] for name in names.split()), {}
 
     return Family(ROPE_DIMS, example)
+
+
+def _rope_cache(dims: Dims, fp8: torch.dtype) -> Arguments:
+    """q, k and v of tokens at the end of a static cache."""
+    (q, k, cos, sin), _ = _rope("q k cos sin").example(dims, fp8)
+    cache = _bf16(dims["batch"], dims["num_kv_heads"], dims["num_slots"], dims["head_dim"])
+    slots = torch.empty(dims["num_tokens"], dtype=torch.int64, device="meta")
+    return (q, k, k, cos, sin, cache, cache, slots), {}
 
 
 def _attention(backward: bool = False) -> Family:
@@ -339,6 +348,7 @@ FAMILIES: Mapping[str, Family] = {
     "rope": _rope("q cos sin"),
     "rope_qk": _rope("q k cos sin"),
     "qk_norm_rope": _rope("q k q_weight k_weight cos sin eps"),
+    "rope_cache_write": Family(ROPE_CACHE_DIMS, _rope_cache),
     "attention": _attention(),
     "attention_with_lse": _attention(),
     "attention_backward": _attention(backward=True),

@@ -41,7 +41,7 @@ class Effects:
     """All effects of one graph, and the position of every node."""
 
     def __init__(self, graph: fx.Graph) -> None:
-        self.position = {node: i for i, node in enumerate(graph.nodes)}
+        self.position: dict[fx.Node, int] = {node: i for i, node in enumerate(graph.nodes)}
         found = (self._effect(node) for node in graph.nodes)
         self.effects = [effect for effect in found if effect is not None]
 
@@ -56,6 +56,20 @@ class Effects:
             if first < effect.position < last and effect.node not in own:
                 if effect.storages is None or effect.storages & reads:
                     return effect.node
+        return None
+
+    def reader(
+        self, first: int, last: int, written: frozenset[int], own: Collection[fx.Node]
+    ) -> fx.Node | None:
+        """A node at `first < position < last`, not one of `own`, that reads from `written`.
+
+        A view of it reads nothing; its readers do.
+        """
+        inside = (n for n, at in self.position.items() if first < at < last and n not in own)
+        for node in inside:
+            reads = (storages(source) & written for source in node.all_input_nodes)
+            if any(reads) and not _only_views(node):
+                return node
         return None
 
     def _effect(self, node: fx.Node) -> Effect | None:
@@ -88,6 +102,13 @@ def storages(node: object) -> frozenset[int]:
         for t in tensors
         if isinstance(t, torch.Tensor) and t.layout == torch.strided
     )
+
+
+def _only_views(node: fx.Node) -> bool:
+    """Whether a node is a view of all that it is made from, and writes nothing."""
+    own = storages(node)
+    aliases = all(own & storages(source) for source in node.all_input_nodes)
+    return bool(own) and aliases and not _written(node)
 
 
 def _switches_mode(node: fx.Node) -> bool:

@@ -57,6 +57,13 @@ def split_options(
     return ours, patches
 
 
+def uses_cuda_graphs(patches: Mapping[str, object]) -> bool:
+    """Whether Inductor, with these config patches, is to capture what it compiles."""
+    from torch._inductor import config
+
+    return bool(patches.get("triton.cudagraphs", config.triton.cudagraphs))
+
+
 def compile_graph(
     gm: fx.GraphModule, example_inputs: Sequence[Any], patches: Mapping[str, object]
 ) -> Callable[..., Any]:

@@ -38,6 +38,8 @@ class Use:
         force: measurements are not asked.
         disabled: the name by which a provider is switched off, or None.
         neighbour: a node of the program that Inductor would compute in one kernel with the op.
+        replayed: Inductor captures the graph in a CUDA graph, so that launches cost the host
+            nothing.
     """
 
     arch: Arch
@@ -45,6 +47,7 @@ class Use:
     force: bool = False
     disabled: Callable[[str], str | None] = lambda name: None
     neighbour: str | None = None
+    replayed: bool = False
 
 
 Verdict = Callable[[Any, Use], str | None]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -129,12 +129,12 @@ class Selector:
             return Decision(match, None, before)
         arguments = {k: fake(v) for k, v in match.op.bind(*match.args, **match.kwargs).items()}
         problem = match.op.problem(**arguments)
-        use = Use(
-            self.use.arch,
-            _needs_grad(match),
-            self.options.force,
-            self.options.disables,
-            neighbour(match),
+        use = replace(
+            self.use,
+            training=_needs_grad(match),
+            force=self.options.force,
+            disabled=self.options.disables,
+            neighbour=neighbour(match),
         )
         selection = match.op.select(problem, use)
         if selection.provider is None:
@@ -178,7 +178,15 @@ class Selector:
         span = min(touched) - 1, max(touched)
         if crossed := self.effects.between(*span, reads, match.interior):
             return f"{crossed.name} writes to what it reads or switches a mode in between"
+        if reader := self._reads_what_moves(match, span):
+            return f"{reader.name} reads what it writes, in between"
         return before
+
+    def _reads_what_moves(self, match: Match, span: tuple[int, int]) -> fx.Node | None:
+        """A node that would see a write of `match` earlier, or later, than in the program."""
+        targets = [match.argument(name) for name in match.op.mutates]
+        written = frozenset(s for target in targets for s in effects_.storages(target))
+        return self.effects.reader(*span, written, match.interior) if written else None
 
 
 def _names(match: Match) -> Iterator[str]:

@@ -10,6 +10,7 @@ from aiter_inductor.patterns.fusion import (
     preshuffle,
     quant_once,
     residual_into_gemm,
+    rope_into_cache,
     rope_pair,
 )
 from aiter_inductor.patterns.raising import (
@@ -69,6 +70,7 @@ FUSION: tuple[Fusion, ...] = (
     into_quant.act_into_quant,
     rope_pair.rope_into_pair,
     rope_pair.qk_norm_into_rope,
+    rope_into_cache.rope_into_cache,
     attention_parts.parts_into_attention,
     preshuffle.preshuffle,
     residual_into_gemm.residual_into_gemm,

@@ -6,11 +6,13 @@ import functools
 import os
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
 
 import aiter_inductor
+from aiter_inductor import backend
 from aiter_inductor.core.config import Options
 from aiter_inductor.core.errors import CoverageError, OptionValueError, UnknownOptionError
 from tests.models import zoo
@@ -174,3 +176,26 @@ def test_one_variable_enables_it(value: str, expected: str) -> None:
         check=True,
     )
     assert done.stdout.strip() == expected
+
+
+@pytest.mark.parametrize(
+    ("how", "replayed"),
+    [
+        ({}, False),
+        ({"mode": "reduce-overhead"}, True),
+        ({"options": {"triton.cudagraphs": True}}, True),
+    ],
+    ids=str,
+)
+def test_plans_know_whether_cuda_graphs_replay_them(
+    how: dict[str, Any], replayed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen, plain = [], backend.plan_module
+
+    def planning(*args: Any, **kwargs: Any) -> Any:
+        seen.append(kwargs["replayed"])
+        return plain(*args, **kwargs)
+
+    monkeypatch.setattr(backend, "plan_module", planning)
+    torch.compile(lambda x: x + 1, backend="aiter", **how)(torch.ones(3))
+    assert seen == [replayed]

@@ -10,6 +10,7 @@ import torch
 from aiter_inductor.cli.cases import load_ops
 from aiter_inductor.core.op import Op
 from aiter_inductor.lowerings.activation_problem import ActivationProblem
+from aiter_inductor.lowerings.rope_cache_problem import RopeCacheProblem
 from aiter_inductor.lowerings.rope_problem import RopeProblem
 from aiter_inductor.lowerings.rows import RowProblem
 from tests.lowerings.checks import assert_close
@@ -114,3 +115,21 @@ def test_rotations(name, head_dim, rotary_dim, table_width, interleaved_in, inte
         interleaved_out=interleaved_out,
     )
     compare(OPS[name], *problem.sample(seed=1, device="cuda"))
+
+
+@pytest.mark.parametrize("weight_dtype", [None, BF16])
+@pytest.mark.parametrize(("batch", "num_tokens"), [(1, 1), (64, 1), (3, 37)])
+@pytest.mark.parametrize(
+    ("head_dim", "rotary_dim", "table_width"), [(128, 128, 128), (128, 128, 64), (80, 64, 32)]
+)
+def test_rotations_into_a_cache(head_dim, rotary_dim, table_width, batch, num_tokens, weight_dtype):
+    problem = RopeCacheProblem(
+        *(batch, num_tokens, 32, 8, head_dim, rotary_dim, 1, table_width, BF16, BF16, BF16, BF16),
+        weight_dtype=weight_dtype,
+        num_slots=300,
+        v_head_dim=96,
+    )
+    op = OPS["rope_cache_write"]
+    args, kwargs = problem.sample(seed=1, device="cuda")
+    found = op.outcome(op.providers["triton"].run, args, kwargs)
+    assert_close(found, op.outcome(op.reference, args, kwargs), what=op.name)

@@ -81,7 +81,7 @@ def check_rewrite(
     def capture(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
         for module in list(gm.modules()):
             if isinstance(module, fx.GraphModule):
-                _rewrite(module, target, result)
+                rewrite(module, target, result)
         return gm.forward
 
     torch._dynamo.reset()
@@ -158,7 +158,8 @@ def _detached(value: Any) -> Any:
     return value.detach() if isinstance(value, torch.Tensor) else value
 
 
-def _rewrite(gm: fx.GraphModule, target: str, result: Rewritten) -> None:
+def rewrite(gm: fx.GraphModule, target: str, result: Rewritten) -> None:
+    """Plan one graph and rewrite it, with references for kernels; `result` gets what was done."""
     with inductor.fake_mode_of(gm.graph), mock.patch.object(Op, "select", _take_reference):
         result.misses += raise_matches(gm.graph, RAISING).misses
         planned = plan(gm.graph, Options(force=True, strict=True), arch_named(target))

@@ -23,6 +23,7 @@ from aiter_inductor.cli.cases import (
     NORM_DIMS,
     PAGED_DIMS,
     QUANT_DIMS,
+    ROPE_CACHE_DIMS,
     ROPE_DIMS,
     ROPE_KV_DIMS,
     ROUTE_DIMS,
@@ -187,6 +188,10 @@ SIZES: Mapping[frozenset[str], tuple[Dims, ...]] = {
         dict(zip(KV_DIMS, (37, 3, 80, 2, 16, 16), strict=True)),
         dict(zip(KV_DIMS, (13, 1, 48, 3, 16, 8), strict=True)),
     ),
+    frozenset(ROPE_CACHE_DIMS): (
+        dict(zip(ROPE_CACHE_DIMS, (3, 1, 4, 2, 64, 19), strict=True)),
+        dict(zip(ROPE_CACHE_DIMS, (2, 5, 3, 1, 80, 8), strict=True)),
+    ),
     frozenset(ROPE_KV_DIMS): (
         dict(zip(ROPE_KV_DIMS, (16, 2, 64, 4, 16, 16, 4), strict=True)),
         dict(zip(ROPE_KV_DIMS, (37, 1, 80, 2, 16, 8, 3), strict=True)),
@@ -347,6 +352,11 @@ STYLES: Mapping[str, tuple[Style, ...]] = {
         Style("transposed", fields={"layout": "transposed"}),
         Style("int32 slots", fields={"slot_dtype": torch.int32, "v_head_dim": 44}),
         OF_FP16,
+    ),
+    "rope_cache_write": (
+        Style("qwen3", fields={"weight_dtype": BF16, "round_before_weight": True}),
+        Style("gemma", fields={"weight_dtype": BF16, "weight_offset": 1.0, "v_head_dim": 24}),
+        Style("partial", fields={"rotary_dim": 32, "table_width": 16}),
     ),
     "rope_kv_cache_write": (
         *2 * _INTO_PACKED,

@@ -66,8 +66,8 @@ def rope(
 
     cos and sin broadcast over its heads.
     """
-    style = _style(x, cos, interleaved_in, interleaved_out, rotary_dim, transposed)
-    out = _output(x, cos, out_dtype, style)
+    style = rotation_style(x, cos, interleaved_in, interleaved_out, rotary_dim, transposed)
+    out = rotated_like(x, cos, out_dtype, style)
     _launch((x, out), None, cos, sin, style, config)
     return out
 
@@ -86,8 +86,8 @@ def rope_qk(
     config: RopeConfig | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Rotate `q` and `k` of one dtype, head_dim, batch and token count in one launch."""
-    style = _style(q, cos, interleaved_in, interleaved_out, rotary_dim, transposed)
-    q_out, k_out = _output(q, cos, out_dtype, style), _output(k, cos, out_dtype, style)
+    style = rotation_style(q, cos, interleaved_in, interleaved_out, rotary_dim, transposed)
+    q_out, k_out = rotated_like(q, cos, out_dtype, style), rotated_like(k, cos, out_dtype, style)
     _launch((q, q_out), (k, k_out), cos, sin, style, config)
     return q_out, k_out
 
@@ -110,8 +110,8 @@ def qk_norm_rope(
     config: RopeConfig | None = None,
 ) -> tuple[Tensor, Tensor]:
     """RMS-normalise each head of `q` and `k` by weights [D], then rotate, in one launch."""
-    style = _style(q, cos, interleaved_in, interleaved_out, rotary_dim, False)
-    q_out, k_out = _output(q, cos, out_dtype, style), _output(k, cos, out_dtype, style)
+    style = rotation_style(q, cos, interleaved_in, interleaved_out, rotary_dim, False)
+    q_out, k_out = rotated_like(q, cos, out_dtype, style), rotated_like(k, cos, out_dtype, style)
     norm = _Norm(q_weight, k_weight, eps, weight_offset, round_before_weight)
     _launch((q, q_out), (k, k_out), cos, sin, style, config, norm)
     return q_out, k_out
@@ -128,7 +128,7 @@ class _Norm:
     round_first: bool
 
 
-def _style(
+def rotation_style(
     x: Tensor,
     cos: Tensor,
     interleaved_in: bool,
@@ -152,7 +152,9 @@ def _style(
     }
 
 
-def _output(x: Tensor, cos: Tensor, out_dtype: torch.dtype | None, style: dict[str, Any]) -> Tensor:
+def rotated_like(
+    x: Tensor, cos: Tensor, out_dtype: torch.dtype | None, style: dict[str, Any]
+) -> Tensor:
     """Unwritten memory with the strides that models' own formula gives; see the op `rope`."""
     dtype = out_dtype or torch.promote_types(x.dtype, cos.dtype)
     interleaved = style["INTERLEAVED_IN"]
@@ -199,8 +201,8 @@ def _launch(
         seq_len,
         num_heads,
         num_kv_heads,
-        *(_stride(pairs[i], axis) for i in (0, 2, 1, 3) for axis in axes),
-        *(_stride(table, axis) for table in (cos, sin) for axis in (0, tokens, 3)),
+        *(stride_of(pairs[i], axis) for i in (0, 2, 1, 3) for axis in axes),
+        *(stride_of(table, axis) for table in (cos, sin) for axis in (0, tokens, 3)),
         1.0 if norm is None else norm.eps,
         0.0 if norm is None else norm.offset,
         **style,
@@ -218,7 +220,7 @@ def _size(x: Tensor, axis: int) -> int:
     return x.shape[axis] if axis >= 0 else 1
 
 
-def _stride(x: Tensor, axis: int) -> int:
+def stride_of(x: Tensor, axis: int) -> int:
     """The step along `axis` of four, 0 where the size is 1 and other tensors may have more."""
     size = _size(x, axis)
     if isinstance(size, int) and size == 1:

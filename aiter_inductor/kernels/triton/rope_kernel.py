@@ -128,6 +128,8 @@ def rotate_heads(
     batch,
     position,
     live_token,
+    row,  # where the results of `position` lie
+    stored,  # whether they do
     head_block,
     num_heads,
     strides,
@@ -153,7 +155,8 @@ def rotate_heads(
     cos += head * 0
     sin += head * 0
     x += batch * strides[0] + head * strides[1] + position * strides[2]
-    out += batch * out_strides[0] + head * out_strides[1] + position * out_strides[2]
+    out += batch * out_strides[0] + head * out_strides[1] + row * out_strides[2]
+    kept = stored & (head < num_heads)
     a, b = load_pairs(x, live, 1, SHAPE, HALF, INTERLEAVED_IN)
     tail = a
     if BLOCK_TAIL > 0:
@@ -182,10 +185,10 @@ def rotate_heads(
         first, second = a * c1 + b * s2, b * c2 - a * s1
     else:
         first, second = a * c1 - b * s1, b * c2 + a * s2
-    store_pairs(out, live, first, second, SHAPE, HALF, INTERLEAVED_OUT)
+    store_pairs(out, kept, first, second, SHAPE, HALF, INTERLEAVED_OUT)
     if BLOCK_TAIL > 0:
         t = 2 * HALF + tl.arange(0, BLOCK_TAIL)[None, None, :]
-        tl.store(out + t, tail.to(out.dtype.element_ty), live & (t < HEAD_DIM))
+        tl.store(out + t, tail.to(out.dtype.element_ty), kept & (t < HEAD_DIM))
 
 
 @triton.jit
@@ -255,6 +258,8 @@ def rope_kernel(
             batch,
             position,
             live_token,
+            position,
+            live_token,
             head_block,
             num_heads,
             (q_batch_stride, q_head_stride, q_token_stride),
@@ -281,6 +286,8 @@ def rope_kernel(
             cos,
             sin,
             batch,
+            position,
+            live_token,
             position,
             live_token,
             head_block - q_blocks,
