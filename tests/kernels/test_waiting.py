@@ -44,4 +44,4 @@ def test_memory_is_touched_behind_the_wait(source):
 def test_row_kernels_are_among_them():
     names = {source.name for source in SOURCES}
     assert {"norm.hip", "quant.hip", "activation.hip", "rope.hip", "norm_backward.cu"} <= names
-    assert {"mla.cu", "mla_reduce.cu"} <= names
+    assert {"mla.cu", "mla_reduce.cu", "gemm_fp8_tiles.cu", "gemm_fp8_tokens.cu"} <= names

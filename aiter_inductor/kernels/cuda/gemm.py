@@ -45,8 +45,12 @@ class GemmVariant:
     store_by_tma: bool
 
     @property
+    def _source(self) -> str:
+        return "gemm_fp8_tokens.cu" if self.config.swap else "gemm_fp8_tiles.cu"
+
+    @property
     def _kernel(self) -> str:
-        return "gemm_fp8_tokens" if self.config.swap else "gemm_fp8_tiles"
+        return self._source.removesuffix(".cu")
 
     def module(self) -> Module:
         """The source with these definitions."""
@@ -61,7 +65,7 @@ class GemmVariant:
             }
         return cuda_module(
             self._kernel,
-            f"{self._kernel}.cu",
+            self._source,
             GEMM_SCALING=self.scaling,
             GEMM_OUT=_NUMBERS[self.out_dtype],
             GEMM_BIAS=_NUMBERS[self.bias_dtype],
@@ -88,7 +92,7 @@ class GemmVariant:
                 i32("K"),
                 *map(i64, strides),
             ),
-            waits=self.config.swap == 1,
+            waits=True,
         )
 
 

@@ -10,20 +10,15 @@ constexpr u32 BLOCK_K = 128;  // bytes of K a stage, one swizzle atom and one gr
 enum class Scaling { block, row, tensor };
 enum class Number { none, bf16, fp16, fp32 };
 
-// Zero where it is not there. Volatile, so that a load ahead of its use stays ahead. CONSTANT where
-// nobody writes it while the kernel runs, its blocks that wait for the kernel ahead included.
-template <bool CONSTANT = true> DEVICE float load_scale(const float* from, bool there) {
+// Zero where it is not there. Volatile, so that a load ahead of its use stays ahead. Not by the path of
+// constants: while this kernel waits for the one ahead, that one may write the scale.
+DEVICE float load_scale(const float* from, bool there) {
   float x;
-#define LOAD_SCALE(HOW)                                                                            \
-  asm volatile("{\n.reg .pred p;\nsetp.ne.u32 p, %2, 0;\n"                                         \
-               "mov.f32 %0, 0f00000000;\n@p ld.global" HOW ".f32 %0, [%1];\n}\n"                  \
-               : "=f"(x)                                                                           \
-               : "l"(from), "r"((u32)there))
-  if constexpr (CONSTANT)
-    LOAD_SCALE(".nc");
-  else
-    LOAD_SCALE("");
-#undef LOAD_SCALE
+  asm volatile(
+      "{\n.reg .pred p;\nsetp.ne.u32 p, %2, 0;\n"
+      "mov.f32 %0, 0f00000000;\n@p ld.global.f32 %0, [%1];\n}\n"
+      : "=f"(x)
+      : "l"(from), "r"((u32)there));
   return x;
 }
 

@@ -347,6 +347,7 @@ extern "C" __global__ void IN_CLUSTERS __launch_bounds__(THREADS, 1)
     cluster_sync();
   else
     __syncthreads();
+  wait_for_kernel_ahead();
   if (group == CONSUMERS) {
     drop_registers<24>();
     if (threadIdx.x == CONSUMERS * WARPGROUP) produce(problem, base, x_map, weight_map);

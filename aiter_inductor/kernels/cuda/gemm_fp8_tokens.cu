@@ -68,9 +68,9 @@ DEVICE void stage_scales(float* staged, const Scales& scales, Stretch stretch, u
     UNROLL for (u32 j = 0; j < BATCH; j++) {
       const u32 i = first + j * CONSUMERS, block = stretch.first + i % blocks;
       const u32 token = first_token + i / blocks;
-      of_x[j] = load_scale<false>(
-          scales.x + token * scales.x_row + block * scales.x_block, i < count && token < M);
-      of_weight[j] = load_scale<false>(weight + block * scales.weight_block, i < count);
+      of_x[j] = load_scale(scales.x + token * scales.x_row + block * scales.x_block,
+                           i < count && token < M);
+      of_weight[j] = load_scale(weight + block * scales.weight_block, i < count);
     }
     UNROLL for (u32 j = 0; j < BATCH; j++) {
       const u32 i = first + j * CONSUMERS;
@@ -108,14 +108,15 @@ DEVICE void multiply(float (&sum)[REGISTERS], u32 base, const float* staged, Str
   }
 }
 
-// Four columns of one token, out of the partial sums of every block of the cluster.
-DEVICE float4 total(const u8* shared, u32 token, u32 column) {
+// Four columns of one token, out of the partial sums of every block of the cluster; where nobody uses
+// them, `nearest` is the block itself: its own memory outlives a load that is not waited for.
+DEVICE float4 total(const u8* shared, u32 token, u32 column, bool used, u32 nearest) {
   const u8* own = shared + (token * SUM_STRIDE + column) * 4;
   if (SPLIT == 1) return *(const float4*)own;
   const u32 at = shared_address(own);
   float4 x = {0.0f, 0.0f, 0.0f, 0.0f};
   UNROLL for (u32 rank = 0; rank < SPLIT; rank++) {
-    const float4 more = ld_cluster(cluster_address(at, rank));
+    const float4 more = ld_cluster(cluster_address(at, used ? rank : nearest));
     x.x += more.x;
     x.y += more.y;
     x.z += more.z;
@@ -141,6 +142,30 @@ DEVICE void store(float4 x, const Scales& scales, const void* bias, void* out, u
   }
   UNROLL for (u32 i = 0; i < 4; i++)
     if (column + i < N) store_number<OUT>(out, at + i, values[i]);
+}
+
+// This block's part of the tile, four columns a thread, several at a time: the sums of other blocks
+// are far away, and all are asked for before the first is added.
+DEVICE void store_share(const u8* shared, u32 rank, u32 first_token, u32 first_row, u32 M, u32 N,
+                        const Scales& scales, const void* bias, void* out) {
+  constexpr u32 QUADS = TOKENS * BLOCK_N / 4, SHARE = ceil_div(QUADS, SPLIT), BATCH = 4;
+  constexpr u32 ROUNDS = ceil_div(SHARE, THREADS), AT_ONCE = ROUNDS < BATCH ? ROUNDS : BATCH;
+  const u32 end = min((rank + 1) * SHARE, QUADS);
+  for (u32 first = rank * SHARE + threadIdx.x; first < end; first += AT_ONCE * THREADS) {
+    float4 totals[AT_ONCE];
+    UNROLL for (u32 i = 0; i < AT_ONCE; i++) {
+      const u32 quad = min(first + i * THREADS, QUADS - 1), token = quad / (BLOCK_N / 4);
+      const u32 column = quad % (BLOCK_N / 4) * 4;
+      const bool used =
+          first + i * THREADS < end && first_token + token < M && first_row + column < N;
+      totals[i] = total(shared, token, column, used, rank);
+    }
+    UNROLL for (u32 i = 0; i < AT_ONCE; i++) {
+      const u32 quad = first + i * THREADS, token = first_token + quad / (BLOCK_N / 4);
+      if (quad < end && token < M)
+        store(totals[i], scales, bias, out, token, first_row + quad % (BLOCK_N / 4) * 4, N);
+    }
+  }
 }
 
 #if GEMM_CLUSTER > 1
@@ -199,13 +224,11 @@ extern "C" __global__ void IN_CLUSTERS __launch_bounds__(THREADS, PER_SM)
     }
   }
   sync_cluster();
-  constexpr u32 QUADS = TOKENS * BLOCK_N / 4, SHARE = (QUADS + SPLIT - 1) / SPLIT;
-  const u32 end = min((rank + 1) * SHARE, QUADS);
-  for (u32 quad = rank * SHARE + threadIdx.x; quad < end; quad += THREADS) {
-    const u32 token = quad / (BLOCK_N / 4), column = quad % (BLOCK_N / 4) * 4;
-    if (first_token + token < M)
-      store(total(shared, token, column), scales, bias, out, first_token + token, first_row + column,
-            N);
+  store_share(shared, rank, first_token, first_row, M, N, scales, bias, out);
+  // No block leaves while its sums are being read. They have been once the results that follow from
+  // them are on their way; a plain arrival would wait until those have reached the L2.
+  if constexpr (SPLIT > 1) {
+    cluster_arrive_relaxed();
+    cluster_wait();
   }
-  if constexpr (SPLIT > 1) cluster_sync();  // no block leaves while its sums are being read
 }
