@@ -16,6 +16,7 @@ from aiter_inductor.core.dtypes import accumulate_dtype, quant_max, short_name
 from aiter_inductor.core.op import Use, op
 from aiter_inductor.core.problem import fixed
 from aiter_inductor.core.rows import num_loops
+from aiter_inductor.lowerings.measured import cede_quant
 from aiter_inductor.lowerings.providers import add_hip, add_triton
 from aiter_inductor.lowerings.rows import RowProblem, rows_unsupported
 
@@ -192,7 +193,7 @@ def hip_static_unsupported(problem: RowProblem, use: Use) -> str | None:
 add_triton(quant_static, "quant", refuse=rows_unsupported)
 add_hip(quant_static, "quant", refuse=hip_static_unsupported)
 for made in (quant_per_token, quant_per_group):
-    add_triton(made, "quant", refuse=rows_unsupported)
+    add_triton(made, "quant", refuse=rows_unsupported, cede=cede_quant)
     add_hip(made, "quant", refuse=rows_unsupported)
 add_triton(quant_per_tensor, "quant", refuse=per_tensor_unsupported)
 add_hip(quant_per_tensor, "quant", refuse=per_tensor_unsupported)

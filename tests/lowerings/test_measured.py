@@ -40,6 +40,24 @@ def test_layer_norm_of_many_rows_is_hips_and_not_tritons(training: bool, decline
     assert bool(op.providers["hip"].decline(problem, use)) == declined
 
 
+@pytest.mark.parametrize(
+    ("name", "kinds", "sentence"),
+    [
+        ("quant_per_group", {"group_size": 128}, "by groups take an H100 1.75 us"),
+        ("quant_per_token", {}, "by rows take an H100 1.86 us"),
+    ],
+)
+def test_few_rows_are_quantised_by_hip(name: str, kinds: dict[str, int], sentence: str) -> None:
+    op, use = OPS[name], Use(arch_named("sm_90"))
+    cede = op.providers["triton"].cede
+    few, more = (
+        op.problem(rows(number)[0], dtype=torch.float8_e4m3fn, **kinds) for number in (64, 65)
+    )
+    assert sentence in str(cede(few, use))
+    assert cede(more, use) is None
+    assert cede(few, Use(arch_named("gfx942"))) is None
+
+
 def test_force_and_other_chips_take_it_anyway() -> None:
     assert select("rms_norm", *rows(65), force=True).provider is not None
     assert select("rms_norm", *rows(65), target="gfx942").provider is not None
