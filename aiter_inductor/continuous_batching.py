@@ -28,7 +28,12 @@ from aiter_inductor.lowerings.paged_attention import paged_attention
 
 NAME = "aiter_flash"
 MOST_DECODED = 256
-"""Tokens that are attended to one by one where a padded batch may hold prompts as well."""
+"""Tokens that are attended to one by one where a padded batch may hold prompts as well.
+
+On an H100, a layer with 32 and 8 heads of 128: 256 requests of 850 tokens that decode take 322 us
+one by one and 1478 with all keys gathered, 64 requests 90 and 378; 256 tokens of one prompt of 1024
+take 150 and 24, of 8192 1156 and 126.
+"""
 _FULL, _SLIDING = "full_attention", "sliding_attention"
 _BY_KWARGS, _BY_INDEX = {"layer_idx", "kwargs"}, {"layer_idx", "read_index", "write_index"}
 

@@ -8,8 +8,8 @@ included, by a manager that has served before: greedy decoding with random weigh
 of half to all of `--prompt` tokens; and the part of the tokens that are those of the first line.
 Nothing is kept of prompts between rounds. `aiter` is this package's attention; names after it say
 whether batches are captured in CUDA graphs, which transformers does by default where an attention
-needs no masks, preparing a batch while another runs; whether decoding batches are handed tables of
-pages; and whether the model is compiled with this backend.
+needs no masks, preparing a batch while another runs, and whether decoding batches are handed tables
+of pages.
 """
 
 from __future__ import annotations
@@ -31,8 +31,7 @@ from transformers.generation import ContinuousBatchingConfig
 from aiter_inductor import continuous_batching
 
 PAGE_SIZE = 16
-COMPILED = "aiter, graphs, tables, compiled"
-AITER = ["aiter", "aiter, graphs", "aiter, graphs, tables", COMPILED]
+AITER = ["aiter", "aiter, graphs", "aiter, graphs, tables"]
 
 
 def model_of(layers: int) -> Any:
@@ -101,8 +100,6 @@ def choose(model: Any, label: str) -> None:
     """Let the model attend as the label says."""
     if label in AITER:
         continuous_batching.enable(model)
-        if label == COMPILED:
-            model.compile(backend="aiter", dynamic=True)
     else:
         model.set_attn_implementation(label)
 
