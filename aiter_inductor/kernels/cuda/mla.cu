@@ -185,10 +185,9 @@ DEVICE void sum(const Shared& shared, Inputs& inputs, const Outputs& outputs) {
   UNROLL for (u32 i = 0; i < 128; i++) o[i] = 0.0f;
   if (FP8) widen_first(shared);
   for (u32 number = 0, item = 0;; ring.next()) {
-    // Then the scores are finished too, and the next queries may come if this tile is the last.
-    if (item != 0) barrier_wait(shared.weighed(turn), turn.parity);
-    load_ahead(shared, ring, inputs);
+    load_ahead(shared, ring, turn, inputs);
     __syncwarp();
+    if (item != 0) barrier_wait(shared.weighed(turn), turn.parity);
     const Piece& piece = shared.loader().pieces[number % 2];
     if (item == 0) {
       ring.wait_full();
@@ -224,10 +223,10 @@ DEVICE void sum(const Shared& shared, Inputs& inputs, const Outputs& outputs) {
 extern "C" __global__ void __cluster_dims__(BLOCKS, 1, 1) __launch_bounds__(THREADS, 1)
     mla_attend(const __grid_constant__ TensorMap q_latent, const __grid_constant__ TensorMap q_rope,
                const __grid_constant__ TensorMap latent, const __grid_constant__ TensorMap rotated,
-               const int* pages, i64 pages_sequence, const int* lengths, u16* out,
-               i64 out_sequence, i64 out_row, u16* sums, float* lse, float* scales, Cut* cuts,
-               const float* kv_scale, float scale, int sequences, int rows, int kv_len, int start,
-               int share, int cut_of_sequence) {
+               const __grid_constant__ TensorMap out, const int* pages, i64 pages_sequence,
+               const int* lengths, u16* sums, float* lse, float* scales, Cut* cuts,
+               const float* kv_scale, float scale, int sequences, int kv_len, int start, int share,
+               int cut_of_sequence) {
   extern __shared__ __align__(1024) u8 memory[];
   const Shared shared = {memory, shared_address(memory)};
   const u32 warpgroup = __shfl_sync(~0u, threadIdx.x / WARPGROUP, 0);
@@ -241,13 +240,13 @@ extern "C" __global__ void __cluster_dims__(BLOCKS, 1, 1) __launch_bounds__(THRE
     tma_prefetch_map(q_rope);
     tma_prefetch_map(latent);
     tma_prefetch_map(rotated);
+    tma_prefetch_map(out);
   }
   cluster_sync();
   let_next_kernel_begin();
   wait_for_kernel_ahead();
   if (threadIdx.x / WARP == LOADING_THREAD / WARP) begin_loading(shared, inputs);
-  const Rows out_rows = {out, out_sequence, out_row, (u32)rows};
-  const Outputs outputs = {out_rows, {sums, lse, scales}, 2 * clusters};
+  const Outputs outputs = {out, {sums, lse, scales}, 2 * clusters};
   if (warpgroup == 0) {
     raise_registers<184>();
     weigh(shared, scale, kv_scale, outputs);

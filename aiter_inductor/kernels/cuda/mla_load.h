@@ -130,6 +130,7 @@ DEVICE void release_to_sharers(u32 empty) {
 DEVICE void load_queries(const Shared& shared, const KeyRing& ring, u32 sequence,
                          const Inputs& inputs) {
   const u32 row = (blockIdx.y * BLOCKS + blockIdx.x % BLOCKS) * ROWS;
+  ring.wait_empty();
   barrier_expect(ring.full(), TILE);
   for (u32 i = 0; i < SLABS; i++)
     tma_load_3d(i == 0 ? shared.queries() : shared.tile(ring.place) + i * SLAB, inputs.q_latent,
@@ -158,12 +159,14 @@ DEVICE void load_tile(const Shared& shared, const KeyRing& ring, u32 tile, const
                       const Inputs& inputs) {
   Loader& loader = shared.loader();
   const u32 full = ring.full(), at = shared.tile(ring.place) + blockIdx.x % BLOCKS * SHARE * 128;
+  const u32 first_key = key_of(piece, tile, 0), sequence = piece.sequence;
   constexpr u32 WIDTH = FP8 ? 128 : 64, LOADS = LOADED / SLAB;  // of 128 bytes each
   const int first_rotated = PAGE != 0 ? RANK : 0;
-  barrier_expect(full, LOADED);
   if (PAGE != 0) wait_for_words();
+  ring.wait_empty();
+  barrier_expect(full, LOADED);
   UNROLL for (u32 run = 0; run < RUNS; run++) {
-    int row = key_of(piece, tile, run), outer = piece.sequence;
+    int row = first_key + run * RUN, outer = sequence;
     if (PAGE != 0) {
       outer = row < piece.kv_len ? *(volatile int*)&loader.pages[run] : -1;
       row %= PAGE_SIZE;
@@ -191,7 +194,7 @@ DEVICE void note_cut(const Inputs& inputs, const Walk& walk, const Piece& piece)
   if (inputs.cut_of_sequence || count > 1) inputs.cuts[entry] = {piece.sequence, cluster, count};
 }
 
-// The next item of the pieces that this cluster works on: queries, tiles, and for the rows in the
+// Loads the next item of the pieces that this cluster works on into an empty place: queries, tiles, and for the rows in the
 // end a place, into which nothing is loaded. A piece of no tiles comes last.
 DEVICE void load_next(const Shared& shared, const KeyRing& ring, Inputs& inputs) {
   Loader& loader = shared.loader();
@@ -203,6 +206,7 @@ DEVICE void load_next(const Shared& shared, const KeyRing& ring, Inputs& inputs)
     if (walk.ended(inputs.schedule)) {
       piece.tiles = 0;
       loader.item = ~0u;
+      ring.wait_empty();
       barrier_arrive(ring.full());
       return;
     }
@@ -215,6 +219,7 @@ DEVICE void load_next(const Shared& shared, const KeyRing& ring, Inputs& inputs)
   } else if (item <= piece.tiles) {
     load_tile(shared, ring, item - 1, piece, inputs);
   } else {
+    ring.wait_empty();
     barrier_arrive(ring.full());
     loader.number++;
     loader.item = 0;
@@ -223,13 +228,17 @@ DEVICE void load_next(const Shared& shared, const KeyRing& ring, Inputs& inputs)
   loader.item = item + 1;
 }
 
-// When item `ring` is next: waits for the place of the one before it, and loads there.
-DEVICE void load_ahead(const Shared& shared, const KeyRing& ring, Inputs& inputs) {
-  if (thread_in_block() != LOADING_THREAD || shared.loader().item == ~0u) return;
+// When item `ring` is next: loads into the place of the one before it, once that is empty. Queries
+// also wait until the scores of the tile that is next, the last one, are finished.
+DEVICE void load_ahead(const Shared& shared, const KeyRing& ring, const Turn& turn,
+                       Inputs& inputs) {
+  if (thread_in_block() != LOADING_THREAD) return;
+  const u32 item = shared.loader().item;
+  if (item == ~0u) return;
+  if (item == 0) barrier_wait(shared.weighed(turn), turn.parity);
   KeyRing ahead = ring;
   ahead.next();
   ahead.next();
-  ahead.wait_empty();
   load_next(shared, ahead, inputs);
 }
 

@@ -79,18 +79,20 @@ extern "C" __global__ void __launch_bounds__(WARPS* WARP)
   const Parts parts = {begins * group_rows + in_group, next * group_rows + in_group,
                        2u * group_rows};
 
-  const u16* columns = sums + half * (RANK / 2) + lane * COLUMNS;
+  const u32 in_slab = row % 64, chunk = (lane % 8) ^ (row % 8);  // as mla_rows.h leaves them
+  const u16* columns = sums + half * (64 * RANK / 2) + lane / 8 * (64 * 64) + in_slab * 64 +
+                       chunk * COLUMNS;
   uint4 x[DEEP];
   UNROLL for (u32 i = 0; i < DEEP; i++)
     if (first + i * step < cut.count)
-      x[i] = *(const uint4*)(columns + (u64)parts.at(first + i * step) * RANK);
+      x[i] = *(const uint4*)(columns + (u64)(parts.at(first + i * step) - in_slab) * RANK);
   weigh(weights[warp], lse, scales, parts, cut.count, half);
   float sum[COLUMNS] = {};
   for (u32 part = first; part < cut.count; part += DEEP * step) {
     UNROLL for (u32 i = 0; i < DEEP; i++) {
       const u32 at = part + i * step;
       if (at >= cut.count) break;
-      if (part != first) x[i] = *(const uint4*)(columns + (u64)parts.at(at) * RANK);
+      if (part != first) x[i] = *(const uint4*)(columns + (u64)(parts.at(at) - in_slab) * RANK);
       add(sum, weights[warp][at], x[i]);
     }
   }

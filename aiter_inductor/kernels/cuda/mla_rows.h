@@ -3,19 +3,13 @@
 
 #include "mla_load.h"
 
-// Finished rows of a warpgroup, half of the columns, in the place of a tile: 16 bytes apart, so
-// that there are no bank conflicts.
-constexpr u32 HALF_ROW = RANK / 2 * 2 + 16;
-static_assert(2 * ROWS * HALF_ROW <= TILE, "the rows fit in the place of a tile");
+// Finished rows of a warpgroup, half of the columns: slabs of 64 columns in the place of a tile, laid
+// out as those of TMA. Those of cut sequences stay so in global memory.
+constexpr u32 HALF_SLABS = SLABS / 2, HALF_BYTES = HALF_SLABS * SLAB;
+static_assert(ROWS == KEYS, "a slab of rows is as large as one of keys");
 
-// Query or output rows: heads, or heads times new tokens, of each sequence. Strides in elements.
-struct Rows {
-  u16* start;
-  i64 sequence, row;
-  u32 count;  // of each sequence
-};
-
-// Rows of cut sequences, in fp16, each half over a power of 2; mla_reduce adds them.
+// Rows of cut sequences, in fp16, each half over a power of 2, for mla_reduce: of 64 rows first the
+// slabs of one half, then those of the other.
 struct Sums {
   u16* rows;
   float *lse, *scales;
@@ -26,7 +20,7 @@ struct Sums {
 };
 
 struct Outputs {
-  Rows rows;
+  const TensorMap& rows;
   Sums sums;
   u32 slots;
 };
@@ -58,43 +52,47 @@ DEVICE void scale_rows(const float (&o)[128], float (&factor)[2], const Sums& su
 }
 
 template <bool WHOLE_ROWS>
-DEVICE void stage_rows(const float (&o)[128], const float (&factor)[2], u32 to) {
+DEVICE void stage_rows(const float (&o)[128], const float (&factor)[2], u32 slabs) {
+  const u32 thread = threadIdx.x % WARPGROUP, lane = thread % WARP, warp = thread / WARP;
   UNROLL for (u32 j = 0; j < 16; j++) {
     u32 x[4];
     UNROLL for (u32 i = 0; i < 4; i++) {
       const float a = o[8 * j + 2 * i] * factor[i % 2], b = o[8 * j + 2 * i + 1] * factor[i % 2];
       x[i] = WHOLE_ROWS ? pack_bf16(a, b) : pack_fp16(a, b);
     }
-    stmatrix_x4(to + j * 32, x[0], x[1], x[2], x[3]);
+    const u32 chunk = j % 4 * 2 + lane / 16;
+    stmatrix_x4(slabs + j / 4 * SLAB + swizzle_128(warp * 16 + lane % 16, chunk), x[0], x[1], x[2],
+                x[3]);
   }
 }
 
-// A warpgroup's half of the rows, by way of a place in shared memory, from which whole rows are
-// copied.
+// A warpgroup's half of the rows, by way of a place in shared memory, from which one thread copies
+// them; the place is free when that thread's warp says so.
 DEVICE void store_rows(const float (&o)[128], u32 factors, u32 place, const Piece& piece,
                        const Outputs& outputs) {
-  const u32 half = half_of_thread();
-  const u32 thread = threadIdx.x % WARPGROUP, lane = thread % WARP, warp = thread / WARP;
-  const u32 staged = place + half * ROWS * HALF_ROW, column = half * (RANK / 2);
-  const u32 to = staged + (warp * 16 + lane % 16) * HALF_ROW + lane / 16 * 16;
+  const u32 half = half_of_thread(), staged = place + half * HALF_BYTES;
   const u32 first_row = (blockIdx.y * BLOCKS + blockIdx.x % BLOCKS) * ROWS;
   const u32 first_sum = outputs.sums.row(piece.slot, outputs.slots, 0);
   float factor[2];
   UNROLL for (u32 h = 0; h < 2; h++)
     factor[h] = load_shared(factors + (row_of_thread() + h * 8) * 4);
   if (piece.slot == WHOLE) {
-    stage_rows<true>(o, factor, to);
+    stage_rows<true>(o, factor, staged);
   } else {
     scale_rows(o, factor, outputs.sums, first_sum, half);
-    stage_rows<false>(o, factor, to);
+    stage_rows<false>(o, factor, staged);
   }
   fence_shared();
   named_sync(2 + half, WARPGROUP);
-  if (thread >= ROWS || first_row + thread >= outputs.rows.count) return;
-  const Rows& rows = outputs.rows;
-  u16* from = rows.start + piece.sequence * rows.sequence + (first_row + thread) * rows.row;
-  if (piece.slot != WHOLE) from = outputs.sums.rows + (u64)(first_sum + thread) * RANK;
-  bulk_store(from + column, staged + thread * HALF_ROW, RANK / 2 * 2);
+  if (threadIdx.x % WARPGROUP != WARP) return;  // another warp than the loading thread's
+  if (piece.slot == WHOLE) {
+    for (u32 i = 0; i < HALF_SLABS; i++)
+      tma_store_3d(outputs.rows, staged + i * SLAB, (half * HALF_SLABS + i) * 64, first_row,
+                   piece.sequence);
+  } else {
+    bulk_store(outputs.sums.rows + (u64)first_sum * RANK + half * (HALF_BYTES / 2), staged,
+               HALF_BYTES);
+  }
   tma_store_commit();
   tma_store_wait_read<0>();
 }
