@@ -137,6 +137,8 @@ def test_strided_queries_tables_and_caches(arch):
     both = torch.stack(args[1:3], 1)
     tables = args[3].new_empty(9, 5).T.copy_(args[3])
     check((q, both[:, 0], both[:, 1], tables, *args[4:]), kwargs)
+    heads_first = (cache.transpose(1, 2).contiguous().transpose(1, 2) for cache in args[1:3])
+    check((args[0], *heads_first, *args[3:]), kwargs)
 
 
 @pytest.mark.parametrize("waves", [1, 3])
