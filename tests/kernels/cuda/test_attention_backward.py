@@ -117,7 +117,7 @@ CASES = {
         {"causal": "top_left", "softcap": 2.0, "window": 100},
     ),
     "wide, fewer keys": ((1, 2, 2, 500, 200, 256, 256), {"causal": "bottom_right"}),
-    "wide, one key": ((1, 2, 2, 5, 1, 256, 256), {"causal": "top_left"}),
+    "wide, two keys": ((1, 2, 2, 5, 2, 256, 256), {"causal": "top_left"}),
     "wide, odd": ((1, 4, 2, 260, 190, 200, 232), {}),
     "wide, long": ((1, 2, 1, 2100, 2100, 256, 256), {"causal": "top_left"}),
     "wider values": ((1, 4, 2, 260, 190, 64, 256), {"causal": "top_left"}),
