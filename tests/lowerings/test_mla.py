@@ -140,7 +140,7 @@ def test_refusals_name_the_values():
     other = replace(DEEPSEEK, cache_dtype=FP8)
     reason = mla_decode.select(other, Use(arch_named("gfx942"))).reason
     assert "gfx942 has no instructions for float8_e4m3fn" in reason
-    assert mla_decode.select(other, Use(arch_named("sm_90"))).provider.name == "triton"
+    assert mla_decode.select(other, Use(arch_named("sm_90"))).provider.name == "cuda"
 
 
 @pytest.mark.parametrize(
