@@ -265,8 +265,12 @@ def _shifted(node: fx.Node) -> Operand | str | None:
 def _with_zero(node: fx.Node, found: Operand, other: Any) -> Operand | str:
     """int4 values less a zero point, or scaled ones and a zero."""
     name, adds = found.values.node.name, kind(node) == "add"
-    if found.zero is not None or adds != bool(found.scales):
-        return f"{name} is shifted in {node.name} by more than one zero point"
+    if found.zero is not None:
+        return f"{name} is shifted in {node.name} by a second zero point"
+    if adds != bool(found.scales):
+        when = "before it is scaled" if adds else "after it is scaled"
+        way = "added to" if adds else "subtracted from"
+        return f"{name} is {way} {when}; kernels subtract before and add after"
     if isinstance(other, int | float) and not adds:
         return replace(found, lift=found.lift - other, nodes=found.nodes | {node})
     shape = sizes(node) or ()

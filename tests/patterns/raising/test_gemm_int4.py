@@ -129,6 +129,11 @@ def twice(codes: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
     return ((groups - zero[..., None]) * scale[..., None] + zero[..., None]).flatten(-2)
 
 
+def before(codes: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
+    groups = codes.float().unflatten(-1, (-1, GROUP))
+    return ((groups + zero[..., None]) * scale[..., None]).flatten(-2)
+
+
 def by_row(codes: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
     moved = (codes.float() - zero[:, :1]).unflatten(-1, (-1, GROUP))
     return (moved * scale[..., None]).flatten(-2)
@@ -143,7 +148,8 @@ def in_bytes(codes: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     ("shift", "reason"),
     [
-        (twice, "is shifted in add by more than one zero point"),
+        (twice, "is shifted in add by a second zero point"),
+        (before, "is added to before it is scaled; kernels subtract before and add after"),
         (by_row, "is rearranged while it is spread over blocks"),
         (in_bytes, None),
     ],
