@@ -225,8 +225,8 @@ extern "C" __global__ void __cluster_dims__(BLOCKS, 1, 1) __launch_bounds__(THRE
                const __grid_constant__ TensorMap latent, const __grid_constant__ TensorMap rotated,
                const __grid_constant__ TensorMap out, const int* pages, i64 pages_sequence,
                const int* lengths, u16* sums, float* lse, float* scales, Cut* cuts,
-               const float* kv_scale, float scale, int sequences, int kv_len, int start, int share,
-               int cut_of_sequence) {
+               const float* kv_scale, float scale, int sequences, int rows, int kv_len, int start,
+               int share, int cut_of_sequence) {
   extern __shared__ __align__(1024) u8 memory[];
   const Shared shared = {memory, shared_address(memory)};
   const u32 warpgroup = __shfl_sync(~0u, threadIdx.x / WARPGROUP, 0);
@@ -246,7 +246,7 @@ extern "C" __global__ void __cluster_dims__(BLOCKS, 1, 1) __launch_bounds__(THRE
   let_next_kernel_begin();
   wait_for_kernel_ahead();
   if (threadIdx.x / WARP == LOADING_THREAD / WARP) begin_loading(shared, inputs);
-  const Outputs outputs = {out, {sums, lse, scales}, 2 * clusters};
+  const Outputs outputs = {out, {sums, lse, scales}, 2 * clusters, (u32)rows};
   if (warpgroup == 0) {
     raise_registers<184>();
     weigh(shared, scale, kv_scale, outputs);

@@ -76,7 +76,7 @@ class AttendVariant:
                 *_SUMS,
                 pointer("kv_scale", torch.float32, optional=True),
                 f32("scale"),
-                *map(i32, ("sequences", "kv_len", "start", "share", "cut_of_sequence")),
+                *map(i32, ("sequences", "rows", "kv_len", "start", "share", "cut_of_sequence")),
             ),
             waits=True,
         )
@@ -284,6 +284,7 @@ def launch(
         cache.kv_scale,
         scale * math.log2(math.e),
         batch_size,
+        rows,
         cache.kv_len,
         START_TILES,
         plan.least,

@@ -194,8 +194,8 @@ DEVICE void note_cut(const Inputs& inputs, const Walk& walk, const Piece& piece)
   if (inputs.cut_of_sequence || count > 1) inputs.cuts[entry] = {piece.sequence, cluster, count};
 }
 
-// Loads the next item of the pieces that this cluster works on into an empty place: queries, tiles, and for the rows in the
-// end a place, into which nothing is loaded. A piece of no tiles comes last.
+// Loads the next item of the pieces that this cluster works on into a place, once it is empty:
+// queries, tiles, and for the rows in the end nothing. A piece of no tiles comes last.
 DEVICE void load_next(const Shared& shared, const KeyRing& ring, Inputs& inputs) {
   Loader& loader = shared.loader();
   Piece& piece = loader.pieces[loader.number % 2];

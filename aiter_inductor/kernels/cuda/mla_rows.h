@@ -3,8 +3,8 @@
 
 #include "mla_load.h"
 
-// Finished rows of a warpgroup, half of the columns: slabs of 64 columns in the place of a tile, laid
-// out as those of TMA. Those of cut sequences stay so in global memory.
+// Finished rows of a warpgroup, half of the columns: slabs of 64 columns in the place of a tile,
+// laid out as those of TMA. Those of cut sequences stay so in global memory.
 constexpr u32 HALF_SLABS = SLABS / 2, HALF_BYTES = HALF_SLABS * SLAB;
 static_assert(ROWS == KEYS, "a slab of rows is as large as one of keys");
 
@@ -22,7 +22,7 @@ struct Sums {
 struct Outputs {
   const TensorMap& rows;
   Sums sums;
-  u32 slots;
+  u32 slots, count;  // of parts; of rows of a sequence
 };
 
 DEVICE u32 row_of_thread() {
@@ -90,8 +90,10 @@ DEVICE void store_rows(const float (&o)[128], u32 factors, u32 place, const Piec
       tma_store_3d(outputs.rows, staged + i * SLAB, (half * HALF_SLABS + i) * 64, first_row,
                    piece.sequence);
   } else {
-    bulk_store(outputs.sums.rows + (u64)first_sum * RANK + half * (HALF_BYTES / 2), staged,
-               HALF_BYTES);
+    const u32 count = min(outputs.count - min(first_row, outputs.count), ROWS);
+    u16* const to = outputs.sums.rows + (u64)first_sum * RANK + half * (HALF_BYTES / 2);
+    for (u32 i = 0; i < HALF_SLABS && count != 0; i++)
+      bulk_store(to + i * (SLAB / 2), staged + i * SLAB, count * 128);
   }
   tma_store_commit();
   tma_store_wait_read<0>();
