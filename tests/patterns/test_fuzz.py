@@ -128,7 +128,7 @@ def rewritten(program: Program, dynamic: bool | None) -> int:
     result = rewrite_check.Rewritten()
 
     def capture(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
-        rewrite_check._rewrite(gm, "gfx942", result)
+        rewrite_check.rewrite(gm, "gfx942", result)
         return gm.forward
 
     torch._dynamo.reset()

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch.torch_version import TorchVersion
 
-from tests.patterns.rewrite_check import Rewritten, _rewrite, check_rewrite
+from tests.patterns.rewrite_check import Rewritten, check_rewrite, rewrite
 
 BF16, FN = torch.bfloat16, torch.float8_e4m3fn
 SCALES = {
@@ -69,7 +69,7 @@ def test_scaled_mm_by_blocks(K):
     found = Rewritten()
 
     def rewritten(gm, example_inputs):
-        _rewrite(gm, "sm_90", found)
+        rewrite(gm, "sm_90", found)
         return gm.forward
 
     torch.manual_seed(0)
