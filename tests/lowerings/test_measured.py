@@ -124,22 +124,22 @@ def test_a_residual_before_a_norm_is_hips(number: int) -> None:
     assert op.select(problem, Use(arch_named("sm_90"), training=True)).provider is None
 
 
-@pytest.mark.parametrize(("tokens", "taker"), [(128, "triton"), (129, "hip")])
-def test_many_rotations_go_to_hip_where_that_measured_faster(tokens: int, taker: str) -> None:
+@pytest.mark.parametrize("tokens", [1, 128, 129])
+def test_rotations_go_to_hip_where_that_measured_faster(tokens: int) -> None:
     q, table = torch.empty(1, 4, tokens, 64), torch.empty(1, 1, tokens, 64)
     op = with_hip("rope_qk")
     problem = op.problem(q, q, table, table, interleaved_in=True)
     found = op.select(problem, Use(arch_named("sm_90")))
-    assert found.provider is op.providers[taker]
-    assert ("57.4 us and the Triton kernel 61.5" in found.reason) == (taker == "hip")
+    assert found.provider is op.providers["hip"]
+    assert "57.4 us and the Triton kernel 61.5" in found.reason
     assert op.select(problem, Use(arch_named("sm_90"), training=True)).provider is None
 
 
 @pytest.mark.parametrize(
     ("number", "group_size", "taker"),
-    [(64, None, "hip"), (65, None, "triton"), (64, 128, "triton")],
+    [(64, None, "hip"), (65, None, "triton"), (64, 128, "hip"), (65, 128, "triton")],
 )
-def test_few_rows_of_activations_by_one_scale_each_are_hips(
+def test_few_rows_of_quantised_activations_are_hips(
     number: int, group_size: int | None, taker: str
 ) -> None:
     x, *_ = rows(number)
@@ -154,5 +154,5 @@ def test_a_normalisation_that_quantises_goes_to_hip_where_that_measured_faster()
     problem = both.problem(*arguments, dtype=torch.float8_e4m3fn)
     found = both.select(problem, Use(arch_named("sm_90")))
     assert found.provider is both.providers["hip"]
-    assert "takes 3.09 us on sm_90 and the Triton kernel 3.46" in found.reason
+    assert "takes an H100 2.17 us and the Triton kernel 3.47" in found.reason
     assert both.select(problem, Use(arch_named("gfx950"))).provider is both.providers["triton"]
