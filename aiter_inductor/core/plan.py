@@ -109,7 +109,8 @@ class Selector:
         """One decision for the whole match, or one for each part if nobody can take the whole.
 
         Where Inductor's code is preferred for the whole, it gets the whole: it fuses these parts
-        too, and a kernel for one of them would only stand in between.
+        too, and a kernel for one of them would only stand in between. A part that is taken by
+        itself tells why the whole was not.
         """
         with self.faults.contained(f"planning {match.op.name}", match.anchor) as step:
             decision = self._whole(match)
@@ -117,7 +118,8 @@ class Selector:
             decision = Decision(match, None, step.fault)
         if decision.provider is not None or decision.declined or not match.parts:
             return [decision]
-        return [found for part in match.parts for found in self.decide(part)]
+        parts = [found for part in match.parts for found in self.decide(part)]
+        return [_apart(found, match.op.name, decision.reason) for found in parts]
 
     def _whole(self, match: Match) -> Decision:
         if off := self.options.disables(*_names(match)):
@@ -187,6 +189,12 @@ class Selector:
         targets = [match.argument(name) for name in match.op.mutates]
         written = frozenset(s for target in targets for s in effects_.storages(target))
         return self.effects.reader(*span, written, match.interior) if written else None
+
+
+def _apart(part: Decision, whole: str, reason: str) -> Decision:
+    if part.provider is None:
+        return part
+    return replace(part, reason=f"{part.reason}, but not as {whole}: {reason}")
 
 
 def _names(match: Match) -> Iterator[str]:

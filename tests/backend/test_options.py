@@ -112,6 +112,8 @@ def test_what_is_switched_off_is_so_within_fused_ops_too() -> None:
         norms_and_rows, x, x, w, target="gfx942", disable=["add_rms_norm"]
     )
     assert taken(added) == {("rms_norm", "rms_norm")}
+    (site,) = added.sites
+    assert site.reason == "triton takes it, but not as add_rms_norm: add_rms_norm is disabled"
 
 
 def test_a_name_that_nothing_bears_is_reported() -> None:
