@@ -86,6 +86,17 @@ class Kind:
         """Of all but the sums."""
         return torch.float16 if self.fp16 else torch.bfloat16
 
+    @property
+    def definitions(self) -> dict[str, bool]:
+        """As the sources read them."""
+        return {
+            "CAUSAL": self.causal,
+            "WINDOW": self.window,
+            "FIRST_KEYS": self.first_keys,
+            "PACKED": self.packed,
+            "FP16": self.fp16,
+        }
+
 
 @dataclass(frozen=True)
 class BackwardVariant:
@@ -103,11 +114,7 @@ class BackwardVariant:
             V_DIM=self.tiles.v_dim,
             Q_STAGES=self.tiles.q_stages,
             DO_STAGES=self.tiles.do_stages,
-            CAUSAL=self.kind.causal,
-            WINDOW=self.kind.window,
-            FIRST_KEYS=self.kind.first_keys,
-            PACKED=self.kind.packed,
-            FP16=self.kind.fp16,
+            **self.kind.definitions,
             SHARED_BYTES=self.tiles.shared_bytes,
         )
 

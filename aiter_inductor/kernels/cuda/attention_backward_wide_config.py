@@ -148,12 +148,8 @@ class KeysVariant:
             V_KEPT=self.tiles.v_kept,
             Q_STAGES=self.tiles.q_stages,
             DO_STAGES=self.tiles.do_stages,
-            CAUSAL=self.kind.causal,
-            WINDOW=self.kind.window,
-            FIRST_KEYS=self.kind.first_keys,
             SOFTCAP=self.softcap,
-            PACKED=self.kind.packed,
-            FP16=self.kind.fp16,
+            **self.kind.definitions,
             SHARED_BYTES=self.shared_bytes,
         )
 
@@ -204,12 +200,8 @@ class QueriesVariant:
             BLOCK_N=self.tiles.block_n,
             K_STAGES=self.tiles.k_stages,
             V_STAGES=self.tiles.v_stages,
-            CAUSAL=self.kind.causal,
-            WINDOW=self.kind.window,
-            FIRST_KEYS=self.kind.first_keys,
             SOFTCAP=self.softcap,
-            PACKED=self.kind.packed,
-            FP16=self.kind.fp16,
+            **self.kind.definitions,
             SHARED_BYTES=self.shared_bytes,
         )
 
