@@ -10,7 +10,7 @@ from aiter_inductor.core.problem import fixed
 from aiter_inductor.lowerings.gemm_problem import GemmProblem
 
 FEW_ROWS = 128
-FEW_INT4_ROWS, FEW_8BIT_ROWS = 64, 256
+FEW_INT4_ROWS, FEW_INT8_ROWS, FEW_FP8_ROWS = 64, 128, 256
 """Of products with a quantised weight: up to which it is not dequantised first."""
 CPU_ROWS = ((2048 * 2048, 32), (1024 * 1024, 16), (512 * 512, 4))
 """Elements of a weight from which the CPU kernel pays, and for how many rows."""
@@ -158,15 +158,21 @@ def decline_weight_only(problem: GemmProblem, use: Use) -> str | None:
     By 4096 x 4096 on an H100, in us, Triton's kernel first and Inductor's code second. fp8: 1 row
     9.7 and 29.3, 64 rows 13.1 and 28.5, 256 rows 24.8 and 34.9, 512 rows 49.7 and 40.5, 4096 rows
     268 and 191. int4: 11.1 and 48.4, 16.0 and 47.1, 37.7 and 54.4, 94.8 and 59.5, 479 and 209.
-    Where the number of rows is open, `vendor` goes before and chooses.
+    int8 on an H200: 11.6 and 24.2, 14.2 and 23.1, 33.5 and 29.1; by 12288 x 4096 34.3 and 69.6
+    at 64 rows, 99.3 and 75.5 at 256. Where their number is open, `vendor` goes before and chooses.
     """
     rows, is_int4 = fixed(problem.M), problem.scaling == "weight_group"
-    most = FEW_ROWS if is_int4 else FEW_8BIT_ROWS
+    is_int8 = problem.weight_dtype == torch.int8
+    most = FEW_INT4_ROWS if is_int4 else FEW_INT8_ROWS if is_int8 else FEW_FP8_ROWS
     if use.arch.name != "sm_90" or rows is None or rows <= most:
         return None
-    times = "479 us on sm_90 and Inductor's code 209"
-    if not is_int4:
-        times = "268 us on sm_90 and Inductor's code 191"
+    if is_int8:
+        return f"M={rows}: 256 rows of 4096 x 4096 take 33.5 us on sm_90 and Inductor's code 29.1"
+    times = (
+        "479 us on sm_90 and Inductor's code 209"
+        if is_int4
+        else ("268 us on sm_90 and Inductor's code 191")
+    )
     return f"M={rows}: 4096 rows of 4096 x 4096 take {times}"
 
 

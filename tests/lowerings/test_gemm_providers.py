@@ -142,6 +142,13 @@ def test_weights_in_eight_bits_are_for_few_rows_on_hopper() -> None:
     assert left.reason.endswith(
         "M=4096: 4096 rows of 4096 x 4096 take 268 us on sm_90 and Inductor's code 191"
     )
+    some = replace(problem, M=256)
+    assert gemm_w8a16.select(some, use).provider is gemm_w8a16.providers["triton"]
+    left = gemm_w8a16.select(replace(some, weight_dtype=torch.int8), use)
+    assert (left.provider, left.declined) == (None, True)
+    assert left.reason.endswith(
+        "M=256: 256 rows of 4096 x 4096 take 33.5 us on sm_90 and Inductor's code 29.1"
+    )
 
 
 @pytest.mark.parametrize("op", [gemm_w8a16, gemm_w4a16], ids=str)

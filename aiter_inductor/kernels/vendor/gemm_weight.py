@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from aiter_inductor.kernels.triton import gemm_weight as by_triton
 from aiter_inductor.kernels.triton.dequantise import dequantised
 
-FEW_ROWS = 256
-"""By 4096 x 4096 in eight bits on an H100 256 rows take 24.8 us by the Triton kernel and 36.9
-dequantised first, 512 rows 49.7 and 40.2."""
+FEW_ROWS, FEW_INT8_ROWS = 256, 128
+"""By 4096 x 4096 in fp8 on an H100 256 rows take 24.8 us by the Triton kernel and 36.9 dequantised
+first, 512 rows 49.7 and 40.2. int8 widens slowly: 64 rows take 14.2 us on an H200 and Inductor's
+code, which dequantises first, 23.1, 256 rows 33.5 and 29.1; by 12288 x 4096 34.3 and 69.6, 99.3 and
+75.5."""
 FEW_INT4_ROWS = 64
 """There 64 rows take 16.4 us by the Triton kernel and 23.6 dequantised first, 128 rows 34.2 and 29.
 """
@@ -29,7 +32,7 @@ def gemm_w8a16(
 
     For many rows the weight is dequantised to x's dtype, which rounds it, and cuBLAS multiplies.
     """
-    if _rows(x) <= FEW_ROWS:
+    if _rows(x) <= (FEW_INT8_ROWS if weight.dtype == torch.int8 else FEW_ROWS):
         blocks = {"block_n": block_n, "block_k": block_k}
         return by_triton.gemm_w8a16(x, weight, weight_scale, bias, **blocks)
     blocks = (1, 0) if weight_scale.dim() == 1 else (block_n, block_k)
