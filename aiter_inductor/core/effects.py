@@ -41,8 +41,9 @@ class Effects:
     """All effects of one graph, and the position of every node."""
 
     def __init__(self, graph: fx.Graph) -> None:
-        self.position: dict[fx.Node, int] = {node: i for i, node in enumerate(graph.nodes)}
-        found = (self._effect(node) for node in graph.nodes)
+        self.nodes: tuple[fx.Node, ...] = tuple(graph.nodes)
+        self.position: dict[fx.Node, int] = {node: i for i, node in enumerate(self.nodes)}
+        found = (self._effect(node) for node in self.nodes)
         self.effects = [effect for effect in found if effect is not None]
 
     def between(
@@ -65,10 +66,9 @@ class Effects:
 
         A view of it reads nothing; its readers do.
         """
-        inside = (n for n, at in self.position.items() if first < at < last and n not in own)
-        for node in inside:
+        for node in self.nodes[first + 1 : last]:
             reads = (storages(source) & written for source in node.all_input_nodes)
-            if any(reads) and not _only_views(node):
+            if node not in own and any(reads) and not _only_views(node):
                 return node
         return None
 

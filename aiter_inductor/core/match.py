@@ -6,8 +6,9 @@ when a provider has accepted, so a site that nobody takes stays exactly as the p
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -131,33 +132,67 @@ def recogniser(pattern: str, *anchors: str) -> Callable[[Recognise], Recogniser]
     return lambda walk: Recogniser(pattern, frozenset(anchors), walk)
 
 
-@dataclass
 class Matches:
-    """All current matches of one graph, looked up by the nodes they produce and read."""
+    """All current matches of one graph, looked up by the nodes that they compute.
 
-    found: list[Match] = field(default_factory=list)
+    Where several compute a node, the first in graph order is found.
+    """
+
+    def __init__(self) -> None:
+        self._places: list[Match | None] = []
+        self._place_of: dict[Match, int] = {}
+        self._computing: dict[fx.Node, set[Match]] = defaultdict(set)
+
+    @property
+    def found(self) -> list[Match]:
+        """Every match, in graph order."""
+        return [match for match in self._places if match is not None]
+
+    def __contains__(self, match: Match) -> bool:
+        return match in self._place_of
+
+    def add(self, match: Match) -> None:
+        """Append a match; they are found in graph order."""
+        self._places.append(None)
+        self._put(match, len(self._places) - 1)
 
     def producing(self, node: object) -> Match | None:
         """The match that has `node` as an output."""
-        for match in self.found:
-            if any(output.node is node for output in match.ends()):
-                return match
-        return None
+        if not isinstance(node, fx.Node):
+            return None
+        computing = self._computing.get(node, ())
+        return self._first(m for m in computing if any(end.node is node for end in m.ends()))
 
     def containing(self, node: fx.Node) -> Match | None:
-        """The first match that computes `node`."""
-        return next((match for match in self.found if node in match.interior), None)
+        """The match that computes `node`."""
+        return self._first(m for m in self._computing.get(node, ()) if node in m.interior)
 
     def of(self, op: Op) -> list[Match]:
         """Every match of `op`, in graph order."""
-        return [match for match in self.found if match.op is op]
+        return [match for match in self._places if match is not None and match.op is op]
 
     def replace(self, old: Iterable[Match], new: Match) -> None:
         """Put `new` in the place of the first of `old`, and drop the rest."""
-        gone = set(map(id, old))
-        at = next(i for i, match in enumerate(self.found) if id(match) in gone)
-        kept = [m for i, m in enumerate(self.found) if id(m) not in gone or i == at]
-        self.found = [new if id(m) in gone else m for m in kept]
+        self._put(new, min([self._drop(match) for match in old]))
+
+    def _put(self, match: Match, place: int) -> None:
+        self._places[place], self._place_of[match] = match, place
+        for node in _computed(match):
+            self._computing[node].add(match)
+
+    def _drop(self, match: Match) -> int:
+        place = self._place_of.pop(match)
+        self._places[place] = None
+        for node in _computed(match):
+            self._computing[node].discard(match)
+        return place
+
+    def _first(self, matches: Iterable[Match]) -> Match | None:
+        return min(matches, key=self._place_of.__getitem__, default=None)
+
+
+def _computed(match: Match) -> set[fx.Node]:
+    return {*match.interior, *(end.node for end in match.ends())}
 
 
 Fuse = Callable[[Match, Matches], "Match | str | None"]

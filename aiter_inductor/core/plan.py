@@ -68,7 +68,7 @@ def raise_matches(
                 findings.misses.append(found)
             elif found is not None and found.anchor not in taken:
                 taken.update(output.node for output in found.outputs if output is not None)
-                findings.matches.found.append(found)
+                findings.matches.add(found)
                 break
     return findings
 
@@ -83,7 +83,7 @@ def fuse_matches(
             continue
         for op in rule.ops:
             for match in matches.of(op):
-                if not any(match is current for current in matches.found):
+                if match not in matches:  # an earlier fusion took it in
                     continue
                 fused: Match | str | None = None
                 with faults.contained(f"fusing {rule.name}", match.anchor):

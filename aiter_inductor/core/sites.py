@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from torch import fx
 
@@ -27,9 +29,9 @@ def sites_of(
     position = {node: i for i, node in enumerate(graph.nodes)}
     leaves = [(leaf, decision) for decision in decisions for leaf in decision.match.leaves()]
     found = [(position[leaf.anchor], _site(leaf, decision, number)) for leaf, decision in leaves]
-    claimed = [leaf for leaf, _ in leaves]
+    known = _Known.of((leaf for leaf, _ in leaves), misses)
     for region in regions(graph):
-        for site in _missed(region, claimed, misses, number):
+        for site in _missed(region, known, number):
             found.append((position[next(iter(region.nodes))], site))
     return tuple(site for _, site in sorted(found, key=lambda pair: pair[0]))
 
@@ -49,14 +51,30 @@ def _site(leaf: Match, decision: Decision, number: int) -> Site:
     )
 
 
-def _missed(
-    region: Region, claimed: Sequence[Match], misses: Iterable[Miss], number: int
-) -> Iterator[Site]:
-    here = [m for m in claimed if region.covers(m.pattern) and m.interior & region.nodes.keys()]
+@dataclass(frozen=True)
+class _Known:
+    """By node, the recognised sites that compute it, and the near misses at it."""
+
+    sites: Mapping[fx.Node, Sequence[Match]]
+    misses: Mapping[fx.Node, Sequence[Miss]]
+
+    @classmethod
+    def of(cls, leaves: Iterable[Match], misses: Iterable[Miss]) -> _Known:
+        sites, near = defaultdict(list), defaultdict(list)
+        for leaf in leaves:
+            for node in leaf.interior:
+                sites[node].append(leaf)
+        for miss in misses:
+            near[miss.node].append(miss)
+        return cls(sites, near)
+
+
+def _missed(region: Region, known: _Known, number: int) -> Iterator[Site]:
+    here = {m for n in region.nodes for m in known.sites.get(n, ()) if region.covers(m.pattern)}
     lacking = region.number() - len(here)
     if lacking <= 0:
         return
-    near = [miss for miss in misses if miss.node in region.nodes and region.covers(miss.pattern)]
+    near = [m for n in region.nodes for m in known.misses.get(n, ()) if region.covers(m.pattern)]
     reason = near[0].reason if near else _nothing_known(region)
     node = near[0].node if near else next(iter(region.nodes))
     for _ in range(lacking):

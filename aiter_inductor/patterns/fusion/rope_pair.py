@@ -18,8 +18,9 @@ _NORM_SETTINGS = ("weight_offset", "round_before_weight")
 @fusion("rope_into_pair", rope)
 def rope_into_pair(first: Match, matches: Matches) -> Match | str | None:
     """rope(q), rope(k) → rope_qk: one launch, and cos and sin are read once."""
+    module = module_path(first.anchor)
     for second in matches.of(rope):
-        if second is first or module_path(second.anchor) != module_path(first.anchor):
+        if second is first or module_path(second.anchor) != module:
             continue
         if _tables(second) == _tables(first) and second.kwargs == first.kwargs:
             break
