@@ -7,8 +7,9 @@ applies the scales.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from typing import Any, TypeGuard
 
 import torch
 import torch.nn.functional as F
@@ -271,8 +272,9 @@ def quantize_(
         raise ValueError(
             f"none of the {len(linears)} linears of {type(model).__name__} is selected"
         )
+    owners = _owners(model)
     for name, linear in chosen:
-        if reason := _refusal(model, name, linear, module) or _no_tiles(linear, layout):
+        if reason := _refusal(owners, name, linear, module) or _no_tiles(linear, layout):
             raise ValueError(f"{name or type(model).__name__} cannot be {scheme}: {reason}")
     made: dict[nn.Module, nn.Module] = {}
     for name, linear in chosen:
@@ -287,11 +289,26 @@ def quantize_(
     return model
 
 
-def _is_linear(module: nn.Module) -> Any:
+def _is_linear(module: nn.Module) -> TypeGuard[nn.Linear]:
+    """Whether it is one itself: a subclass may compute something else."""
     return type(module) is nn.Linear
 
 
-def _refusal(model: nn.Module, name: str, linear: nn.Linear, module: type) -> str | None:
+def _owners(model: nn.Module) -> dict[nn.Parameter, dict[nn.Module, str]]:
+    """The modules that hold each parameter, with their paths."""
+    owners: dict[nn.Parameter, dict[nn.Module, str]] = defaultdict(dict)
+    for path, owner in model.named_modules():
+        for parameter in owner.parameters(recurse=False):
+            owners[parameter][owner] = path
+    return owners
+
+
+def _refusal(
+    owners: Mapping[nn.Parameter, Mapping[nn.Module, str]],
+    name: str,
+    linear: nn.Linear,
+    module: type[QuantisedLinear],
+) -> str | None:
     """Why a linear cannot be converted, or None."""
     if not name:
         return "it is the model itself, which cannot be replaced in place; wrap it in a module"
@@ -303,8 +320,8 @@ def _refusal(model: nn.Module, name: str, linear: nn.Linear, module: type) -> st
     step = steps.get(module, 1)
     if linear.in_features % step:
         return f"in_features={linear.in_features} is not a multiple of {step}"
-    for path, other in model.named_modules():
-        if other is not linear and any(p is linear.weight for p in other._parameters.values()):
+    for other, path in owners.get(linear.weight, {}).items():
+        if other is not linear:
             return f"its weight is also {path}'s; leave it out with filter"
     return None
 
