@@ -167,7 +167,8 @@ class _Watching(fx.Interpreter):
         if isinstance(argument, fx.Node):
             return self._values[argument]
         if isinstance(argument, Derived):
-            return argument.function(*(self._value(item) for item in argument.args))
+            args = (self._value(item) for item in argument.args)
+            return argument.function(*args, **dict(argument.kwargs))
         if isinstance(argument, tuple | list):
             return type(argument)(self._value(item) for item in argument)
         return argument

@@ -15,9 +15,9 @@ from aiter_inductor.core import kinds
 from aiter_inductor.core.problem import Dim, dim
 
 TRANSPARENT = frozenset({"contiguous", "clone"})
-VIEWS = frozenset(
-    {"reshape", "flatten", "unsqueeze", "squeeze", "transpose", "permute", "expand", "slice"}
-)
+RESHAPES = frozenset({"reshape", "flatten", "unsqueeze", "squeeze"})
+"""Views that keep all elements in their order."""
+VIEWS = RESHAPES | {"transpose", "permute", "expand", "slice"}
 
 
 def value(node: object) -> Any:
@@ -141,11 +141,6 @@ def skip(node: Any, through: frozenset[str]) -> Any:
     while isinstance(node, fx.Node) and kind(node) in through:
         node = source(node)
     return node
-
-
-def strip_casts(node: Any) -> Any:
-    """`node` before any dtype casts and copies."""
-    return skip(node, TRANSPARENT | {"cast"})
 
 
 def widens(cast: fx.Node) -> bool:

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 
 from aiter_inductor.core.errors import CoverageError
 
-STATUSES = ("fused", "inlined", "missed")
-
 
 @dataclass(frozen=True)
 class Site:

@@ -13,8 +13,6 @@ from aiter_inductor.core.dtypes import ROW_DTYPES, short_name
 from aiter_inductor.core.problem import Dim, dim, product
 from aiter_inductor.lowerings.gemm_tiles import in_tiles
 
-SCALINGS = ("block", "row", "tensor", "weight_row", "weight_block", "weight_group")
-
 
 @dataclass(frozen=True)
 class GemmProblem:

@@ -17,7 +17,6 @@ GROUP_SCORES = ("top2", "max")
 MAX_EXPERTS = 1024
 MAX_TOPK = 32
 MAX_GROUPS = 32
-MAX_ENTRIES = 2**31 - 1
 
 
 @dataclass(frozen=True)

@@ -80,12 +80,12 @@ def entry_path(root: Path, arch: str, name: str, key: str) -> Path:
     return root / arch / f"{name}-{key[:_KEY_DIGITS]}"
 
 
-def read_entry(directory: Path, key: str | None = None) -> Artifact:
+def read_entry(directory: Path) -> Artifact:
     """The entry in `directory`; the artifact itself is verified by `Artifact.read`.
 
     Raises:
         FileNotFoundError: if there is no such entry.
-        CorruptEntryError: if its record cannot be read or belongs to another key.
+        CorruptEntryError: if its record cannot be read.
     """
     record = directory / ENTRY_FILE
     try:
@@ -99,8 +99,6 @@ def read_entry(directory: Path, key: str | None = None) -> Artifact:
             raise ValueError("two hashes for one file")
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise CorruptEntryError(f"{record} is not a record of a build: {error}") from error
-    if key is not None and artifact.key != key:
-        raise CorruptEntryError(f"{record} is of key {artifact.key[:8]}…, not of {key[:8]}…")
     return artifact
 
 

@@ -53,7 +53,7 @@ def dequantised_bmm(node: fx.Node) -> Match | Miss | None:
         return None
     weight = turned.seen_through(None, _turned)
     assert weight is not None
-    made = _arguments(node, x, weight)
+    made = _arguments(x, weight)
     if isinstance(made, str):
         return Miss(bmm_fp8.name, node, made)
     args, kwargs = made
@@ -69,9 +69,7 @@ def dequantised_bmm(node: fx.Node) -> Match | Miss | None:
     )
 
 
-def _arguments(
-    node: fx.Node, x: Operand, weight: Operand
-) -> tuple[tuple[Any, ...], dict[str, Any]] | str:
+def _arguments(x: Operand, weight: Operand) -> tuple[tuple[Any, ...], dict[str, Any]] | str:
     """The op's arguments, or why it does not compute this."""
     held: list[Any] = []
     for operand in (x, weight):

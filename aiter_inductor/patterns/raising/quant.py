@@ -103,7 +103,7 @@ def _dynamic(cast: fx.Node, rounding: Rounding, quotient: Quotient) -> Match | M
     kwargs["dtype"] = qdtype
     if quotient.scale.amax_min > 0:
         kwargs["amax_min"] = quotient.scale.amax_min
-    end, passed = _shaped_back(cast, x, quotient)
+    end, passed = _shaped_back(cast, x)
     shapes = sizes(x) or ()
     adapt = adaptation(shapes, sizes(end) or ())
     inside = {cast, *passed, quotient.node, *rounding.interior, *widenings(quotient.values)}
@@ -161,7 +161,7 @@ def _differs(quotient: Quotient, rounding: Rounding, qdtype: torch.dtype) -> str
     return rounding.differs(qdtype) or rounding.clips_below(limit)
 
 
-def _shaped_back(cast: fx.Node, x: fx.Node, quotient: Quotient) -> tuple[fx.Node, set[fx.Node]]:
+def _shaped_back(cast: fx.Node, x: fx.Node) -> tuple[fx.Node, set[fx.Node]]:
     """The cast, or the reshape that gives its result x's shape again, and the nodes passed."""
     end, passed = cast, {cast}
     wanted = sizes(x)

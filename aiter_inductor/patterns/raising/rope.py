@@ -131,7 +131,7 @@ def _rotation(lanes: Lanes, end: fx.Node, cells: Sequence[Cell]) -> Rotation | O
         R += 1
     if R == 0 or R % 2:
         return Obstacle(f"{R} leading elements of {end.name} are sums of two products, not pairs")
-    nearest = Obstacle(_no_tensor(lanes, end, cells[:R]))
+    nearest = Obstacle(_no_tensor(end, cells[:R]))
     for x in _inputs(lanes, end, len(cells)):
         place = {read: i for i, read in enumerate(_reads(lanes, x))}
         found = _rotation_of(lanes, end, x, place, cells, R)
@@ -156,7 +156,7 @@ def _reads(lanes: Lanes, node: fx.Node) -> tuple[Read, ...]:
     return (grid.reads if grid is not None else None) or ()
 
 
-def _no_tensor(lanes: Lanes, end: fx.Node, cells: Sequence[Cell]) -> str:
+def _no_tensor(end: fx.Node, cells: Sequence[Cell]) -> str:
     names = dict.fromkeys(read[0].name for cell in cells for _, reads in cell for read in reads)
     size = list(sizes(end) or ())
     return f"{end.name} mixes elements of {', '.join(names)}; none of them is all of a {size} head"

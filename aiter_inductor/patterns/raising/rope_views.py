@@ -77,10 +77,8 @@ def _range(n: int, piece: slice) -> range | None:
     return range(n)[slice(*bounds)]
 
 
-def _take(
-    node: fx.Node, x: Any, rank: int, which: Any, look: Look, indices: Callable[[int], Any]
-) -> Grid | None:
-    """Entries `indices(n)` of one dimension of `x`, which has as many dimensions as `node`."""
+def _take(x: Any, rank: int, which: Any, look: Look, indices: Callable[[int], Any]) -> Grid | None:
+    """Entries `indices(n)` of dimension `which` of `x`, whose size is n."""
     axis = _axis(x, rank, which)
     grid = look(x, rank) if axis is not None else None
     if grid is None or axis is None:
@@ -92,7 +90,7 @@ def _take(
 def _slice(node: fx.Node, rank: int, look: Look) -> Grid | None:
     piece = slice(arg(node, "start"), arg(node, "end"), arg(node, "step"))
     which = arg(node, "dim", 0)
-    return _take(node, source(node), rank, which, look, lambda n: _range(n, piece))
+    return _take(source(node), rank, which, look, lambda n: _range(n, piece))
 
 
 def _narrow(node: fx.Node, rank: int, look: Look) -> Grid | None:
@@ -104,7 +102,7 @@ def _narrow(node: fx.Node, rank: int, look: Look) -> Grid | None:
         first = start + n if start < 0 else start
         return range(first, first + length)
 
-    return _take(node, source(node), rank, arg(node, "dim"), look, indices)
+    return _take(source(node), rank, arg(node, "dim"), look, indices)
 
 
 def _repeat_interleave(node: fx.Node, rank: int, look: Look) -> Grid | None:
@@ -115,7 +113,7 @@ def _repeat_interleave(node: fx.Node, rank: int, look: Look) -> Grid | None:
     def indices(n: int) -> list[int]:
         return [i for i in range(n) for _ in range(repeats)]
 
-    return _take(node, source(node), rank, arg(node, "dim"), look, indices)
+    return _take(source(node), rank, arg(node, "dim"), look, indices)
 
 
 def _repeat(node: fx.Node, rank: int, look: Look) -> Grid | None:
@@ -150,13 +148,13 @@ def _getitem(node: fx.Node, rank: int, look: Look) -> Grid | None:
     if isinstance(index, int) and found == "unbind":
         return _selected(source(x), rank + 1, arg(x, "dim", 0), index, look)
     if isinstance(index, int) and found in ("chunk", "split"):
-        return _piece(node, x, index, rank, look)
+        return _piece(x, index, rank, look)
     if ndim(x) < 1:
         return None
     return _indexed(x, index if isinstance(index, tuple) else (index,), rank, look)
 
 
-def _piece(node: fx.Node, pieces: fx.Node, index: int, rank: int, look: Look) -> Grid | None:
+def _piece(pieces: fx.Node, index: int, rank: int, look: Look) -> Grid | None:
     """One result of a chunk or split; where it starts follows from the sizes before it."""
     x, which = source(pieces), arg(pieces, "dim", 0)
     parts = value(pieces)
@@ -171,7 +169,7 @@ def _piece(node: fx.Node, pieces: fx.Node, index: int, rank: int, look: Look) ->
         return None
     start = sum(width for width in widths[:index] if width is not None)
     stop = start + (widths[index] or 0)
-    return _take(node, x, rank, which, look, lambda n: range(start, stop))
+    return _take(x, rank, which, look, lambda n: range(start, stop))
 
 
 def _parts(pieces: fx.Node) -> list[int | None] | None:
