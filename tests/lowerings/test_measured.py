@@ -40,22 +40,21 @@ def test_layer_norm_of_many_rows_is_hips_and_not_tritons(training: bool, decline
     assert bool(op.providers["hip"].decline(problem, use)) == declined
 
 
-@pytest.mark.parametrize(
-    ("name", "kinds", "sentence"),
-    [
-        ("quant_per_group", {"group_size": 128}, "by groups take an H100 1.75 us"),
-        ("quant_per_token", {}, "by rows take an H100 1.86 us"),
-    ],
-)
-def test_few_rows_are_quantised_by_hip(name: str, kinds: dict[str, int], sentence: str) -> None:
-    op, use = OPS[name], Use(arch_named("sm_90"))
-    cede = op.providers["triton"].cede
+def test_hip_quantises_few_rows_and_whole_rows_of_any_number() -> None:
+    use = Use(arch_named("sm_90"))
+    by_groups, by_rows = OPS["quant_per_group"], OPS["quant_per_token"]
     few, more = (
-        op.problem(rows(number)[0], dtype=torch.float8_e4m3fn, **kinds) for number in (64, 65)
+        by_groups.problem(rows(number)[0], dtype=torch.float8_e4m3fn, group_size=128)
+        for number in (64, 65)
     )
-    assert sentence in str(cede(few, use))
+    cede = by_groups.providers["triton"].cede
+    assert "64x7168 by groups take an H100 1.75 us" in str(cede(few, use))
     assert cede(more, use) is None
-    assert cede(few, Use(arch_named("gfx942"))) is None
+    whole = by_rows.problem(rows(4096)[0], dtype=torch.float8_e4m3fn)
+    cede = by_rows.providers["triton"].cede
+    assert "4096x7168 by rows take an H200 21.6 us" in str(cede(whole, use))
+    assert by_rows.select(whole, use).provider is by_rows.providers["hip"]
+    assert cede(whole, Use(arch_named("gfx942"))) is None
 
 
 def test_force_and_other_chips_take_it_anyway() -> None:
