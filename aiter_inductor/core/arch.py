@@ -20,7 +20,7 @@ class Arch:
         wave_size: lanes that execute together; 0 on a CPU.
         fp8_dtypes: the fp8 formats its conversion instructions produce.
         lds_bytes: shared memory one workgroup may use.
-        providers: technologies that have kernels for it, in no order of preference.
+        providers: technologies whose kernels it can run, in no order of preference.
         compute_units: CUs or SMs; of a chip that is not here, those of the usual model.
         tflops: of its data sheet, dense, with 8-bit operands; 0 where no table is kept.
         peak_gbs: GB/s of its memory, by the data sheet; 0 where no table is kept.

@@ -59,8 +59,8 @@ class Provider:
     """One implementation of an op.
 
     Attributes:
-        name: its technology: `triton`, `hip`, `ck`, `asm`, `vendor` (a library's own kernel),
-            `cpp`, or `torch` (another formulation in ATen, which Inductor compiles).
+        name: its technology: `triton`, `hip`, `cuda`, `cpp`, `ck`, `asm`, `vendor` (a library's own
+            kernel), or `torch` (another formulation in ATen, which Inductor compiles).
         archs: the chips it is for; None means every chip that lists the technology.
         refuse: why it cannot run this problem, or None.
         decline: on what measurement Inductor's own code is preferred, or None. Not asked when the
