@@ -27,10 +27,10 @@ from aiter_inductor.core.op import Use
 from aiter_inductor.kernels.cuda import mla as cuda_mla
 from aiter_inductor.kernels.triton import mla as triton_mla
 from aiter_inductor.lowerings.attention import attention
+from aiter_inductor.lowerings.kv_cache_problem import PACK_BYTES
 from aiter_inductor.lowerings.mla_paged import mla_paged_decode
 from aiter_inductor.lowerings.mla_paged_problem import MlaPagedProblem
 from aiter_inductor.lowerings.paged_attention import paged_attention
-from aiter_inductor.lowerings.paged_attention_problem import PACK_BYTES
 
 DEVICE = torch.device("cuda")
 BF16, FP8 = torch.bfloat16, torch.float8_e4m3fn

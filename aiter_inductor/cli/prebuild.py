@@ -6,7 +6,7 @@ import argparse
 import importlib
 import pkgutil
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,13 +19,13 @@ from aiter_inductor.cli import models
 from aiter_inductor.cli.bench_model import parse_tokens
 from aiter_inductor.cli.cases import BASELINES, FAMILIES, case_of, load_ops
 from aiter_inductor.cli.code_objects import on_meta
+from aiter_inductor.cli.family import Arguments
 from aiter_inductor.core import config, jit
 from aiter_inductor.core.arch import KNOWN, arch_named
 from aiter_inductor.core.config import Options
 from aiter_inductor.core.errors import OptionValueError
 from aiter_inductor.core.op import Op, Use
 
-Arguments = tuple[tuple[Any, ...], Mapping[str, Any]]
 Call = tuple[Op, Arguments]
 LANGUAGES = ("hip", "cuda")
 

@@ -8,6 +8,7 @@ comparisons on them never install a guard, and `fixed` tells which of them are p
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -32,10 +33,7 @@ def fixed(size: Dim) -> int | None:
 
 def product(sizes: Sequence[int | torch.SymInt]) -> Dim:
     """The product of some sizes, 1 for none."""
-    total: Dim = 1
-    for size in sizes:
-        total = total * dim(size)
-    return total
+    return math.prod(map(dim, sizes))
 
 
 @runtime_checkable

@@ -219,9 +219,7 @@ class ByRows:
             self._ladders[device, key] = ladder
         if ladder is None or not isinstance(rows, int):  # open while a graph is traced
             return None
-        if not ladder.least <= rows <= ladder.most:
-            return None
-        return ladder.steps[bisect_left(ladder.bounds, rows)]
+        return ladder.at(rows)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Compute."""

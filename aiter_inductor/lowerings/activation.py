@@ -17,7 +17,7 @@ from aiter_inductor.lowerings.activation_problem import (
 )
 from aiter_inductor.lowerings.measured import cede_activation, decline_act_and_mul
 from aiter_inductor.lowerings.providers import add_hip, add_triton
-from aiter_inductor.lowerings.quant import quant_per_group, quant_per_token, quant_static
+from aiter_inductor.lowerings.quant import quant_static, quantised_rows
 
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "swiglu")
 
@@ -144,15 +144,7 @@ def act_and_mul_quant(
         ValueError: for an unknown activation or dtype.
     """
     y = act_and_mul.reference(gate, up, activation=activation, alpha=alpha, limit=limit)
-    q: Tensor
-    scale: Tensor
-    if group_size is None:
-        q, scale = quant_per_token.reference(y, dtype=dtype, amax_min=amax_min)
-    else:
-        q, scale = quant_per_group.reference(
-            y, group_size=group_size, dtype=dtype, amax_min=amax_min
-        )
-    return q, scale
+    return quantised_rows(y, dtype=dtype, group_size=group_size, amax_min=amax_min)
 
 
 @op(problem=ActivationProblem.of_act_and_mul_quant_static)

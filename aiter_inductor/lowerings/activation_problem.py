@@ -11,7 +11,7 @@ from torch import Tensor
 from aiter_inductor.core.dtypes import QUANT_DTYPES, short_name
 from aiter_inductor.core.op import Use
 from aiter_inductor.core.problem import Dim, dim
-from aiter_inductor.lowerings.rows import RowProblem, rows_unsupported
+from aiter_inductor.lowerings.rows import RowProblem, rows_unsupported, with_one_scale
 
 MAX_TOKEN_N = 32768
 
@@ -58,10 +58,7 @@ class ActivationProblem(RowProblem):
         cls, gate: Tensor, up: Tensor, scale: Tensor, *, dtype: torch.dtype, **style: Any
     ) -> ActivationProblem:
         """The activation and a quantisation whose scale is given."""
-        problem = cls._of("gate up scale", (gate, up), style, dtype)
-        if problem.mismatch or scale.numel() == 1:
-            return problem
-        return replace(problem, mismatch=f"scale has {scale.numel()} elements, not one")
+        return with_one_scale(cls._of("gate up scale", (gate, up), style, dtype), scale)
 
     @classmethod
     def _of(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -139,10 +140,7 @@ class AttentionProblem:
             read = read + rows * torch.float32.itemsize
         if self.mask == "none":
             return read
-        elements: Dim = 1
-        for size in self.mask_shape:
-            elements = elements * size
-        return read + elements * getattr(torch, self.mask).itemsize
+        return read + math.prod(self.mask_shape) * getattr(torch, self.mask).itemsize
 
     def flops(self) -> Dim:
         """Two products over the pairs of query and key that are seen; five backward."""

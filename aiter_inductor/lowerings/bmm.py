@@ -6,6 +6,7 @@ matrices [1, 1, 1], one a row [B, M, 1].
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,8 +18,14 @@ from aiter_inductor.core.op import Use, op
 from aiter_inductor.core.problem import Dim, dim, fixed
 from aiter_inductor.lowerings.gemm import spread_last
 from aiter_inductor.lowerings.gemm_problem import ceil_div, is_row_major
-from aiter_inductor.lowerings.gemm_providers import LEAST_K
+from aiter_inductor.lowerings.gemm_providers import (
+    fp8_unsupported,
+    open_sizes,
+    scales_too_fine,
+)
 from aiter_inductor.lowerings.providers import add_triton
+
+MAX_BATCH = 65535
 
 
 @dataclass(frozen=True)
@@ -53,9 +60,7 @@ class BmmProblem:
 
     def bytes_moved(self) -> Dim:
         """Operands and scales read once, the result written once."""
-        scales = 0
-        for of in (self.x_scales, self.weight_scales):
-            scales += 4 * of[0] * of[1] * of[2]
+        scales = 4 * (math.prod(self.x_scales) + math.prod(self.weight_scales))
         operands = self.B * self.K * (self.M + self.N)
         return operands + scales + self.B * self.M * self.N * self.out_dtype.itemsize
 
@@ -156,32 +161,21 @@ def unsupported(problem: BmmProblem, use: Use) -> str | None:
     """What the kernel does not take."""
     if problem.mismatch:
         return problem.mismatch
-    known = use.arch.fp8_dtypes
-    if problem.dtype == problem.weight_dtype:
-        # Two operands in e4m3fn are e4m3fnuz numbers of half the value.
-        known += use.arch.emulated_fp8
     for name, dtype in (("x", problem.dtype), ("weight", problem.weight_dtype)):
         if dtype not in FP8_DTYPES:
             return f"{name} is {short_name(dtype)}, which no kernel of this op reads"
-        if dtype not in known:
-            return f"{name} is {short_name(dtype)}, which {use.arch} does not multiply"
+    if reason := fp8_unsupported(problem.dtype, problem.weight_dtype, use):
+        return reason
     if problem.out_dtype not in ROW_DTYPES:
         return f"no kernel writes {short_name(problem.out_dtype)}"
-    for name, size in (("N", problem.N), ("K", problem.K)):
-        if fixed(size) is None:
-            return f"{name}={size} is open; tiles are chosen for a fixed weight"
-    for count, size in (
-        (problem.x_scales[2], problem.group_size),
-        (problem.weight_scales[2], problem.block_k),
-    ):
-        if count != 1 and (size & -size) < LEAST_K:
-            return f"scales change every {size} elements of K, not of a tile's {LEAST_K}"
+    counts = (problem.x_scales[2], problem.weight_scales[2])
+    steps = zip(counts, (problem.group_size, problem.block_k), strict=True)
+    fine = scales_too_fine(size for count, size in steps if count != 1)
+    if reason := open_sizes(problem.N, problem.K) or fine:
+        return reason
     if fixed(problem.B) is not None and problem.B > MAX_BATCH:
         return f"B={problem.B} is more than {MAX_BATCH}, the grid's third dimension"
     return None
-
-
-MAX_BATCH = 65535
 
 
 def _mismatch(

@@ -16,13 +16,13 @@ from aiter_inductor.core.dtypes import accumulate_dtype
 from aiter_inductor.core.op import op
 from aiter_inductor.lowerings.gemm_problem import GemmProblem
 from aiter_inductor.lowerings.gemm_providers import (
+    cublas_is_faster,
     cuda_unsupported,
     decline_weight_only,
     dequantising_unpaid,
     dtypes_unsupported,
     int8_unsupported,
-    library_is_ahead,
-    library_is_faster,
+    onednn_is_faster,
     triton_is_faster,
     triton_unsupported,
     vendor_unsupported,
@@ -298,10 +298,10 @@ def gradients_of_rows(
 for made in (gemm_fp8_blockscale, gemm_fp8_rowwise, gemm_fp8_per_tensor, gemm_int8, gemm_w8a16):
     made.tuned(TUNINGS[made.name])
 for made in (gemm_fp8_blockscale, gemm_fp8_rowwise, gemm_fp8_per_tensor, gemm_w8a16):
-    add_cpp(made, "gemm", refuse=dtypes_unsupported, decline=library_is_faster)
+    add_cpp(made, "gemm", refuse=dtypes_unsupported, decline=onednn_is_faster)
 CUDA_CONFIG = "cuda.gemm_config.GemmConfig"
 for made in (gemm_fp8_blockscale, gemm_fp8_rowwise, gemm_fp8_per_tensor):
-    add_cuda(made, "gemm", refuse=cuda_unsupported, cede=library_is_ahead, config=CUDA_CONFIG)
+    add_cuda(made, "gemm", refuse=cuda_unsupported, cede=cublas_is_faster, config=CUDA_CONFIG)
 add_vendor(
     gemm_fp8_blockscale,
     "gemm",

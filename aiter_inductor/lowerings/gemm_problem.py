@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -114,8 +115,8 @@ class GemmProblem:
         if self.scaling == "weight_group":
             weights = weights // 2
         of_x = self.x_scale_shape((self.M,))
-        scales = _count(self.weight_scale_shape()) * (2 if self.has_zero else 1)
-        scales += 0 if of_x is None else _count(of_x)
+        scales = math.prod(self.weight_scale_shape()) * (2 if self.has_zero else 1)
+        scales += 0 if of_x is None else math.prod(of_x)
         bias = self.N * self.bias_dtype.itemsize if self.bias_dtype else 0
         rows = self.M * (self.K * self.dtype.itemsize + self.N * self.out_dtype.itemsize)
         return rows + weights + 4 * scales + bias
@@ -232,13 +233,6 @@ def _fits(scale: Tensor, wanted: tuple[Dim, ...], *, loose: bool) -> bool:
     if not loose:
         return found == wanted
     return [n for n in found if n != 1] == [n for n in wanted if n != 1]
-
-
-def _count(shape: tuple[Dim, ...]) -> Dim:
-    total: Dim = 1
-    for n in shape:
-        total = total * n
-    return total
 
 
 def _shape(x: Tensor) -> str:

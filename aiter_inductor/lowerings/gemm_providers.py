@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 
 from aiter_inductor.core.dtypes import FP8_DTYPES, QUANT_DTYPES, ROW_DTYPES, short_name
 from aiter_inductor.core.op import Use
-from aiter_inductor.core.problem import fixed
+from aiter_inductor.core.problem import Dim, fixed
 from aiter_inductor.lowerings.gemm_problem import GemmProblem
 
 FEW_ROWS = 128
@@ -48,41 +50,33 @@ def int8_unsupported(problem: GemmProblem, use: Use) -> str | None:
             return _not_read(name, dtype)
     if problem.out_dtype not in ROW_DTYPES:
         return f"no kernel writes {short_name(problem.out_dtype)}"
-    return _open_sizes(problem)
+    return open_sizes(problem.N, problem.K)
 
 
 def triton_unsupported(problem: GemmProblem, use: Use) -> str | None:
     """What the Triton kernels do not take, beside what no provider does."""
     if reason := dtypes_unsupported(problem, use):
         return reason
-    known = use.arch.fp8_dtypes
-    if problem.scaling.startswith("weight") or problem.dtype == problem.weight_dtype:
-        # A weight is converted; two operands in e4m3fn are e4m3fnuz numbers of half the value.
-        known += use.arch.emulated_fp8
-    for name, dtype in (("x", problem.dtype), ("weight", problem.weight_dtype)):
-        if dtype in FP8_DTYPES and dtype not in known:
-            return f"{name} is {short_name(dtype)}, which {use.arch} does not multiply"
+    converted = problem.scaling.startswith("weight")
+    if reason := fp8_unsupported(problem.dtype, problem.weight_dtype, use, converted=converted):
+        return reason
     sizes = {
         "block": (problem.group_size, problem.block_k),
         "weight_block": (problem.block_k,),
         "weight_group": (problem.group_size,),
     }
-    for size in sizes.get(problem.scaling, ()):
-        if (size & -size) < LEAST_K:
-            return f"scales change every {size} elements of K, not of a tile's {LEAST_K}"
-    return _open_sizes(problem)
+    return scales_too_fine(sizes.get(problem.scaling, ())) or open_sizes(problem.N, problem.K)
 
 
 def cuda_unsupported(problem: GemmProblem, use: Use) -> str | None:
     """What the wgmma kernels do not take, beside what no provider does."""
-    if reason := dtypes_unsupported(problem, use) or _open_sizes(problem):
+    if reason := dtypes_unsupported(problem, use) or open_sizes(problem.N, problem.K):
         return reason
     if {problem.dtype, problem.weight_dtype} != {torch.float8_e4m3fn}:
         found = f"{short_name(problem.dtype)} and {short_name(problem.weight_dtype)}"
         return f"x and weight are {found}; wgmma is used on float8_e4m3fn"
-    blocks = (problem.group_size, problem.block_n, problem.block_k)
-    if problem.scaling == "block" and blocks != (BLOCK, BLOCK, BLOCK):
-        return f"blocks of 1x{blocks[0]} and {blocks[1]}x{blocks[2]} are not 1x128 and 128x128"
+    if reason := _other_blocks(problem):
+        return reason
     if problem.K == 0 or problem.K % TMA_BYTES:
         return f"K={problem.K} is no multiple of {TMA_BYTES}, which TMA's rows must be"
     if problem.bias_dtype == torch.float64:
@@ -92,7 +86,7 @@ def cuda_unsupported(problem: GemmProblem, use: Use) -> str | None:
 
 def vendor_unsupported(problem: GemmProblem, use: Use) -> str | None:
     """What torch's scaled_mm does not take, beside what no provider does."""
-    if reason := dtypes_unsupported(problem, use) or _open_sizes(problem):
+    if reason := dtypes_unsupported(problem, use) or open_sizes(problem.N, problem.K):
         return reason
     wanted = use.arch.fp8_dtypes[0]
     if problem.dtype != wanted or problem.weight_dtype != wanted:
@@ -102,16 +96,15 @@ def vendor_unsupported(problem: GemmProblem, use: Use) -> str | None:
         return "scaled_mm rounds before a bias could be added"
     if problem.out_dtype != torch.bfloat16:
         return f"scaled_mm is asked for bfloat16 only, not {short_name(problem.out_dtype)}"
-    blocks = (problem.group_size, problem.block_n, problem.block_k)
-    if problem.scaling == "block" and blocks != (BLOCK, BLOCK, BLOCK):
-        return f"blocks of 1x{blocks[0]} and {blocks[1]}x{blocks[2]} are not 1x128 and 128x128"
+    if reason := _other_blocks(problem):
+        return reason
     least = BLOCK if problem.scaling == "block" else 16
     if problem.N % least or problem.K % least:
         return f"N={problem.N} and K={problem.K} are not both multiples of {least}"
     return None
 
 
-def library_is_ahead(problem: GemmProblem, use: Use) -> str | None:
+def cublas_is_faster(problem: GemmProblem, use: Use) -> str | None:
     """Few rows with one scale for all, where cuBLASLt's kernel goes before the wgmma kernel.
 
     Microseconds on one H200, the wgmma kernel's first; one scale for all: 64x4096x4096 9.8 and 7.8,
@@ -176,7 +169,7 @@ def decline_weight_only(problem: GemmProblem, use: Use) -> str | None:
     return f"M={rows}: 4096 rows of 4096 x 4096 take {times}"
 
 
-def library_is_faster(problem: GemmProblem, use: Use) -> str | None:
+def onednn_is_faster(problem: GemmProblem, use: Use) -> str | None:
     """Where the CPU's own product wins although it dequantises the whole weight first.
 
     Time over Inductor's code, compiled modules, two threads of an EPYC with AVX-512 bf16, x in
@@ -205,10 +198,41 @@ def library_is_faster(problem: GemmProblem, use: Use) -> str | None:
     )
 
 
-def _open_sizes(problem: GemmProblem) -> str | None:
-    for name, size in (("N", problem.N), ("K", problem.K)):
+def open_sizes(N: Dim, K: Dim) -> str | None:
+    """Why no tiles can be chosen for a weight [N, K], or None."""
+    for name, size in (("N", N), ("K", K)):
         if fixed(size) is None:
             return f"{name}={size} is open; tiles are chosen for a fixed weight"
+    return None
+
+
+def fp8_unsupported(
+    x: torch.dtype, weight: torch.dtype, use: Use, *, converted: bool = False
+) -> str | None:
+    """Which fp8 the chip does not multiply, or None; `converted` weights meet x as floats."""
+    known = use.arch.fp8_dtypes
+    if converted or x == weight:
+        # Two operands in e4m3fn are e4m3fnuz numbers of half the value.
+        known += use.arch.emulated_fp8
+    for name, dtype in (("x", x), ("weight", weight)):
+        if dtype in FP8_DTYPES and dtype not in known:
+            return f"{name} is {short_name(dtype)}, which {use.arch} does not multiply"
+    return None
+
+
+def scales_too_fine(sizes: Iterable[int]) -> str | None:
+    """Why a tile's step along K would cross scales that change every so many elements, or None."""
+    for size in sizes:
+        if (size & -size) < LEAST_K:
+            return f"scales change every {size} elements of K, not of a tile's {LEAST_K}"
+    return None
+
+
+def _other_blocks(problem: GemmProblem) -> str | None:
+    """Why blocks are not DeepSeek's, or None."""
+    blocks = (problem.group_size, problem.block_n, problem.block_k)
+    if problem.scaling == "block" and blocks != (BLOCK, BLOCK, BLOCK):
+        return f"blocks of 1x{blocks[0]} and {blocks[1]}x{blocks[2]} are not 1x128 and 128x128"
     return None
 
 

@@ -8,7 +8,7 @@ multiplies.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -48,8 +48,7 @@ class ResidualGemmProblem(GemmProblem):
 
 
 def _with_residual(made: GemmProblem, x: Tensor, residual: Tensor) -> ResidualGemmProblem:
-    held = {f.name: getattr(made, f.name) for f in fields(made)}
-    problem = ResidualGemmProblem(**held, residual_dtype=residual.dtype)
+    problem = ResidualGemmProblem(**vars(made), residual_dtype=residual.dtype)
     wanted = (*map(dim, x.shape[:-1]), made.N)
     found = tuple(map(dim, residual.shape))
     if problem.mismatch is None and found != wanted:

@@ -9,7 +9,7 @@ which tiles of 16 along K take four each; what lies where depends on the chip's 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -25,6 +25,14 @@ from aiter_inductor.lowerings.providers import add_triton, add_vendor
 
 TILE_K = 128
 """Elements of K that a lane's four words hold: torchao's `inner_k_tiles` of 8, by 16."""
+GROUPS = (32, 64, 128, 256)
+"""Elements that share a scale where torch's own kernel is to read it."""
+FEW_ROWS, SOME_ROWS = 16, 64
+
+
+def tile_n_here() -> int:
+    """`tile_n` of the weights that this process's torch lays out, for whatever chip is planned."""
+    return 16 if torch.version.hip else 8
 
 
 @dataclass(frozen=True)
@@ -96,9 +104,10 @@ def of_tile_packed(
         has_zero=True,
         offset_binary=True,
     )
-    held = {f.name: getattr(made, f.name) for f in fields(made)}
     padded = {"padded_n": 8 * shape[0], "padded_k": TILE_K * shape[1]}
-    return TilePackedProblem(**held, **padded, tile_n=tile_n, scale_dtype=scale_and_zero.dtype)
+    return TilePackedProblem(
+        **vars(made), **padded, tile_n=tile_n, scale_dtype=scale_and_zero.dtype
+    )
 
 
 @op(problem=of_tile_packed)
@@ -225,8 +234,6 @@ def left_to_torch(problem: TilePackedProblem, use: Use) -> str | None:
     return f"M={rows}: 16 rows of 4096 x 4096 take 24.4 us on sm_90 and torch's kernel 21.4"
 
 
-FEW_ROWS, SOME_ROWS = 16, 64
-GROUPS = (32, 64, 128, 256)
 add_vendor(
     gemm_w4a16_tile_packed,
     "gemm_tile_packed",

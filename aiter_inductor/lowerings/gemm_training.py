@@ -7,7 +7,7 @@ from, as if those had been multiplied with the dequantised weight (Bengio et al.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -27,6 +27,8 @@ from aiter_inductor.lowerings.gemm import (
     spread_last,
 )
 from aiter_inductor.lowerings.gemm_problem import GemmProblem
+
+MANY_ROWS = 4096
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ def of_rowwise_straight_through(
 
 
 def _trained(made: GemmProblem) -> TrainedGemmProblem:
-    return TrainedGemmProblem(**{f.name: getattr(made, f.name) for f in fields(made)})
+    return TrainedGemmProblem(**vars(made))
 
 
 @op(problem=of_straight_through)
@@ -186,9 +188,6 @@ TRAINED = {
     gemm_int8: gemm_int8_straight_through,
 }
 """Of each product the op through which gradients pass."""
-
-
-MANY_ROWS = 4096
 
 
 def slower_in_training(problem: GemmProblem, use: Use) -> str | None:

@@ -114,8 +114,8 @@ class KvCacheProblem:
         args = (
             normal(*rows, self.head_dim).to(self.dtype),
             normal(*rows, self.v_head_dim).to(self.dtype),
-            normal(*cache_shape(self, self.head_dim, is_key=True)).to(self.cache_dtype),
-            normal(*cache_shape(self, self.v_head_dim, is_key=False)).to(self.cache_dtype),
+            normal(*cache_shape(self, self.num_pages, is_key=True)).to(self.cache_dtype),
+            normal(*cache_shape(self, self.num_pages, is_key=False)).to(self.cache_dtype),
             self.sample_slots(generator, device),
             torch.full((1,), 0.5, device=device) if self.scaled else None,
             torch.full((1,), 0.25, device=device) if self.scaled else None,
@@ -129,9 +129,10 @@ class KvCacheProblem:
         return order[: self.num_tokens].to(self.slot_dtype)
 
 
-def cache_shape(problem: Any, head_dim: Dim, *, is_key: bool) -> tuple[Dim, ...]:
-    """The shape of one cache of a problem's layout, for heads of `head_dim`."""
-    pages, size, heads = problem.num_pages, problem.page_size, problem.num_kv_heads
+def cache_shape(problem: Any, pages: Dim, *, is_key: bool) -> tuple[Dim, ...]:
+    """The shape of the keys or of the values of a problem, whose heads lie in so many pages."""
+    size, heads = problem.page_size, problem.num_kv_heads
+    head_dim = problem.head_dim if is_key else problem.v_head_dim
     if problem.layout == "paged":
         return pages, size, heads, head_dim
     pack = PACK_BYTES // problem.cache_dtype.itemsize

@@ -19,6 +19,7 @@ from aiter_inductor.core.dtypes import ROW_DTYPES, accumulate_dtype, short_name
 from aiter_inductor.core.op import Use, op
 from aiter_inductor.core.problem import Dim, dim, fixed, product
 from aiter_inductor.lowerings.gemm_problem import is_row_major
+from aiter_inductor.lowerings.gemm_providers import open_sizes
 from aiter_inductor.lowerings.providers import add_triton
 
 GROUP = 32
@@ -222,10 +223,7 @@ def gemm_unsupported(problem: MxGemmProblem, use: Use) -> str | None:
         return f"no kernel writes {short_name(problem.out_dtype)}"
     if problem.bias_dtype not in (None, *ROW_DTYPES):
         return f"no kernel adds a bias in {short_name(problem.bias_dtype or torch.float64)}"
-    for name, size in (("N", problem.N), ("K", problem.K)):
-        if fixed(size) is None:
-            return f"{name}={size} is open; tiles are chosen for a fixed weight"
-    return None
+    return open_sizes(problem.N, problem.K)
 
 
 def quant_unsupported(problem: MxQuantProblem, use: Use) -> str | None:

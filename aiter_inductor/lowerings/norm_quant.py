@@ -22,7 +22,7 @@ from aiter_inductor.lowerings.norm_quant_problem import (
     of_rms_norm_quant_static,
 )
 from aiter_inductor.lowerings.providers import add_hip, add_triton
-from aiter_inductor.lowerings.quant import quant_per_group, quant_per_token, quant_static
+from aiter_inductor.lowerings.quant import quant_static, quantised_rows
 from aiter_inductor.lowerings.rows import hip_rows_unsupported, rows_unsupported
 
 
@@ -61,7 +61,7 @@ def rms_norm_quant(
         round_before_weight=round_before_weight,
         out_dtype=_stored(x, round_norm),
     )
-    return _quantise(y, dtype, group_size, amax_min)
+    return quantised_rows(y, dtype=dtype, group_size=group_size, amax_min=amax_min)
 
 
 @op(problem=of_add_rms_norm_quant)
@@ -130,7 +130,7 @@ def layer_norm_quant(
         scale: [*, 1] or [*, N / group_size], fp32.
     """
     y = layer_norm.reference(x, weight, bias, eps, out_dtype=_stored(x, round_norm))
-    return _quantise(y, dtype, group_size, amax_min)
+    return quantised_rows(y, dtype=dtype, group_size=group_size, amax_min=amax_min)
 
 
 @op(problem=of_rms_norm_quant_static)
@@ -245,14 +245,3 @@ for fused in (
 
 def _stored(x: Tensor, round_norm: bool) -> torch.dtype:
     return x.dtype if round_norm else accumulate_dtype(x.dtype)
-
-
-def _quantise(
-    y: Tensor, dtype: torch.dtype, group_size: int | None, amax_min: float
-) -> tuple[Tensor, Tensor]:
-    options = {"dtype": dtype, "amax_min": amax_min}
-    if group_size is None:
-        q, scale = quant_per_token.reference(y, **options)
-    else:
-        q, scale = quant_per_group.reference(y, group_size=group_size, **options)
-    return q, scale

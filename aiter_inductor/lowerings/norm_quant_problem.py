@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor
 
-from aiter_inductor.lowerings.rows import RowProblem
+from aiter_inductor.lowerings.rows import RowProblem, with_one_scale
 
 
 def of_rms_norm_quant(
@@ -88,7 +86,7 @@ def of_rms_norm_quant_static(
 ) -> RowProblem:
     """RMSNorm and quantisation with a given scale."""
     made = RowProblem.of("x weight eps scale", (x,), weight=weight, out_dtype=dtype)
-    return _with_one_scale(made, scale)
+    return with_one_scale(made, scale)
 
 
 def of_add_rms_norm_quant_static(
@@ -106,7 +104,7 @@ def of_add_rms_norm_quant_static(
     """RMSNorm of a sum and quantisation with a given scale."""
     rows = (x, residual)
     made = RowProblem.of("x residual weight eps scale", rows, weight=weight, out_dtype=dtype)
-    return _with_one_scale(made, scale)
+    return with_one_scale(made, scale)
 
 
 def of_layer_norm_quant_static(
@@ -122,10 +120,4 @@ def of_layer_norm_quant_static(
     """LayerNorm and quantisation with a given scale."""
     arguments = "x weight bias eps scale"
     made = RowProblem.of(arguments, (x,), weight=weight, bias=bias, out_dtype=dtype)
-    return _with_one_scale(made, scale)
-
-
-def _with_one_scale(problem: RowProblem, scale: Tensor) -> RowProblem:
-    if scale.numel() == 1:
-        return problem
-    return replace(problem, mismatch=f"scale has {scale.numel()} elements, not one")
+    return with_one_scale(made, scale)

@@ -11,11 +11,15 @@ from torch import Tensor
 from aiter_inductor.core.dtypes import FP8_DTYPES, ROW_DTYPES, short_name
 from aiter_inductor.core.op import Use
 from aiter_inductor.core.problem import Dim, dim, fixed
+from aiter_inductor.lowerings.kv_cache_problem import (
+    CACHE_RANKS,
+    LAYOUTS,
+    PACK_BYTES,
+    cache_shape,
+)
 
 MAX_HEAD_DIM = 256
 MAX_PAGE_SIZE = 1 << 16
-PACK_BYTES = 16
-LAYOUTS = ("paged", "packed", "transposed")
 
 
 @dataclass(frozen=True)
@@ -79,7 +83,7 @@ class PagedAttentionProblem:
     ) -> PagedAttentionProblem:
         """From the arguments of `paged_attention`."""
         num_seqs, num_heads, head_dim = map(dim, q.shape)
-        fits = layout in LAYOUTS and (key_cache.dim(), value_cache.dim()) == _ranks(layout)
+        fits = layout in LAYOUTS and (key_cache.dim(), value_cache.dim()) == CACHE_RANKS[layout]
         page_size, kv_heads = (1, 2) if layout == "paged" else (3, 1)
         v_head_dim = 2 if layout == "transposed" else 3
         mismatch = _mismatch(q, key_cache, value_cache, block_tables, seq_lens, layout)
@@ -134,8 +138,8 @@ class PagedAttentionProblem:
         lengths = lengths[: self.num_seqs].to(torch.int32)
         used = torch.arange(self.max_pages, device=device) * self.page_size < lengths[:, None]
         steps = 40.0 if self.cache_dtype == torch.int8 else 1.0
-        shapes = (self._cache_shape(num_pages, n) for n in (self.head_dim, self.v_head_dim))
-        caches = [steps * normal(*shape[is_value]) for is_value, shape in enumerate(shapes)]
+        shapes = (cache_shape(self, num_pages, is_key=is_key) for is_key in (True, False))
+        caches = [steps * normal(*shape) for shape in shapes]
         scales: list[Tensor | None] = [None, None]
         if self.per_token:
             each = num_pages, self.num_kv_heads, self.page_size
@@ -156,17 +160,6 @@ class PagedAttentionProblem:
             "window": self.window,
             "softcap": self.softcap,
         }
-
-    def _cache_shape(self, num_pages: int, width: Dim) -> tuple[tuple[Dim, ...], tuple[Dim, ...]]:
-        """Shapes of keys and of values of such heads."""
-        heads, size = self.num_kv_heads, self.page_size
-        if self.layout == "paged":
-            return ((num_pages, size, heads, width),) * 2
-        pack = PACK_BYTES // self.cache_dtype.itemsize
-        values: tuple[Dim, ...] = num_pages, heads, size // pack, width, pack
-        if self.layout == "transposed":
-            values = num_pages, heads, width, size
-        return (num_pages, heads, width // pack, size, pack), values
 
 
 def paged_attention_unsupported(problem: PagedAttentionProblem, use: Use) -> str | None:
@@ -249,11 +242,6 @@ def _is_whole(cache: Tensor) -> bool:
     return True
 
 
-def _ranks(layout: str) -> tuple[int, int]:
-    """Dimensions of keys and of values."""
-    return {"paged": (4, 4), "packed": (5, 5), "transposed": (5, 4)}[layout]
-
-
 def _mismatch(
     q: Tensor,
     key_cache: Tensor,
@@ -265,7 +253,7 @@ def _mismatch(
     if layout not in LAYOUTS:
         return f"layout is {layout!r}; it may be 'paged', 'packed' or 'transposed'"
     for name, cache, rank in zip(
-        ("key", "value"), (key_cache, value_cache), _ranks(layout), strict=True
+        ("key", "value"), (key_cache, value_cache), CACHE_RANKS[layout], strict=True
     ):
         if cache.dim() != rank:
             return f"{name}_cache has {cache.dim()} dimensions; {layout!r} has {rank}"

@@ -18,7 +18,7 @@ from aiter_inductor.core.problem import fixed
 from aiter_inductor.core.rows import num_loops
 from aiter_inductor.lowerings.measured import cede_quant
 from aiter_inductor.lowerings.providers import add_hip, add_triton
-from aiter_inductor.lowerings.rows import RowProblem, rows_unsupported
+from aiter_inductor.lowerings.rows import RowProblem, rows_unsupported, with_one_scale
 
 INT4_MAX = 7.0
 
@@ -42,8 +42,9 @@ def of_quant_static(
 ) -> RowProblem:
     """The problem of a quantisation whose scale is given."""
     problem = replace(RowProblem.of("x scale", (x,), out_dtype=dtype), qmin=qmin)
-    if scale.numel() != 1:
-        return replace(problem, mismatch=f"scale has {scale.numel()} elements, not one")
+    problem = with_one_scale(problem, scale)
+    if problem.mismatch:
+        return problem
     if qmin is not None and not (dtype == torch.int8 and qmin in range(-128, 1)):
         return replace(problem, mismatch=f"qmin={qmin:g} is no lower bound of {short_name(dtype)}")
     return problem
@@ -145,6 +146,19 @@ def quant_per_group(
     groups = x.unflatten(-1, (x.shape[-1] // group_size, group_size))
     q, scale = quant_per_token.reference(groups, dtype=dtype, amax_min=amax_min)
     return q.flatten(-2), scale.squeeze(-1)
+
+
+def quantised_rows(
+    y: Tensor, *, dtype: torch.dtype, group_size: int | None, amax_min: float
+) -> tuple[Tensor, Tensor]:
+    """What fused ops end in: `quant_per_group`, or `quant_per_token` without a group size."""
+    if group_size is None:
+        q, scale = quant_per_token.reference(y, dtype=dtype, amax_min=amax_min)
+    else:
+        q, scale = quant_per_group.reference(
+            y, group_size=group_size, dtype=dtype, amax_min=amax_min
+        )
+    return q, scale
 
 
 @op(problem=of_quant_int4)

@@ -221,7 +221,8 @@ def _obstacle(q: Tensor, k: Tensor | None, cos: Tensor, sin: Tensor, heads: int)
             return f"k has sizes {tuple(others)} before head_dim but q has {tuple(sizes)}"
         if dim(x.shape[-1]) != dim(q.shape[-1]):
             return f"head_dim is {q.shape[-1]} in q but {x.shape[-1]} in {name}"
-    if cos.shape != sin.shape or cos.dtype != sin.dtype:
+    same = [*map(dim, cos.shape)] == [*map(dim, sin.shape)]
+    if not same or cos.dtype != sin.dtype:
         return f"cos is {_brief(cos)} but sin is {_brief(sin)}"
     if cos.dim() > RANK:
         return f"cos has {cos.dim()} dimensions; rotary kernels take up to {RANK}"

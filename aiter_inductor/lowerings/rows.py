@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -84,7 +84,7 @@ class RowProblem:
             out_dtype=out_dtype or x.dtype,
             group_size=group_size,
             levels=1 if mismatch else num_loops(*rows, row_major_output=scales),
-            row_contiguous=all(t.dim() > 0 and t.stride(-1) == 1 for t in rows),
+            row_contiguous=all(t.dim() > 0 and dim(t.stride(-1)) == 1 for t in rows),
             mismatch=mismatch,
         )
 
@@ -188,6 +188,16 @@ class RowProblem:
         if self.out_dtype in QUANT_DTYPES:
             return {"dtype": self.out_dtype, **groups}
         return groups if self.out_dtype == self.dtype or groups else {"out_dtype": self.out_dtype}
+
+
+Rows = TypeVar("Rows", bound=RowProblem)
+
+
+def with_one_scale(problem: Rows, scale: Tensor) -> Rows:
+    """The problem of a quantisation whose scale is given: a mismatch if it is not one element."""
+    if problem.mismatch or scale.numel() == 1:
+        return problem
+    return replace(problem, mismatch=f"scale has {scale.numel()} elements, not one")
 
 
 def rows_unsupported(problem: RowProblem, use: Use) -> str | None:
