@@ -20,10 +20,7 @@ from torch import Tensor
 from aiter_inductor.core.dtypes import FP8_DTYPES, quant_max, short_name
 from aiter_inductor.lowerings.gemm import gemm_fp8_blockscale, gemm_fp8_rowwise
 from aiter_inductor.lowerings.quant import quant_per_group, quant_per_token
-from aiter_inductor.quantization import in_training, straight_through
-
-AMAX_MIN = 1e-10
-"""Keeps the scale of zeros positive; far below what an activation reaches."""
+from aiter_inductor.quantization import AMAX_MIN, in_training, straight_through
 
 _MODULE = "transformers.integrations.finegrained_fp8"
 Blocks = Sequence[int] | None

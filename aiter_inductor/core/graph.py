@@ -18,6 +18,8 @@ TRANSPARENT = frozenset({"contiguous", "clone"})
 RESHAPES = frozenset({"reshape", "flatten", "unsqueeze", "squeeze"})
 """Views that keep all elements in their order."""
 VIEWS = RESHAPES | {"transpose", "permute", "expand", "slice"}
+PIECES = frozenset({"select", "getitem", "chunk", "split", "detach", "narrow", "unbind"})
+"""Views of a part, and what takes one of several."""
 
 
 def value(node: object) -> Any:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from aiter_inductor.core.graph import kind, value
+from aiter_inductor.core.graph import PIECES, VIEWS, kind, value
 from aiter_inductor.core.kinds import CALLED
 from aiter_inductor.core.op import Op
 
@@ -238,12 +238,7 @@ def fake(argument: Any) -> Any:
     return argument
 
 
-DUPLICABLE = frozenset(
-    {
-        "cast", "reshape", "flatten", "unsqueeze", "squeeze", "transpose", "permute", "expand",
-        "slice", "select", "getitem", "chunk", "split", "detach", "neg", "narrow", "unbind",
-    }
-)  # fmt: skip
+DUPLICABLE = VIEWS | PIECES | {"cast", "neg"}
 """Kinds cheap enough to stay in the graph for another user while a kernel computes them again."""
 
 

@@ -11,19 +11,14 @@ from collections.abc import Iterator
 import torch
 from torch import fx
 
-from aiter_inductor.core.graph import kind, skip, value
+from aiter_inductor.core.graph import PIECES, VIEWS, kind, skip, value
 from aiter_inductor.core.match import Match, nodes_in
 
 _ROWS = ("x", "residual", "q", "k", "gate", "up")
 """Arguments that an op passes over; weights and tables are made once."""
 _CALLS = frozenset({"linear", "matmul", "bmm", "addmm", "sdpa", "scaled_mm", "scaled_mm_recipes"})
 """Kinds that a library computes, which takes nothing in and lets nothing out but whole tensors."""
-_VIEWS = frozenset(
-    {
-        "reshape", "flatten", "unsqueeze", "squeeze", "transpose", "permute", "slice", "select",
-        "getitem", "chunk", "split", "detach", "narrow", "unbind",
-    }
-)  # fmt: skip
+_VIEWS = (VIEWS | PIECES) - {"expand"}
 
 
 def neighbour(match: Match) -> str | None:

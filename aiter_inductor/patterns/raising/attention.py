@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import math
-
 from torch import fx
 
-from aiter_inductor.core.graph import arg, number, size, source
+from aiter_inductor.core.graph import arg, number, source
 from aiter_inductor.core.kinds import CALLED
 from aiter_inductor.core.match import Match, Miss, recogniser
 from aiter_inductor.lowerings.attention import attention
-from aiter_inductor.patterns.raising.attention_heads import PATTERN, build
+from aiter_inductor.patterns.raising.attention_heads import PATTERN, build, sdpa_scale
 from aiter_inductor.patterns.raising.called import op_of
 
 
@@ -20,12 +18,11 @@ def fused_attention(node: fx.Node) -> Match | Miss | None:
     dropout = number(arg(node, "dropout_p", 0.0))
     if dropout != 0:
         return Miss(PATTERN, node, f"it drops probabilities with p={dropout}")
-    q = source(node)
-    scale = _scale(node, q)
+    scale = sdpa_scale(node)
     if scale is None:
         return Miss(PATTERN, node, f"scale is {arg(node, 'scale')}, not known when compiling")
     causal = "top_left" if arg(node, "is_causal", False) is True else "none"
-    heads = (q, arg(node, "key"), arg(node, "value"))
+    heads = (source(node), arg(node, "key"), arg(node, "value"))
     mask = arg(node, "mask")
     return build(node, heads, mask, frozenset({node}), scale=scale, causal=causal)
 
@@ -43,11 +40,3 @@ def masked_operator(node: fx.Node) -> Match | None:
     kept = {name: given[name] for name in ("sinks", "scale", "softcap")}
     found = build(node, heads, given["mask"], frozenset({node}), **kept)
     return found if isinstance(found, Match) else None
-
-
-def _scale(node: fx.Node, q: object) -> float | None:
-    given = arg(node, "scale")
-    if given is not None:
-        return number(given)
-    width = size(q, -1)
-    return 1 / math.sqrt(width) if isinstance(width, int) and width > 0 else None

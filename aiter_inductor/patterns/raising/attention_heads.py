@@ -17,6 +17,7 @@ from aiter_inductor.core.graph import (
     dtype,
     kind,
     ndim,
+    number,
     only_user,
     size,
     sizes,
@@ -25,7 +26,7 @@ from aiter_inductor.core.graph import (
     tensor,
 )
 from aiter_inductor.core.match import Derived, Match, Miss, Output
-from aiter_inductor.core.problem import Dim, dim
+from aiter_inductor.core.problem import Dim, dim, fixed
 from aiter_inductor.lowerings.attention import attention
 from aiter_inductor.lowerings.attention_backward import attention_with_lse
 from aiter_inductor.patterns.raising.mask import shape_of_mask
@@ -83,6 +84,15 @@ def build(
         return masked
     tensors = (q, k, v, None, sinks, _first_keys(documents))
     return replace(_match(tensors, said, output, interior), pattern="", parts=(masked,))
+
+
+def sdpa_scale(node: fx.Node) -> float | None:
+    """The factor on the scores of an SDPA call; None if it is not known when compiling."""
+    given = arg(node, "scale")
+    if given is not None:
+        return number(given)
+    width = fixed(size(source(node), -1))
+    return width**-0.5 if width else None
 
 
 def _match(

@@ -190,36 +190,47 @@ def stored_weight(operand: Operand) -> fx.Node | Derived | None:
 def _weight_only(
     product: Product, weight: fx.Node | Derived, scaling: Scaling
 ) -> Match | Miss | None:
-    node, x, kwargs = product.end, product.x, {}
-    if dtype(x) == torch.float32 and dtype(strip_widening(x)) == dtype(node):
-        x = strip_widening(x)
-    op = gemm_w8a16
-    zero: tuple[Any, ...] = ()
-    if product.weight.values.packed:
-        shifted = read_zeros(product.weight, scaling)
-        if isinstance(shifted, str):
-            return Miss(PATTERN, node, shifted)
-        op, scale, zero, kwargs = (
-            gemm_w4a16,
-            scaling.as_blocks(),
-            shifted,
-            {
-                "group_size": scaling.block_k,
-                "offset_binary": product.weight.values.offset_binary,
-            },
-        )
-    elif scaling.constant:
-        scale = Derived(every_row, (scaling.one(), weight))
+    x, quantised = rows_of_result(product), product.weight
+    if isinstance(x, str):
+        return Miss(PATTERN, product.end, x)
+    kwargs: dict[str, Any] = {}
+    if quantised.values.packed:
+        zeros = read_zeros(quantised, scaling)
+        if isinstance(zeros, str):
+            return Miss(PATTERN, product.end, zeros)
+        offset_binary = quantised.values.offset_binary
+        kwargs = {"group_size": scaling.block_k, "offset_binary": offset_binary}
+        args = (x, weight, scaling.as_blocks(), product.bias, *zeros)
+        return matched(product, gemm_w4a16, args, kwargs, quantised.nodes)
+    if scaling.constant:
+        scale: Any = Derived(every_row, (scaling.one(), weight))
     elif scaling.by_row:
         scale = scaling.as_vector()
     else:
         scale = scaling.as_blocks()
         kwargs = {"block_n": scaling.block_n, "block_k": scaling.block_k}
-    if dtype(x) != dtype(node):
-        held, wanted = short_name(dtype(x) or torch.float32), short_name(dtype(node) or torch.int8)
-        return Miss(PATTERN, node, f"x is {held} and the result {wanted}; kernels keep x's dtype")
-    args = (x, weight, scale, product.bias, *zero)
-    return matched(product, op, args, kwargs, product.weight.nodes)
+    args = (x, weight, scale, product.bias)
+    return matched(product, gemm_w8a16, args, kwargs, quantised.nodes)
+
+
+def rows_of_result(product: Product) -> fx.Node | str:
+    """x in the result's dtype, perhaps before a cast that widened it; a sentence if it is not."""
+    x, wanted = product.x, dtype(product.end)
+    if dtype(x) == torch.float32 and dtype(strip_widening(x)) == wanted:
+        x = strip_widening(x)
+    if dtype(x) == wanted:
+        return x
+    held, result = short_name(dtype(x) or torch.float32), short_name(wanted or torch.int8)
+    return f"x is {held} and the result {result}; kernels keep x's dtype"
+
+
+def unequal_kinds(x: Operand, weight: Operand) -> str | None:
+    """Why no kernel multiplies two quantised operands, or None: int8 by int8, fp8 by fp8."""
+    dtypes = dtype(x.values.node), dtype(weight.values.node)
+    if dtypes[0] == dtypes[1] or set(dtypes) <= set(FP8_DTYPES):
+        return None
+    shown = " and ".join(short_name(d) for d in dtypes if d)
+    return f"x and weight are {shown}; kernels multiply equal kinds"
 
 
 def _both(
@@ -237,19 +248,18 @@ def _both(
         return Miss(PATTERN, node, reason)
     if product.weight.values.packed or x.values.packed:
         return Miss(PATTERN, node, "both operands are quantised and one is int4; no kernel is")
-    dtypes = dtype(x.values.node), dtype(product.weight.values.node)
-    if dtypes[0] != dtypes[1] and not set(dtypes) <= set(FP8_DTYPES):
-        shown = " and ".join(short_name(d) for d in dtypes if d)
-        return Miss(PATTERN, node, f"x and weight are {shown}; kernels multiply equal kinds")
+    if unequal := unequal_kinds(x, product.weight):
+        return Miss(PATTERN, node, unequal)
+    is_int8 = dtype(x.values.node) == torch.int8
     kwargs: dict[str, Any] = {"out_dtype": dtype(product.end)}
     coarse = scaling.per_row and (w.constant or w.by_row)
-    if dtypes[0] == torch.int8 and not coarse:
+    if is_int8 and not coarse:
         return Miss(PATTERN, node, f"int8 is scaled by blocks ({w.shown()}); kernels scale rows")
     op, scales = gemm_fp8_blockscale, (scaling.as_groups(), w.as_blocks())
-    if dtypes[0] in FP8_DTYPES and scaling.constant and w.constant:
+    if not is_int8 and scaling.constant and w.constant:
         op, scales = gemm_fp8_per_tensor, (scaling.one(), w.one())
     elif coarse:
-        op = gemm_int8 if dtypes[0] == torch.int8 else gemm_fp8_rowwise
+        op = gemm_int8 if is_int8 else gemm_fp8_rowwise
         by_row = w.as_vector() if w.by_row else Derived(every_row, (w.one(), weight))
         by_token = scaling.as_groups()
         if scaling.constant and not scaling.tokens:

@@ -7,16 +7,16 @@ was cut short keeps its digits and has a smaller size.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import fx
 
-from aiter_inductor.core.graph import TRANSPARENT, arg, kind, ndim, sizes, source
+from aiter_inductor.core.graph import RESHAPES, TRANSPARENT, arg, kind, ndim, sizes, source
 from aiter_inductor.core.problem import Dim, fixed
 
-RESHAPES = frozenset({"reshape", "flatten", "unsqueeze", "squeeze"})
 SPREADS = frozenset({"expand", "expand_as", "repeat_interleave"})
 TRANSPOSES = frozenset({"transpose", "permute"})
 
@@ -39,7 +39,7 @@ class Axes:
 
     def whole(self, index: int) -> bool:
         """Whether a dimension was not cut short."""
-        return bool(_extent(self.digits[index]) == self.sizes[index])
+        return bool(math.prod(d.extent for d in self.digits[index]) == self.sizes[index])
 
 
 def start(shape: Sequence[Dim]) -> Axes:
@@ -219,10 +219,3 @@ def _order(view: fx.Node, rank: int) -> list[int] | None:
         return None
     order[first], order[second] = order[second], order[first]
     return order
-
-
-def _extent(digits: Iterable[Digit]) -> Dim:
-    total: Dim = 1
-    for digit in digits:
-        total = total * digit.extent
-    return total

@@ -8,9 +8,18 @@ from typing import Any
 import torch
 from torch import fx
 
-from aiter_inductor.core.graph import TRANSPARENT, commuted, dtype, kind, number, operands, source
+from aiter_inductor.core.graph import (
+    RESHAPES,
+    TRANSPARENT,
+    commuted,
+    dtype,
+    kind,
+    number,
+    operands,
+    source,
+)
 from aiter_inductor.lowerings.mxfp4 import E2M1
-from aiter_inductor.patterns.raising.gemm_axes import RESHAPES, is_view
+from aiter_inductor.patterns.raising.gemm_axes import is_view
 from aiter_inductor.patterns.raising.gemm_int4 import Nibbles, read_codes
 
 _SIGNED = [*E2M1, *(-value for value in E2M1)]

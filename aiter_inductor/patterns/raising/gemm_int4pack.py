@@ -8,9 +8,12 @@ from torch import fx
 from aiter_inductor.core.graph import arg, dtype, ndim, size, sizes
 from aiter_inductor.core.match import Match, Miss, Output, recogniser
 from aiter_inductor.core.problem import fixed
-from aiter_inductor.lowerings.gemm_tile_packed import TILE_K, gemm_w4a16_tile_packed
-
-PATTERN = "gemm"
+from aiter_inductor.lowerings.gemm_tile_packed import (
+    TILE_K,
+    gemm_w4a16_tile_packed,
+    tile_n_here,
+)
+from aiter_inductor.patterns.raising.gemm import PATTERN
 
 
 @recogniser(PATTERN, "int4pack_mm")
@@ -31,7 +34,7 @@ def int4pack_call(node: fx.Node) -> Match | Miss | None:
     sizes_of = {
         "group_size": group_size,
         "out_features": int(features),
-        "tile_n": 16 if torch.version.hip else 8,
+        "tile_n": tile_n_here(),
     }
     op, args = gemm_w4a16_tile_packed, (x, words, scales)
     return Match(op.name, op, args, sizes_of, (Output(node),), frozenset({node}))

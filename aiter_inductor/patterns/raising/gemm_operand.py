@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from torch import fx
 
 from aiter_inductor.core.dtypes import QUANT_DTYPES, ROW_DTYPES, short_name
-from aiter_inductor.core.graph import dtype, kind, operands, sizes
+from aiter_inductor.core.graph import RESHAPES, dtype, kind, operands, sizes
 from aiter_inductor.core.match import Derived
 from aiter_inductor.core.problem import Dim, fixed
 from aiter_inductor.patterns.raising.gemm_axes import (
@@ -164,8 +165,8 @@ def read_scale(
         if not isinstance(before, fx.Node) or dtype(before) not in dtypes:
             break
         chain.append(before)
-    elements = product_of(sizes(chain[-1]) or ())
-    at = next(i for i, found in enumerate(chain) if product_of(sizes(found) or ()) == elements)
+    elements = math.prod(sizes(chain[-1]) or ())
+    at = next(i for i, found in enumerate(chain) if math.prod(sizes(found) or ()) == elements)
     axes: Axes | None = start(sizes(chain[at]) or ())
     for view in reversed(chain[:at]):
         axes = axes if kind(view) == "cast" or axes is None else through(view, axes)
@@ -191,7 +192,7 @@ def spans(scale: Placed) -> tuple[Span, Span] | str:
     rows = merged(digit for dim_ in axes.digits[:last] for digit in dim_)
     columns = merged(axes.digits[last])
     found = [span(digits, size) for digits, size in (
-        (rows, product_of(axes.sizes[:last])), (columns, axes.sizes[last]))]  # fmt: skip
+        (rows, math.prod(axes.sizes[:last])), (columns, axes.sizes[last]))]  # fmt: skip
     if found[0] is None or found[1] is None:
         return f"{scale.node.name} is not repeated in blocks of neighbours"
     return found[0], found[1]
@@ -211,7 +212,7 @@ def shaped(argument: fx.Node, shape: tuple[Dim, ...]) -> fx.Node | Derived | Non
     while isinstance(before, fx.Node) and dtype(before) == dtype(argument):
         if sizes(before) == shape:
             return before
-        if kind(before) not in ("reshape", "flatten", "unsqueeze", "squeeze"):
+        if kind(before) not in RESHAPES:
             break
         before = behind(before)
     adapt = adaptation(sizes(argument) or (), shape)
@@ -219,14 +220,6 @@ def shaped(argument: fx.Node, shape: tuple[Dim, ...]) -> fx.Node | Derived | Non
     for function, args in adapt or ():
         made = Derived(function, (made, *args))
     return None if adapt is None else made
-
-
-def product_of(dims: Sequence[Dim]) -> Dim:
-    """The product of some dimensions, expressions included."""
-    total: Dim = 1
-    for n in dims:
-        total = total * n
-    return total
 
 
 def _scaled(node: fx.Node) -> Operand | str | None:
@@ -294,7 +287,7 @@ def span(digits: tuple[Digit, ...], size: Dim) -> Span | None:
         block, digits = digits[-1].extent, digits[:-1]
     if any(digit.axis is None for digit in digits):
         return None
-    count = product_of([digit.extent for digit in digits])
+    count = math.prod(digit.extent for digit in digits)
     if not digits:
         return Span((), 1, size)
     if block != 1 and fixed(size) is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,6 @@ from aiter_inductor.patterns.raising.gemm_operand import (
     Placed,
     Span,
     as_matrix,
-    product_of,
     shaped,
     spans,
 )
@@ -56,7 +56,7 @@ class Scaling:
     @property
     def tokens(self) -> bool:
         """Whether every row has scales of its own; a single row always has."""
-        one = product_of(self.shape[:-1]) == 1
+        one = math.prod(self.shape[:-1]) == 1
         return one or (bool(self.rows.axes) and self.rows.block == 1)
 
     @property

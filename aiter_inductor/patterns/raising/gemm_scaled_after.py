@@ -6,13 +6,14 @@ may as well be applied behind the sum over K. Kernels do that too, before they r
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import fx
 
-from aiter_inductor.core.dtypes import FP8_DTYPES, QUANT_DTYPES, ROW_DTYPES, short_name
+from aiter_inductor.core.dtypes import QUANT_DTYPES, ROW_DTYPES
 from aiter_inductor.core.graph import dtype, kind, only_user, operands, sizes
 from aiter_inductor.core.match import Derived, Match, Miss, recogniser
 from aiter_inductor.core.op import Op
@@ -31,17 +32,17 @@ from aiter_inductor.patterns.raising.gemm import (
     follow,
     matched,
     product_at,
+    rows_of_result,
     stored_weight,
+    unequal_kinds,
 )
 from aiter_inductor.patterns.raising.gemm_operand import (
     Operand,
     in_order,
-    product_of,
     read_operand,
     shaped,
 )
 from aiter_inductor.patterns.raising.gemm_scale import every_row
-from aiter_inductor.patterns.raising.tail import strip_widening
 
 
 @dataclass
@@ -82,7 +83,7 @@ def _role(factor: Any, shape: tuple[Any, ...]) -> tuple[str, tuple[Any, ...]] | 
     if not isinstance(factor, fx.Node) or dtype(factor) not in ROW_DTYPES:
         return None
     found = sizes(factor) or ()
-    count = product_of(found)
+    count = math.prod(found)
     if count == 1:
         return "all", ()
     if found[-1] == count == shape[-1]:
@@ -151,14 +152,11 @@ Made = tuple[Op, tuple[Any, ...], dict[str, Any]]
 
 def _alone(product: Product, weight: Any, factors: Factors) -> Made | str:
     """Only the weight is quantised."""
-    x, found = product.x, [*factors.features, *factors.all]
-    if dtype(x) == torch.float32 and dtype(strip_widening(x)) == dtype(product.end):
-        x = strip_widening(x)
+    x, found = rows_of_result(product), [*factors.features, *factors.all]
     if factors.tokens or len(found) != 1:
         return f"the product has {len(factors)} scales, of which one is the weight's"
-    if dtype(x) != dtype(product.end):
-        held, result = (short_name(dtype(n) or torch.int8) for n in (x, product.end))
-        return f"x is {held} and the result {result}; kernels keep x's dtype"
+    if isinstance(x, str):
+        return x
     scale = found[0] if factors.features else Derived(every_row, (found[0], weight))
     return gemm_w8a16, (x, weight, scale), {}
 
@@ -168,17 +166,16 @@ def _both(product: Product, x: Any, weight: Any, factors: Factors) -> Made | str
     q = shaped(x.values.node, x.values.axes.sizes) if in_order(x.values) else None
     if q is None:
         return f"{x.values.node.name} is rearranged before the product"
-    dtypes = dtype(x.values.node), dtype(product.weight.values.node)
-    if dtypes[0] != dtypes[1] and not set(dtypes) <= set(FP8_DTYPES):
-        shown = " and ".join(short_name(d) for d in dtypes if d)
-        return f"x and weight are {shown}; kernels multiply equal kinds"
+    if reason := unequal_kinds(x, product.weight):
+        return reason
     tokens, features, left = factors.tokens, factors.features, list(factors.all)
     if len(tokens) > 1 or len(features) > 1 or len(factors) != 2:
         return f"the product has {len(factors)} scales, not one of x and one of the weight"
     kwargs = {"out_dtype": dtype(product.end)}
-    if dtypes[0] in FP8_DTYPES and len(left) == 2:
+    is_int8 = dtype(x.values.node) == torch.int8
+    if not is_int8 and len(left) == 2:
         return gemm_fp8_per_tensor, (q, weight, *left), kwargs
     of_x = tokens[0] if tokens else Derived(every_token, (left.pop(0), q))
     of_weight = features[0] if features else Derived(every_row, (left.pop(0), weight))
-    op = gemm_int8 if dtypes[0] == torch.int8 else gemm_fp8_rowwise
+    op = gemm_int8 if is_int8 else gemm_fp8_rowwise
     return op, (q, weight, of_x, of_weight), kwargs

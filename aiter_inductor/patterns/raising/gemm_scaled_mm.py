@@ -16,9 +16,9 @@ from aiter_inductor.lowerings.gemm import (
     gemm_fp8_per_tensor,
     gemm_fp8_rowwise,
 )
+from aiter_inductor.patterns.raising.gemm import PATTERN
 from aiter_inductor.patterns.raising.gemm_axes import TRANSPOSES
 
-PATTERN = "gemm"
 BLOCK = 128
 
 

@@ -29,10 +29,9 @@ from aiter_inductor.lowerings.gemm import (
     gemm_w8a16,
 )
 from aiter_inductor.lowerings.gemm_int4 import gemm_w4a16
-from aiter_inductor.lowerings.gemm_tile_packed import gemm_w4a16_tile_packed
-from aiter_inductor.patterns.raising.gemm import every_token
+from aiter_inductor.lowerings.gemm_tile_packed import gemm_w4a16_tile_packed, tile_n_here
+from aiter_inductor.patterns.raising.gemm import PATTERN, every_token
 
-PATTERN = "gemm"
 BLOCK = 128
 INT8_STEPS = 127.5
 """Half of the steps from -128 to 127, by which torchao divides the largest magnitude."""
@@ -40,8 +39,7 @@ INT8_STEPS = 127.5
 
 @recogniser(PATTERN, "linear")
 def torchao_linear(node: fx.Node) -> Match | Miss | None:
-    """`F.linear` on a Float8Tensor or an Int8Tensor."""
-    weight = arg(node, "weight")
+    """`F.linear` on one of torchao's tensors; see `_READERS`."""
     held = torchao_weight(node)
     if held is None:
         return None
@@ -60,7 +58,6 @@ def torchao_linear(node: fx.Node) -> Match | Miss | None:
     if op in (gemm_w8a16, gemm_w4a16, gemm_w4a16_tile_packed) and dtype(args[0]) != dtype(node):
         shown = short_name(dtype(args[0]) or torch.float32)
         return Miss(PATTERN, node, f"x is {shown} and the result another dtype")
-    assert isinstance(weight, fx.Node)
     return Match(op.name, op, args, kwargs, (Output(node),), frozenset({node}))
 
 
@@ -154,7 +151,7 @@ def _int4_tiles(node: fx.Node, held: Any) -> Made | str:
     sizes_of = {
         "group_size": held.block_size[-1],
         "out_features": held.shape[0],
-        "tile_n": 16 if torch.version.hip else 8,
+        "tile_n": tile_n_here(),
     }
     return gemm_w4a16_tile_packed, (x, *inner), sizes_of
 

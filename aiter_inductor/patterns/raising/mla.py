@@ -31,6 +31,7 @@ from aiter_inductor.core.match import Derived, Match, Miss, Output, readers, rec
 from aiter_inductor.core.problem import fixed
 from aiter_inductor.lowerings.mla import mla_decode
 from aiter_inductor.lowerings.mla_problem import MlaProblem
+from aiter_inductor.patterns.raising.attention_heads import sdpa_scale
 from aiter_inductor.patterns.raising.columns import Joined, columns, joined
 from aiter_inductor.patterns.raising.mask import shape_of_mask
 
@@ -62,7 +63,7 @@ def latent_attention(node: fx.Node) -> Match | Miss | None:
     found = None if parts is None else _expansion(parts.first, value)
     if parts is None or found is None:
         return None
-    scale = _scale(node, key)
+    scale = sdpa_scale(node)
     if reason := _unfit(node, parts, found) or _not_worth_it(node, parts, found):
         return Miss(PATTERN, node, reason)
     if scale is None:
@@ -183,11 +184,6 @@ def _mask(node: fx.Node) -> tuple[Any, bool]:
     if seen is None or seen.window is not None or seen.causal == "bottom_right":
         return mask, causal
     return None, seen.causal == "top_left"
-
-
-def _scale(node: fx.Node, key: Any) -> float | None:
-    given = arg(node, "scale")
-    return float(size(key, -1)) ** -0.5 if given is None else number(given)
 
 
 def _passed(node: Any) -> list[fx.Node]:

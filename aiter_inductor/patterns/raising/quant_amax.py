@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,7 +100,7 @@ def _of_two_ends(node: fx.Node) -> _Extreme | None:
     return None
 
 
-def _pairs(node: fx.Node) -> Any:
+def _pairs(node: fx.Node) -> Iterable[tuple[Any, Any]]:
     if kind(node) == "max":
         left, right = source(node), node.kwargs.get("other", arg(node, "dim"))
         return ((left, right), (right, left)) if isinstance(right, fx.Node) else ()

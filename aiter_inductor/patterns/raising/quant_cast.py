@@ -11,6 +11,7 @@ from torch import fx
 
 from aiter_inductor.core.dtypes import short_name
 from aiter_inductor.core.graph import (
+    RESHAPES,
     TRANSPARENT,
     arg,
     commuted,
@@ -19,8 +20,6 @@ from aiter_inductor.core.graph import (
     number,
     source,
 )
-
-_VIEWS = ("reshape", "flatten", "unsqueeze", "squeeze")
 
 
 @dataclass
@@ -116,7 +115,7 @@ def _notes(node: fx.Node, name: str | None, found: Rounding) -> bool:
             return False
         if held.itemsize < 4:
             found.narrowed = held
-    elif name not in _VIEWS and name not in TRANSPARENT:
+    elif name not in RESHAPES and name not in TRANSPARENT:
         return False
     return True
 

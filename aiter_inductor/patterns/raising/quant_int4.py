@@ -14,6 +14,7 @@ import torch
 from torch import fx
 
 from aiter_inductor.core.graph import (
+    RESHAPES,
     TRANSPARENT,
     arg,
     commuted,
@@ -42,7 +43,6 @@ from aiter_inductor.patterns.raising.quant_rows import adaptation
 from aiter_inductor.patterns.raising.tail import widenings
 
 PATTERN = quant_int4_per_group.name
-_RESHAPES = frozenset({"reshape", "flatten", "unsqueeze", "squeeze"})
 _MASKS = {15.0: True, 240.0: True, 255.0: False}
 
 
@@ -154,7 +154,7 @@ def _nibble(node: Any) -> _Nibble | None:
 def _bits(node: fx.Node) -> tuple[Any, int, bool]:
     """`(operand, bits it is moved up, whether it is masked)`; the operand is None for others."""
     name = kind(node)
-    if name in TRANSPARENT or name in _RESHAPES or (name == "cast" and _is_integer(source(node))):
+    if name in TRANSPARENT or name in RESHAPES or (name == "cast" and _is_integer(source(node))):
         return source(node), 0, False
     if name == "lshift" and number(arg(node, "other")) == 4:
         return source(node), 4, False

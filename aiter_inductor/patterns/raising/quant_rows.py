@@ -9,12 +9,11 @@ from typing import Any
 import torch
 from torch import fx
 
-from aiter_inductor.core.graph import TRANSPARENT, kind, size, sizes, source
+from aiter_inductor.core.graph import RESHAPES, TRANSPARENT, kind, size, sizes, source
 from aiter_inductor.core.problem import Dim, fixed
 from aiter_inductor.patterns.raising.tail import strip_widening
 
 Adapt = tuple[tuple[Callable[..., Any], tuple[Any, ...]], ...]
-_RESHAPES = frozenset({"reshape", "flatten", "unsqueeze", "squeeze"})
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,7 @@ def before_reshapes(node: fx.Node) -> Iterator[fx.Node]:
     while True:
         node = strip_widening(node)
         yield node
-        if kind(node) not in _RESHAPES and kind(node) not in TRANSPARENT:
+        if kind(node) not in RESHAPES and kind(node) not in TRANSPARENT:
             return
         node = source(node)
 

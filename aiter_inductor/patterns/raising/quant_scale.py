@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import fx
 
 from aiter_inductor.core.dtypes import short_name
 from aiter_inductor.core.graph import (
+    RESHAPES,
     TRANSPARENT,
     arg,
     commuted,
@@ -22,7 +24,7 @@ from aiter_inductor.core.graph import (
 )
 from aiter_inductor.patterns.raising.quant_amax import Amax, find_amax
 
-_VIEWS = frozenset({"reshape", "flatten", "unsqueeze", "squeeze", "expand", "expand_as"})
+_VIEWS = RESHAPES | {"expand", "expand_as"}
 _ROUNDING = frozenset({"div", "mul", "add", "reciprocal", "pow", "cast"})
 _SEARCH_DEPTH = 5
 
@@ -96,15 +98,20 @@ def _narrowed(node: fx.Node) -> str | None:
     return f"the scale is computed in {short_name(found)}; kernels compute it in float32"
 
 
-def _scaled(factor: float) -> Any:
+Change = Callable[[Scale], "Scale | str"]
+"""What one step makes of the formula of what it is applied to; a sentence if no kernel does it."""
+Readings = Iterable[tuple[Any, Change]]
+
+
+def _scaled(factor: float) -> Change:
     return lambda s: replace(s, factor=s.factor * factor)
 
 
-def _inverted(factor: float) -> Any:
+def _inverted(factor: float) -> Change:
     return lambda s: replace(s, factor=factor / s.factor, power=-s.power)
 
 
-def _bounded(node: fx.Node, low: Any, high: Any) -> Any:
+def _bounded(node: fx.Node, low: Any, high: Any) -> Change:
     """What a clamp to [low, high] makes: a lower bound of amax, or nothing a kernel has."""
 
     def change(s: Scale) -> Scale | str:
@@ -137,7 +144,7 @@ def _stored(node: fx.Node, bound: Any) -> float | None:
     return float(torch.tensor(found).to(held))
 
 
-def _of_division(node: fx.Node) -> Any:
+def _of_division(node: fx.Node) -> Readings:
     left, right = operands(node, "div") or (None, None)
     if (by := number(right)) is not None and by != 0:
         yield left, _scaled(1 / by)
@@ -145,13 +152,13 @@ def _of_division(node: fx.Node) -> Any:
         yield right, _inverted(over)
 
 
-def _of_product(node: fx.Node) -> Any:
+def _of_product(node: fx.Node) -> Readings:
     for inner, factor in commuted(node, "mul"):
         if (by := number(factor)) is not None and by != 0:
             yield inner, _scaled(by)
 
 
-def _of_sum(node: fx.Node) -> Any:
+def _of_sum(node: fx.Node) -> Readings:
     for inner, added in commuted(node, "add"):
         if (by := number(added)) is not None:
             yield (
@@ -160,38 +167,38 @@ def _of_sum(node: fx.Node) -> Any:
             )
 
 
-def _of_maximum(node: fx.Node) -> Any:
+def _of_maximum(node: fx.Node) -> Readings:
     for inner, bound in commuted(node, "maximum"):
         if number(bound) is not None:
             yield inner, _bounded(node, bound, None)
 
 
-def _of_minimum(node: fx.Node) -> Any:
+def _of_minimum(node: fx.Node) -> Readings:
     for inner, bound in commuted(node, "minimum"):
         if number(bound) is not None:
             yield inner, _bounded(node, None, bound)
 
 
-def _of_clamp(node: fx.Node) -> Any:
+def _of_clamp(node: fx.Node) -> Readings:
     yield source(node), _bounded(node, arg(node, "min"), arg(node, "max"))
 
 
-def _of_repeat(node: fx.Node) -> Any:
+def _of_repeat(node: fx.Node) -> Readings:
     times = arg(node, "repeats")
     if isinstance(times, int) and is_last_dim(arg(node, "dim"), node):
         yield source(node), lambda s: replace(s, repeats=s.repeats * times)
 
 
-def _of_power(node: fx.Node) -> Any:
+def _of_power(node: fx.Node) -> Readings:
     if number(arg(node, "exponent")) == -1:
         yield source(node), _inverted(1.0)
 
 
-def _of_cast(node: fx.Node) -> Any:
+def _of_cast(node: fx.Node) -> Readings:
     yield source(node), lambda s: s
 
 
-_ARITHMETIC: dict[str | None, Any] = {
+_ARITHMETIC: Mapping[str | None, Callable[[fx.Node], Readings]] = {
     "div": _of_division,
     "mul": _of_product,
     "add": _of_sum,

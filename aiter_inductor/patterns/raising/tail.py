@@ -18,6 +18,7 @@ from aiter_inductor.core.graph import (
     size,
     sizes,
     source,
+    widens,
 )
 from aiter_inductor.core.match import Derived
 
@@ -92,7 +93,7 @@ def walk_tail(y: fx.Node, x: fx.Node, *, with_bias: bool = False, as_stored: boo
 def strip_widening(node: fx.Node) -> fx.Node:
     """`node` before casts that lose nothing (bf16 → fp32) and copies."""
     while True:
-        if kind(node) in TRANSPARENT or (kind(node) == "cast" and _widens(node)):
+        if kind(node) in TRANSPARENT or (kind(node) == "cast" and widens(node)):
             node = source(node)
         else:
             return node
@@ -112,13 +113,6 @@ def _trim(tail: Tail, y: fx.Node) -> None:
 
 def _changes_nothing(cast: fx.Node) -> bool:
     return dtype(cast) == dtype(source(cast))
-
-
-def _widens(cast: fx.Node) -> bool:
-    before, after = dtype(source(cast)), dtype(cast)
-    if before is None or after is None or not before.is_floating_point:
-        return False
-    return before == after or (before.itemsize < after.itemsize and after.itemsize >= 4)
 
 
 def _is_float_cast(node: fx.Node) -> bool:
