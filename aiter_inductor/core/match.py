@@ -152,7 +152,7 @@ class Matches:
         return match in self._place_of
 
     def add(self, match: Match) -> None:
-        """Append a match; they are found in graph order."""
+        """Append a match, which stands behind all others in the graph."""
         self._places.append(None)
         self._put(match, len(self._places) - 1)
 
