@@ -268,22 +268,21 @@ class _Layer:
             rows = cache.key_cache[in_group], cache.value_cache[in_group]
             caches = tuple(x.unflatten(0, (-1, cache.block_size)) for x in rows)
         tables = kwargs.get("block_table")
-        names = ("max_length_q", "max_length_k")
-        if "max_seqlen_q" in kwargs:
-            names = ("max_seqlen_q", "max_seqlen_k")
+        most = "max_seqlen" if "max_seqlen_q" in kwargs else "max_length"
         return cls(
-            module,
-            *caches,
-            kwargs["read_index"][group],
-            kwargs["write_index"][group],
-            kwargs["cu_seq_lens_q"],
-            _of_kind(kwargs["cu_seq_lens_k"], kind),
-            int(kwargs[names[0]]),
-            int(_of_kind(kwargs[names[1]], kind)),
-            module.sliding_window if kind == _SLIDING else None,
-            group,
-            None if tables is None else tables[group],
-            kwargs,
+            module=module,
+            keys=caches[0],
+            values=caches[1],
+            read=kwargs["read_index"][group],
+            written=kwargs["write_index"][group],
+            query_starts=kwargs["cu_seq_lens_q"],
+            key_starts=_of_kind(kwargs["cu_seq_lens_k"], kind),
+            longest_query=int(kwargs[f"{most}_q"]),
+            longest_key=int(_of_kind(kwargs[f"{most}_k"], kind)),
+            window=module.sliding_window if kind == _SLIDING else None,
+            group=group,
+            tables=None if tables is None else tables[group],
+            kwargs=kwargs,
         )
 
     def decodes(self, num_tokens: int) -> bool:
@@ -304,9 +303,9 @@ class _Layer:
         Returns:
             keys: [total_tokens, num_kv_heads, head_dim], and the values.
         """
-        keys, values = (x.squeeze(0).transpose(0, 1) for x in (key, value))
         if self.window is not None:  # what is overwritten may still be seen
             return self._updated(key, value)
+        keys, values = (x.squeeze(0).transpose(0, 1) for x in (key, value))
         kv_cache_write(keys, values, self.keys, self.values, self.written)
         if self.read.numel() == 0:
             return keys, values

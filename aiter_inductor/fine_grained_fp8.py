@@ -20,7 +20,7 @@ from torch import Tensor
 from aiter_inductor.core.dtypes import FP8_DTYPES, quant_max, short_name
 from aiter_inductor.lowerings.gemm import gemm_fp8_blockscale, gemm_fp8_rowwise
 from aiter_inductor.lowerings.quant import quant_per_group, quant_per_token
-from aiter_inductor.quantization import AMAX_MIN, in_training, straight_through
+from aiter_inductor.quantization import AMAX_MIN, in_training, quantised, straight_through
 
 _MODULE = "transformers.integrations.finegrained_fp8"
 Blocks = Sequence[int] | None
@@ -83,11 +83,9 @@ def matmul(
     if eager and not torch.compiler.is_compiling():
         out: Tensor = _by_operators(x, weight, scale, block_size, out_dtype)
         return out
-    if in_training(x):
-        held = dequantised_rows(x.detach(), weight.dtype, step, activation_scale)
-        rows = straight_through(x, held)
-    else:
-        rows = dequantised_rows(x, weight.dtype, step, activation_scale)
+    rows = straight_through(
+        x, lambda values: dequantised_rows(values, weight.dtype, step, activation_scale)
+    )
     return F.linear(rows, dequantised_weight(weight, scale, block_size).to(x.dtype)).to(out_dtype)
 
 
@@ -152,9 +150,8 @@ def dequantised_rows(
 
 def _as_quantised(values: Tensor, dtype: torch.dtype) -> Tensor:
     """float32 values after quantisation with one scale for the last dimension."""
-    limit = quant_max(dtype)
-    scale = values.abs().amax(-1, keepdim=True).clamp(min=AMAX_MIN) / limit
-    return (values / scale).clamp(-limit, limit).to(dtype).float() * scale
+    q, scale = quantised(values, dtype, quant_max(dtype))
+    return q.float() * scale
 
 
 def dequantised_weight(weight: Tensor, scale: Tensor, block_size: Blocks) -> Tensor:

@@ -33,11 +33,13 @@ class QuantisedLinear(nn.Module):
         layout: of the weight in memory, `rows`, or `16x16`: tiles, [N / 16, 16 K], as
             `lowerings/gemm_tiles.py` describes them. A state dict holds the weight as it is stored
             and may be loaded by a layer of the other layout.
+        element: format of the weight's elements, where bytes hold two of them.
     """
 
     weight: Tensor
     bias: Tensor | None
     layout: str = "rows"
+    element: str | None = None
 
     def __init__(self, linear: nn.Linear, dtype: torch.dtype) -> None:
         super().__init__()
@@ -49,7 +51,9 @@ class QuantisedLinear(nn.Module):
     def extra_repr(self) -> str:
         """Sizes and format, as `nn.Linear` prints its own."""
         sizes = f"in_features={self.in_features}, out_features={self.out_features}"
-        shown = f"{sizes}, bias={self.bias is not None}, dtype={short_name(self.dtype)}"
+        shown = (
+            f"{sizes}, bias={self.bias is not None}, dtype={self.element or short_name(self.dtype)}"
+        )
         return shown if self.layout == "rows" else f"{shown}, layout={self.layout}"
 
     def rows(self) -> Tensor:
@@ -73,12 +77,17 @@ class QuantisedLinear(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def quantise(self, values: Tensor) -> tuple[Tensor, Tensor]:
-        """`(q, scale)` of float32 values, one scale for the last dimension."""
-        scale = values.abs().amax(-1, keepdim=True).clamp(min=AMAX_MIN) / self.limit
-        q = values / scale
-        if not self.dtype.is_floating_point:
-            q = q.round()
-        return q.clamp(-self.limit, self.limit).to(self.dtype), scale
+        """`quantised` to the layer's format."""
+        return quantised(values, self.dtype, self.limit)
+
+
+def quantised(values: Tensor, dtype: torch.dtype, limit: float) -> tuple[Tensor, Tensor]:
+    """`(q, scale)` of float32 values, one scale for the last dimension."""
+    scale = values.abs().amax(-1, keepdim=True).clamp(min=AMAX_MIN) / limit
+    q = values / scale
+    if not dtype.is_floating_point:
+        q = q.round()
+    return q.clamp(-limit, limit).to(dtype), scale
 
 
 def in_training(x: Tensor) -> bool:
@@ -86,11 +95,14 @@ def in_training(x: Tensor) -> bool:
     return torch.is_grad_enabled() and x.requires_grad
 
 
-def straight_through(x: Tensor, rows: Tensor) -> Tensor:
-    """`rows`, which quantisation made of `x`, with the gradient of `x`: rounding has none.
+def straight_through(x: Tensor, rounded: Callable[[Tensor], Tensor]) -> Tensor:
+    """`rounded(x)`, with the gradient of `x` where one is to flow: rounding has none.
 
     The sum is exact: a rounded number is 0 or lies within a factor of two of what it was.
     """
+    if not in_training(x):
+        return rounded(x)
+    rows = rounded(x.detach())
     return x + (rows - x).detach()
 
 
@@ -115,14 +127,15 @@ class BlockScaledLinear(QuantisedLinear):
 
     def forward(self, x: Tensor) -> Tensor:
         """[*, K] to [*, N], in x's dtype; the gradient passes the quantisation of x unchanged."""
-        values = x.detach() if in_training(x) else x
-        groups = values.float().unflatten(-1, (self.in_features // BLOCK, BLOCK))
-        q, scale = self.quantise(groups)
-        rows = (q.float() * scale).flatten(-2).to(x.dtype)
-        rows = straight_through(x, rows) if in_training(x) else rows
+        rows = straight_through(x, self._rounded)
         spread = self.weight_scale_inv.repeat_interleave(BLOCK, 0).repeat_interleave(BLOCK, 1)
         columns = (self.rows().float() * spread[: self.out_features]).to(x.dtype)
         return F.linear(rows, columns, self.bias)
+
+    def _rounded(self, x: Tensor) -> Tensor:
+        groups = x.float().unflatten(-1, (self.in_features // BLOCK, BLOCK))
+        q, scale = self.quantise(groups)
+        return (q.float() * scale).flatten(-2).to(x.dtype)
 
 
 class RowScaledLinear(QuantisedLinear):
@@ -141,10 +154,12 @@ class RowScaledLinear(QuantisedLinear):
 
     def forward(self, x: Tensor) -> Tensor:
         """[*, K] to [*, N], in x's dtype; the gradient passes the quantisation of x unchanged."""
-        q, scale = self.quantise(x.detach().float() if in_training(x) else x.float())
-        rows = (q.float() * scale).to(x.dtype)
-        rows = straight_through(x, rows) if in_training(x) else rows
+        rows = straight_through(x, self._rounded)
         return F.linear(rows, (self.rows().float() * self.weight_scale).to(x.dtype), self.bias)
+
+    def _rounded(self, x: Tensor) -> Tensor:
+        q, scale = self.quantise(x.float())
+        return (q.float() * scale).to(x.dtype)
 
 
 class WeightOnlyLinear(RowScaledLinear):
@@ -163,6 +178,7 @@ class GroupScaledLinear(QuantisedLinear):
     """
 
     weight_scale: Tensor
+    element = "int4"
 
     def __init__(self, linear: nn.Linear, dtype: torch.dtype) -> None:
         super().__init__(linear, dtype)
@@ -181,10 +197,6 @@ class GroupScaledLinear(QuantisedLinear):
         columns = (groups * self.weight_scale[..., None]).flatten(-2)
         return F.linear(x, columns.to(x.dtype), self.bias)
 
-    def extra_repr(self) -> str:
-        """The elements, not the bytes that hold them."""
-        return super().extra_repr().replace("dtype=int8", "dtype=int4")
-
 
 class MxLinear(QuantisedLinear):
     """Weight and activations in MXFP4, the format of `lowerings/mxfp4.py`, by groups of 32 along K.
@@ -195,6 +207,7 @@ class MxLinear(QuantisedLinear):
     """
 
     weight_scale: Tensor
+    element = "mxfp4"
 
     def __init__(self, linear: nn.Linear, dtype: torch.dtype) -> None:
         super().__init__(linear, dtype)
@@ -205,18 +218,14 @@ class MxLinear(QuantisedLinear):
     def forward(self, x: Tensor) -> Tensor:
         """[*, K] to [*, N], in x's dtype; the gradient passes the quantisation of x unchanged."""
         ops = torch.ops.aiter_inductor
-        packed, scale = ops.quant_mxfp4(x.detach() if in_training(x) else x)
         if in_training(x):
-            rows = straight_through(x, dequantised(packed, scale).to(x.dtype))
+            rows = straight_through(x, lambda rows: dequantised(*ops.quant_mxfp4(rows)).to(x.dtype))
             columns = dequantised(self.weight, self.weight_scale)
             return F.linear(rows, columns.to(x.dtype), self.bias)
+        packed, scale = ops.quant_mxfp4(x)
         operands = packed, self.weight, scale, self.weight_scale
         out: Tensor = ops.gemm_mxfp4(*operands, self.bias, out_dtype=x.dtype)
         return out
-
-    def extra_repr(self) -> str:
-        """The elements, not the bytes that hold them."""
-        return super().extra_repr().replace("dtype=int8", "dtype=mxfp4")
 
 
 _SCHEMES: dict[str, tuple[type[QuantisedLinear], bool]] = {
