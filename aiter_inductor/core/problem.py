@@ -36,6 +36,16 @@ def product(sizes: Sequence[int | torch.SymInt]) -> Dim:
     return math.prod(map(dim, sizes))
 
 
+def is_row_major(x: torch.Tensor) -> bool:
+    """Whether `x` is contiguous, decided on expressions and so without a guard."""
+    stride: Dim = 1
+    for n, found in zip(reversed(x.shape), reversed(x.stride()), strict=True):
+        if dim(n) != 1 and dim(found) != stride:
+            return False
+        stride = stride * dim(n)
+    return True
+
+
 @runtime_checkable
 class Problem(Protocol):
     """What every op's problem offers; implementations are frozen dataclasses."""

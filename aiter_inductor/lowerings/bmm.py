@@ -15,9 +15,9 @@ from torch import Tensor
 
 from aiter_inductor.core.dtypes import FP8_DTYPES, ROW_DTYPES, accumulate_dtype, short_name
 from aiter_inductor.core.op import Use, op
-from aiter_inductor.core.problem import Dim, dim, fixed
+from aiter_inductor.core.problem import Dim, dim, fixed, is_row_major
 from aiter_inductor.lowerings.gemm import spread_last
-from aiter_inductor.lowerings.gemm_problem import ceil_div, is_row_major
+from aiter_inductor.lowerings.gemm_problem import ceil_div
 from aiter_inductor.lowerings.gemm_providers import (
     fp8_unsupported,
     open_sizes,

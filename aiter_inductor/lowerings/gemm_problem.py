@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from aiter_inductor.core.dtypes import ROW_DTYPES, short_name
-from aiter_inductor.core.problem import Dim, dim, product
+from aiter_inductor.core.problem import Dim, dim, is_row_major, product
 from aiter_inductor.lowerings.gemm_tiles import in_tiles
 
 
@@ -170,16 +170,6 @@ class GemmProblem:
 def ceil_div(size: Dim, by: int) -> Dim:
     """How many blocks of `by` cover `size`."""
     return -(-size // by)
-
-
-def is_row_major(x: Tensor) -> bool:
-    """Whether `x` is contiguous, decided on expressions and so without a guard."""
-    stride: Dim = 1
-    for n, found in zip(reversed(x.shape), reversed(x.stride()), strict=True):
-        if dim(n) != 1 and dim(found) != stride:
-            return False
-        stride = stride * dim(n)
-    return True
 
 
 def _mismatch(

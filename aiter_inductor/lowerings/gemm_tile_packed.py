@@ -17,9 +17,9 @@ from torch import Tensor
 
 from aiter_inductor.core.dtypes import ROW_DTYPES, accumulate_dtype, short_name
 from aiter_inductor.core.op import Use, op
-from aiter_inductor.core.problem import Dim, dim, fixed, product
+from aiter_inductor.core.problem import Dim, dim, fixed, is_row_major, product
 from aiter_inductor.lowerings.gemm import linear_of, spread_last
-from aiter_inductor.lowerings.gemm_problem import GemmProblem, is_row_major
+from aiter_inductor.lowerings.gemm_problem import GemmProblem
 from aiter_inductor.lowerings.gemm_providers import triton_unsupported
 from aiter_inductor.lowerings.providers import add_triton, add_vendor
 

@@ -60,16 +60,16 @@ class MlaPagedProblem:
         """From the arguments of `mla_paged_decode`."""
         num_seqs, num_heads, width = map(dim, q.shape)
         return cls(
-            num_seqs,
-            num_heads,
-            rank,
-            width - rank,
-            dim(cache.shape[1]),
-            dim(block_tables.shape[-1]),
-            q.dtype,
-            cache.dtype,
-            kv_scale is not None,
-            _mismatch(q, cache, block_tables, seq_lens),
+            num_seqs=num_seqs,
+            num_heads=num_heads,
+            rank=rank,
+            rope=width - rank,
+            page_size=dim(cache.shape[1]),
+            max_pages=dim(block_tables.shape[-1]),
+            dtype=q.dtype,
+            cache_dtype=cache.dtype,
+            scaled=kv_scale is not None,
+            mismatch=_mismatch(q, cache, block_tables, seq_lens),
         )
 
     def bytes_moved(self) -> Dim:

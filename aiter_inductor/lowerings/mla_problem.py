@@ -69,17 +69,17 @@ class MlaProblem:
         batch_size, num_heads, q_len, nope = map(dim, q_nope.shape)
         rows, rank = map(dim, kv_b_weight.shape)
         problem = cls(
-            batch_size,
-            num_heads,
-            q_len,
-            dim(latent.shape[1]),
-            rank,
-            nope,
-            dim(q_rope.shape[-1]),
-            rows // num_heads - nope,
-            q_nope.dtype,
-            "none" if mask is None else short_name(mask.dtype),
-            causal,
+            batch_size=batch_size,
+            num_heads=num_heads,
+            q_len=q_len,
+            kv_len=dim(latent.shape[1]),
+            kv_lora_rank=rank,
+            qk_nope_head_dim=nope,
+            qk_rope_head_dim=dim(q_rope.shape[-1]),
+            v_head_dim=rows // num_heads - nope,
+            dtype=q_nope.dtype,
+            mask="none" if mask is None else short_name(mask.dtype),
+            causal=causal,
         )
         if latent.dtype in FP8_DTYPES and kv_scale is not None:
             problem = replace(problem, cache_dtype=latent.dtype)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from aiter_inductor.core.dtypes import ROW_DTYPES, short_name
 from aiter_inductor.core.op import Use
-from aiter_inductor.core.problem import Dim, dim, fixed
+from aiter_inductor.core.problem import Dim, dim, fixed, is_row_major
 
 SCORINGS = ("softmax", "sigmoid", "softmax_of_chosen")
 GROUP_SCORES = ("top2", "max")
@@ -182,9 +182,10 @@ class SortProblem:
     def of(cls, experts: Tensor, weights: Tensor, *, num_experts: int, block_m: int) -> SortProblem:
         """From the arguments of `moe_sort`."""
         obstacle = None
-        if experts.shape != weights.shape or experts.dim() != 2:
-            obstacle = f"experts {list(experts.shape)} and weights {list(weights.shape)} differ"
-        elif not (experts.is_contiguous() and weights.is_contiguous()):
+        shapes = [[*map(dim, x.shape)] for x in (experts, weights)]
+        if shapes[0] != shapes[1] or experts.dim() != 2:
+            obstacle = f"experts {shapes[0]} and weights {shapes[1]} differ"
+        elif not (is_row_major(experts) and is_row_major(weights)):
             obstacle = "experts or weights are not contiguous"
         num_tokens, topk = dim(experts.shape[0]), dim(experts.shape[-1])
         dtypes = experts.dtype, weights.dtype

@@ -87,24 +87,26 @@ class PagedAttentionProblem:
         page_size, kv_heads = (1, 2) if layout == "paged" else (3, 1)
         v_head_dim = 2 if layout == "transposed" else 3
         mismatch = _mismatch(q, key_cache, value_cache, block_tables, seq_lens, layout)
+        whole = fits and _is_whole(key_cache) and _is_whole(value_cache)
+        given = [scale for scale in (key_scale, value_scale) if scale is not None]
         return cls(
-            num_seqs,
-            num_heads,
-            dim(key_cache.shape[kv_heads]) if fits else 0,
-            head_dim,
-            dim(value_cache.shape[v_head_dim]) if fits else 0,
-            dim(key_cache.shape[page_size]) if fits else 0,
-            dim(block_tables.shape[-1]),
-            q.dtype,
-            key_cache.dtype,
-            layout,
-            window,
-            softcap,
-            sinks is not None,
-            fits and _is_aligned(key_cache) and _is_aligned(value_cache),
-            layout == "paged" or (fits and _is_whole(key_cache) and _is_whole(value_cache)),
-            any(x is not None and dim(x.numel()) != 1 for x in (key_scale, value_scale)),
-            mismatch or _unfit_scales(key_cache, key_scale, value_scale, layout),
+            num_seqs=num_seqs,
+            num_heads=num_heads,
+            num_kv_heads=dim(key_cache.shape[kv_heads]) if fits else 0,
+            head_dim=head_dim,
+            v_head_dim=dim(value_cache.shape[v_head_dim]) if fits else 0,
+            page_size=dim(key_cache.shape[page_size]) if fits else 0,
+            max_pages=dim(block_tables.shape[-1]),
+            dtype=q.dtype,
+            cache_dtype=key_cache.dtype,
+            layout=layout,
+            window=window,
+            softcap=softcap,
+            sinks=sinks is not None,
+            aligned=fits and _is_aligned(key_cache) and _is_aligned(value_cache),
+            whole=layout == "paged" or whole,
+            per_token=any(dim(scale.numel()) != 1 for scale in given),
+            mismatch=mismatch or _unfit_scales(key_cache, key_scale, value_scale, layout),
         )
 
     def bytes_moved(self) -> Dim:

@@ -12,6 +12,7 @@ from aiter_inductor.core.dtypes import ROW_DTYPES, short_name
 from aiter_inductor.core.op import Use
 from aiter_inductor.core.problem import Dim, dim, fixed
 from aiter_inductor.lowerings.kv_cache_problem import KvCacheProblem, kv_cache_unsupported
+from aiter_inductor.lowerings.rope_problem import unlike_tables
 
 
 @dataclass(frozen=True)
@@ -140,9 +141,8 @@ def _unfit_heads(q: Tensor, k: Tensor, v: Tensor) -> str | None:
 
 
 def _unfit_tables(q: Tensor, cos: Tensor, sin: Tensor, positions: Tensor | None) -> str | None:
-    if cos.shape != sin.shape or cos.dtype != sin.dtype:
-        ours, theirs = (f"{short_name(x.dtype)}{list(x.shape)}" for x in (cos, sin))
-        return f"cos is {ours} but sin is {theirs}"
+    if unlike := unlike_tables(cos, sin):
+        return unlike
     if cos.dim() != 2 or any(dim(x.stride(-1)) != 1 for x in (cos, sin)):
         return f"cos has shape {list(cos.shape)} and strides {cos.stride()}, not contiguous rows"
     if positions is None and dim(cos.shape[0]) != dim(q.shape[0]):

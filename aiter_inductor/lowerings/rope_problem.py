@@ -221,9 +221,8 @@ def _obstacle(q: Tensor, k: Tensor | None, cos: Tensor, sin: Tensor, heads: int)
             return f"k has sizes {tuple(others)} before head_dim but q has {tuple(sizes)}"
         if dim(x.shape[-1]) != dim(q.shape[-1]):
             return f"head_dim is {q.shape[-1]} in q but {x.shape[-1]} in {name}"
-    same = [*map(dim, cos.shape)] == [*map(dim, sin.shape)]
-    if not same or cos.dtype != sin.dtype:
-        return f"cos is {_brief(cos)} but sin is {_brief(sin)}"
+    if unlike := unlike_tables(cos, sin):
+        return unlike
     if cos.dim() > RANK:
         return f"cos has {cos.dim()} dimensions; rotary kernels take up to {RANK}"
     if table_sizes[heads] != 1:
@@ -232,6 +231,14 @@ def _obstacle(q: Tensor, k: Tensor | None, cos: Tensor, sin: Tensor, heads: int)
         if table_sizes[axis] not in (1, sizes[axis]):
             return f"cos has sizes {tuple(table_sizes)} before its width but q has {tuple(sizes)}"
     return None
+
+
+def unlike_tables(cos: Tensor, sin: Tensor) -> str | None:
+    """Why two tensors are not the tables of one rotation, or None."""
+    same = [*map(dim, cos.shape)] == [*map(dim, sin.shape)]
+    if same and cos.dtype == sin.dtype:
+        return None
+    return f"cos is {_brief(cos)} but sin is {_brief(sin)}"
 
 
 def _unfit_weights(q: Tensor, q_weight: Tensor, k_weight: Tensor) -> str | None:
