@@ -25,7 +25,7 @@ from aiter_inductor.core.record import forget, remember
 from aiter_inductor.core.report import Report
 from aiter_inductor.core.rewrite import apply
 from aiter_inductor.core.sites import sites_of
-from aiter_inductor.core.switches import unborne
+from aiter_inductor.core.switches import switching_nothing
 from aiter_inductor.fine_grained_fp8 import provide_missing_fp8_kernels
 from aiter_inductor.patterns import FUSION, PATTERNS, RAISING
 
@@ -54,7 +54,7 @@ def plan(
     decisions = tuple(d for match in raised.matches.found for d in selector.decide(match))
     effects_of.cache_clear()
     sites = sites_of(graph, decisions, raised.misses, number)
-    notes += unborne(options, PATTERNS, (site.module for site in sites))
+    notes += switching_nothing(options, PATTERNS, (site.module for site in sites))
     return Plan(decisions, Report(arch.name, 1, sites, (*notes, *faults.sentences)))
 
 

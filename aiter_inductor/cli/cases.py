@@ -116,6 +116,10 @@ def _bf16(*shape: int) -> Tensor:
     return torch.empty(shape, dtype=torch.bfloat16, device="meta")
 
 
+def _cache_dtype(dims: Dims, fp8: torch.dtype) -> torch.dtype:
+    return fp8 if dims["cache_bits"] == 8 else torch.bfloat16
+
+
 def _scales(names: str, dims: Dims, fp8: torch.dtype) -> dict[str, Any]:
     """The keywords of a quantising op; one whose scale is given takes no group size."""
     if "scale" in names:
@@ -242,7 +246,7 @@ def _mla(dims: Dims, fp8: torch.dtype) -> Arguments:
     batch, heads, q_len = dims["batch"], dims["num_heads"], dims["q_len"]
     kv_len, rank = dims["kv_len"], dims["kv_lora_rank"]
     nope, rope = rank // 4, rank // 8
-    dtype = fp8 if dims["cache_bits"] == 8 else torch.bfloat16
+    dtype = _cache_dtype(dims, fp8)
     args = (
         _bf16(batch, heads, q_len, nope),
         _bf16(batch, heads, q_len, rope),
@@ -258,7 +262,7 @@ def _mla_paged(dims: Dims, fp8: torch.dtype) -> Arguments:
     """A decoding step over latent rows in pages; the rotated part is an eighth of the latent."""
     seqs, max_pages, rank = dims["num_seqs"], dims["max_pages"], dims["kv_lora_rank"]
     width = rank + rank // 8
-    dtype = fp8 if dims["cache_bits"] == 8 else torch.bfloat16
+    dtype = _cache_dtype(dims, fp8)
     args = (
         _bf16(seqs, dims["num_heads"], width),
         torch.empty(seqs * max_pages, dims["page_size"], width, dtype=dtype, device="meta"),
@@ -272,7 +276,7 @@ def _mla_paged(dims: Dims, fp8: torch.dtype) -> Arguments:
 def _kv_cache(dims: Dims, fp8: torch.dtype) -> Arguments:
     """Keys and values into vLLM's layout, in bf16 or, where cache_bits is 8, in fp8."""
     tokens, heads, D = dims["num_tokens"], dims["num_kv_heads"], dims["head_dim"]
-    dtype = fp8 if dims["cache_bits"] == 8 else torch.bfloat16
+    dtype = _cache_dtype(dims, fp8)
     pages = dims["num_pages"], dims["page_size"]
     args = (
         *(_bf16(tokens, heads, D) for _ in range(2)),
@@ -310,7 +314,7 @@ def _moe_sort(dims: Dims, fp8: torch.dtype) -> Arguments:
 def _paged_attention(dims: Dims, fp8: torch.dtype) -> Arguments:
     """A decoding step over vLLM's layout, in bf16 or, where cache_bits is 8, in fp8."""
     seqs, D, max_pages = dims["num_seqs"], dims["head_dim"], dims["max_pages"]
-    dtype = fp8 if dims["cache_bits"] == 8 else torch.bfloat16
+    dtype = _cache_dtype(dims, fp8)
     pages = seqs * max_pages, dims["page_size"], dims["num_kv_heads"], D
     args = (
         _bf16(seqs, dims["num_heads"], D),

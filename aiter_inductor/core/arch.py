@@ -56,10 +56,48 @@ _FN, _FNUZ = torch.float8_e4m3fn, torch.float8_e4m3fnuz
 KNOWN = {
     arch.name: arch
     for arch in (
-        Arch("gfx942", "cuda", 64, (_FNUZ,), 65536, _AMD_PROVIDERS, 304, 2615, 6000, (_FN,)),
-        Arch("gfx950", "cuda", 64, (_FN,), 163840, _AMD_PROVIDERS, 256, 5033, 8000),
-        Arch("sm_90", "cuda", 32, (_FN,), 232448, _NVIDIA_PROVIDERS, 132, 1979, 4800),
-        Arch("cpu", "cpu", 0, (_FN, _FNUZ), 0, ("cpp", "torch")),
+        Arch(
+            name="gfx942",
+            device_type="cuda",
+            wave_size=64,
+            fp8_dtypes=(_FNUZ,),
+            lds_bytes=65536,
+            providers=_AMD_PROVIDERS,
+            compute_units=304,
+            tflops=2615,
+            peak_gbs=6000,
+            emulated_fp8=(_FN,),
+        ),
+        Arch(
+            name="gfx950",
+            device_type="cuda",
+            wave_size=64,
+            fp8_dtypes=(_FN,),
+            lds_bytes=163840,
+            providers=_AMD_PROVIDERS,
+            compute_units=256,
+            tflops=5033,
+            peak_gbs=8000,
+        ),
+        Arch(
+            name="sm_90",
+            device_type="cuda",
+            wave_size=32,
+            fp8_dtypes=(_FN,),
+            lds_bytes=232448,
+            providers=_NVIDIA_PROVIDERS,
+            compute_units=132,
+            tflops=1979,
+            peak_gbs=4800,
+        ),
+        Arch(
+            name="cpu",
+            device_type="cpu",
+            wave_size=0,
+            fp8_dtypes=(_FN, _FNUZ),
+            lds_bytes=0,
+            providers=("cpp", "torch"),
+        ),
     )
 }
 

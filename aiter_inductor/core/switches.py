@@ -10,7 +10,9 @@ from aiter_inductor.core.config import Options
 from aiter_inductor.core.op import OPS
 
 
-def unborne(options: Options, patterns: Iterable[str], modules: Iterable[str]) -> list[str]:
+def switching_nothing(
+    options: Options, patterns: Iterable[str], modules: Iterable[str]
+) -> list[str]:
     """A sentence for each name in `options.disable` that switches nothing off.
 
     A note and not an error: a module path may belong to another graph of the program.

@@ -61,7 +61,8 @@ def build(
     k, v = shared_heads(k, v)
     layout = _layout(end)
     if layout is None:
-        strides = list(tensor(end).stride())  # type: ignore[union-attr]
+        found = tensor(end)
+        strides = [] if found is None else list(found.stride())
         return Miss(PATTERN, end, f"the result has strides {strides}, neither order of heads")
     output = Output(end)
     if layout == "bhsd" and (rows := _stored_by_token(end)) is not None:

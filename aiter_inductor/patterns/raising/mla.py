@@ -150,15 +150,15 @@ def _not_worth_it(node: fx.Node, parts: Joined, found: Expansion) -> str | None:
         return f"gradients flow through it and {mla_decode.name} has no backward"
     query, weight = arg(node, "input"), arg(found.projection, "weight")
     return MlaProblem(
-        size(query, 0),
-        size(query, 1),
-        size(query, 2),
-        size(arg(node, "key"), 2),
-        size(weight, 1),
-        found.nope,
-        size(parts.second, -1),
-        size(arg(node, "value"), -1),
-        torch.float32,
+        batch_size=size(query, 0),
+        num_heads=size(query, 1),
+        q_len=size(query, 2),
+        kv_len=size(arg(node, "key"), 2),
+        kv_lora_rank=size(weight, 1),
+        qk_nope_head_dim=found.nope,
+        qk_rope_head_dim=size(parts.second, -1),
+        v_head_dim=size(arg(node, "value"), -1),
+        dtype=torch.float32,
     ).absorbing_costs_more()
 
 

@@ -33,6 +33,7 @@ from aiter_inductor.patterns.raising.quant_static import given_scale
 from aiter_inductor.patterns.raising.tail import strip_widening, widenings
 
 _BESIDE_DEPTH = 3
+"""Steps from a node of the quotient's scale to one beside it: a bound, a division, a cast."""
 _EXPANSIONS = ("expand", "expand_as", "repeat_interleave", "reshape", "flatten")
 
 

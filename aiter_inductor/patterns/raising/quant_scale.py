@@ -27,6 +27,7 @@ from aiter_inductor.patterns.raising.quant_amax import Amax, find_amax
 _VIEWS = RESHAPES | {"expand", "expand_as"}
 _ROUNDING = frozenset({"div", "mul", "add", "reciprocal", "pow", "cast"})
 _SEARCH_DEPTH = 5
+"""Steps behind an unknown node in which a largest magnitude makes it a near miss."""
 
 
 @dataclass(frozen=True)

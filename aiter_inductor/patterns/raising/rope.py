@@ -28,6 +28,8 @@ PATTERN = "rope"
 _GROWS = frozenset(
     {"cast", "cat", "stack", "flatten", "reshape", "transpose", "view_as_real", "contiguous"}
 )
+_MOST_STEPS = 6
+"""From a sum to the whole head: a cast, a stack, a flatten, a cat, a transpose and a copy."""
 _TUPLES = frozenset({"chunk", "split", "unbind"})
 _LAYOUTS = ((False, False), (True, False), (True, True), (False, True))
 
@@ -116,7 +118,7 @@ def _plain(node: Any) -> Any:
 def _ends(core: fx.Node) -> Iterator[fx.Node]:
     """`core` and what its elements alone become, up to where something else reads them."""
     end: fx.Node | None = core
-    for _ in range(6):
+    for _ in range(_MOST_STEPS):
         if end is None:
             return
         yield end
