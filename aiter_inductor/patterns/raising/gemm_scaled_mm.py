@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import fx
 
-from aiter_inductor.core.dtypes import FP8_DTYPES, ROW_DTYPES, short_name
-from aiter_inductor.core.graph import arg, dtype, kind, ndim, sizes, source
+from aiter_inductor.core.dtypes import FP8_DTYPES, ROW_DTYPES
+from aiter_inductor.core.graph import arg, dtype, dtype_name, kind, ndim, sizes, source
 from aiter_inductor.core.match import Derived, Match, Miss, Output, recogniser
 from aiter_inductor.lowerings.gemm import (
     gemm_fp8_blockscale,
@@ -17,7 +17,7 @@ from aiter_inductor.lowerings.gemm import (
     gemm_fp8_rowwise,
 )
 from aiter_inductor.patterns.raising.gemm import PATTERN
-from aiter_inductor.patterns.raising.gemm_axes import TRANSPOSES
+from aiter_inductor.patterns.raising.gemm_axes import TRANSPOSES, reorder, start, through
 
 BLOCK = 128
 
@@ -33,15 +33,13 @@ def library_call(node: fx.Node) -> Match | Miss | None:
         return Miss(PATTERN, node, reason)
     (M, K), (_, N) = sizes(x) or (0, 0), sizes(matrix) or (0, 0)
     shapes = [sizes(scale) for scale in scales]
-    weight: Any = Derived(torch.t, (matrix,))
-    if kind(matrix) in TRANSPOSES and ndim(source(matrix)) == 2:
-        weight = source(matrix)
+    shown = " and ".join(str(list(shape or ())) for shape in shapes)
+    weight = _stored_rows(matrix)
     if _by_blocks(node):
         blocks = (-(-K // BLOCK), -(-N // BLOCK))
         # torch pads the blocks of K to a multiple of 4.
         padded = -(-blocks[0] // 4) * 4
         if shapes != [(M, blocks[0]), (padded, blocks[1])]:
-            shown = " and ".join(str(list(shape or ())) for shape in shapes)
             return Miss(
                 PATTERN,
                 node,
@@ -54,7 +52,6 @@ def library_call(node: fx.Node) -> Match | Miss | None:
     elif shapes == [(M, 1), (1, N)]:
         op = gemm_fp8_rowwise
     else:
-        shown = " and ".join(str(list(shape or ())) for shape in shapes)
         return Miss(PATTERN, node, f"scales are {shown}; kernels take [] or [{M}, 1] and [1, {N}]")
     kwargs = {"out_dtype": dtype(node)}
     args = (x, weight, *scales, bias)
@@ -64,6 +61,16 @@ def library_call(node: fx.Node) -> Match | Miss | None:
 def transposed_blocks(scale: torch.Tensor, number: int) -> torch.Tensor:
     """Scales [padded, N / 128] of a transposed weight as [N / 128, number]."""
     return scale.t()[:, :number]
+
+
+def _stored_rows(matrix: fx.Node) -> fx.Node | Derived:
+    """The matrix [K, N] as [N, K]: what it is the transpose of, if that is in the graph."""
+    stored = source(matrix) if kind(matrix) in TRANSPOSES else None
+    if isinstance(stored, fx.Node) and ndim(stored) == 2:
+        axes = start(sizes(stored) or ())
+        if through(matrix, axes) == reorder(axes, (1, 0)):
+            return stored
+    return Derived(torch.t, (matrix,))
 
 
 def _by_blocks(node: fx.Node) -> bool:
@@ -83,14 +90,12 @@ def _differs(node: fx.Node, x: Any, matrix: Any, scales: list[Any]) -> str | Non
     """Why no kernel computes the call, or None."""
     for operand in (x, matrix):
         if dtype(operand) not in FP8_DTYPES:
-            return f"{operand.name} is {short_name(dtype(operand) or torch.uint8)}, not float8_e4m3"
+            return f"{operand.name} is {dtype_name(operand)}, not float8_e4m3"
     if dtype(node) not in ROW_DTYPES:
-        return (
-            f"the result is {short_name(dtype(node) or torch.uint8)}; kernels write 16 or 32 bits"
-        )
+        return f"the result is {dtype_name(node)}; kernels write 16 or 32 bits"
     if arg(node, "scale_result") is not None:
         return "the result is scaled too; kernels scale x and the weight"
     for scale in scales:
         if dtype(scale) != torch.float32:
-            return f"scales are {short_name(dtype(scale) or torch.uint8)}; kernels take one float32"
+            return f"scales are {dtype_name(scale)}; kernels take one float32"
     return None

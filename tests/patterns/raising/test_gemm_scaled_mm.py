@@ -48,6 +48,19 @@ def test_scaled_mm_with_recipes(op):
     check_rewrite(program, *operands(), *SCALES[op], expect={op: 1})
 
 
+def test_a_permutation_that_changes_nothing_is_no_transpose():
+    """Of a square weight the shapes would not tell."""
+    x, _ = operands()
+    weight = torch.randn(64, 64).to(FN)
+
+    def program(x, w, sa, sb):
+        turned = w.t().permute(0, 1)
+        return torch._scaled_mm(x, turned, scale_a=sa, scale_b=sb, out_dtype=BF16)
+
+    scales = SCALES["gemm_fp8_per_tensor"]
+    check_rewrite(program, x, weight, *scales, expect={"gemm_fp8_per_tensor": 1})
+
+
 def test_an_fp8_result_is_a_near_miss():
     def program(x, w, sa, sb):
         return torch._scaled_mm(x, w.t(), scale_a=sa, scale_b=sb, out_dtype=FN)
