@@ -12,6 +12,7 @@ import torch
 from torch import fx
 
 from aiter_inductor.core import kinds
+from aiter_inductor.core.dtypes import short_name
 from aiter_inductor.core.problem import Dim, dim
 
 TRANSPARENT = frozenset({"contiguous", "clone"})
@@ -84,6 +85,12 @@ def dtype(node: object) -> torch.dtype | None:
     """The dtype of a tensor node, else None."""
     found = tensor(node)
     return None if found is None else found.dtype
+
+
+def dtype_name(node: object) -> str:
+    """The dtype of a tensor node as sentences show it, `bfloat16`."""
+    found = dtype(node)
+    return "no tensor" if found is None else short_name(found)
 
 
 def ndim(node: object) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from aiter_inductor.core.graph import dtype, operands, same_sizes
+from aiter_inductor.core.graph import dtype, dtype_name, operands, same_sizes
 from aiter_inductor.core.match import Match, Matches, Output, fusion
 from aiter_inductor.lowerings.norm import add_rms_norm, rms_norm
 
@@ -22,7 +22,7 @@ def add_into_rms_norm(norm: Match, matches: Matches) -> Match | str | None:
     if not (same_sizes(x, total) and same_sizes(residual, total)):
         return f"{total.name} broadcasts one of its terms"
     if dtype(x) != dtype(residual):
-        return f"{total.name} adds {dtype(x)} and {dtype(residual)}"
+        return f"{total.name} adds {dtype_name(x)} and {dtype_name(residual)}"
     return Match(
         pattern="",
         op=add_rms_norm,

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from aiter_inductor.core.graph import TRANSPARENT, dtype, kind, ndim, size, source
+from aiter_inductor.core.graph import TRANSPARENT, dtype, dtype_name, kind, ndim, size, source
 from aiter_inductor.core.match import Fusion, Match, Matches, Output, fusion, readers
 from aiter_inductor.core.op import Op
 from aiter_inductor.lowerings.activation import (
@@ -81,7 +81,7 @@ def _unfit(producer: Match, quant: Match, rows: fx.Node, views: list[fx.Node]) -
         return f"the clamp's lower bound is {low:g}, fused kernels keep the symmetric one"
     widened = dtype(rows) != dtype(producer.argument(_rows_of(producer)))
     if widened and dtype(rows) != torch.float32:
-        return f"{rows.name} is {dtype(rows)}, which the fused kernel does not round to"
+        return f"{rows.name} is {dtype_name(rows)}, which the fused kernel does not round to"
     return None
 
 

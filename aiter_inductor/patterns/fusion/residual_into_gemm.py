@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import fx
 
-from aiter_inductor.core.graph import commuted, dtype, only_user, same_sizes
+from aiter_inductor.core.graph import commuted, dtype, dtype_name, only_user, same_sizes
 from aiter_inductor.core.match import Match, Matches, Output, fusion
 from aiter_inductor.lowerings.gemm import gemm_fp8_blockscale, gemm_fp8_rowwise
 from aiter_inductor.lowerings.gemm_residual import gemm_fp8_blockscale_add, gemm_fp8_rowwise_add
@@ -32,7 +32,7 @@ def residual_into_gemm(product: Match, matches: Matches) -> Match | str | None:
         if not same_sizes(residual, out):
             return None if dtype(residual) != dtype(out) else f"{residual.name} is broadcast"
         if dtype(residual) != dtype(out):
-            return f"{total.name} adds {dtype(residual)} to {dtype(out)}"
+            return f"{total.name} adds {dtype_name(residual)} to {dtype_name(out)}"
         names = ("x", "weight", "x_scale", "weight_scale", "bias")
         *operands, bias = (product.argument(name) for name in names)
         return Match(

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import fx
 
-from aiter_inductor.core.dtypes import short_name
 from aiter_inductor.core.graph import (
     TRANSPARENT,
     arg,
     dtype,
+    dtype_name,
     kind,
     ndim,
     number,
@@ -162,7 +162,7 @@ def _do_not_fit(q: Any, k: Any, v: Any, end: fx.Node) -> str | None:
         if ndim(node) != 4:
             return f"{name} has {ndim(node)} dimensions, not 4"
     if len({dtype(node) for node in (*nodes, end)}) > 1:
-        names = ", ".join(short_name(dtype(n) or torch.uint8) for n in (*nodes, end))
+        names = ", ".join(map(dtype_name, (*nodes, end)))
         return f"q, k, v and the result are {names}, not of one dtype"
     if not size(q, 0) == size(k, 0) == size(v, 0) or size(k, 1) != size(v, 1):
         shapes = "; ".join(str(list(sizes(node) or ())) for node in nodes)

@@ -13,11 +13,12 @@ from typing import Any
 import torch
 from torch import fx
 
-from aiter_inductor.core.dtypes import FP8_DTYPES, ROW_DTYPES, short_name
+from aiter_inductor.core.dtypes import FP8_DTYPES, ROW_DTYPES
 from aiter_inductor.core.graph import (
     arg,
     commuted,
     dtype,
+    dtype_name,
     kind,
     ndim,
     only_user,
@@ -220,16 +221,17 @@ def rows_of_result(product: Product) -> fx.Node | str:
         x = strip_widening(x)
     if dtype(x) == wanted:
         return x
-    held, result = short_name(dtype(x) or torch.float32), short_name(wanted or torch.int8)
-    return f"x is {held} and the result {result}; kernels keep x's dtype"
+    result = dtype_name(product.end)
+    return f"x is {dtype_name(x)} and the result {result}; kernels keep x's dtype"
 
 
 def unequal_kinds(x: Operand, weight: Operand) -> str | None:
     """Why no kernel multiplies two quantised operands, or None: int8 by int8, fp8 by fp8."""
-    dtypes = dtype(x.values.node), dtype(weight.values.node)
-    if dtypes[0] == dtypes[1] or set(dtypes) <= set(FP8_DTYPES):
+    stored = x.values.node, weight.values.node
+    kinds = {dtype(node) for node in stored}
+    if len(kinds) == 1 or kinds <= {*FP8_DTYPES}:
         return None
-    shown = " and ".join(short_name(d) for d in dtypes if d)
+    shown = " and ".join(map(dtype_name, stored))
     return f"x and weight are {shown}; kernels multiply equal kinds"
 
 

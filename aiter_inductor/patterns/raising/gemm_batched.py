@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from aiter_inductor.core.dtypes import FP8_DTYPES, short_name
-from aiter_inductor.core.graph import arg, dtype, kind, ndim, sizes
+from aiter_inductor.core.dtypes import FP8_DTYPES
+from aiter_inductor.core.graph import arg, dtype, dtype_name, kind, ndim, sizes
 from aiter_inductor.core.match import Derived, Match, Miss, Output, recogniser
 from aiter_inductor.core.problem import Dim, fixed
 from aiter_inductor.lowerings.bmm import bmm_fp8
@@ -75,7 +75,7 @@ def _arguments(x: Operand, weight: Operand) -> tuple[tuple[Any, ...], dict[str, 
     for operand in (x, weight):
         stored = operand.values.node
         if dtype(stored) not in FP8_DTYPES:
-            return f"{stored.name} is {short_name(dtype(stored) or torch.int8)}, not float8_e4m3"
+            return f"{stored.name} is {dtype_name(stored)}, not float8_e4m3"
         made = _stored(operand)
         if made is None and operand is weight:
             turned = operand.seen_through(None, _turned)

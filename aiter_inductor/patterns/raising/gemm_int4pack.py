@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import fx
 
-from aiter_inductor.core.graph import arg, dtype, ndim, size, sizes
+from aiter_inductor.core.graph import arg, dtype, dtype_name, ndim, size, sizes
 from aiter_inductor.core.match import Match, Miss, Output, recogniser
 from aiter_inductor.core.problem import fixed
 from aiter_inductor.lowerings.gemm_tile_packed import (
@@ -29,7 +29,9 @@ def int4pack_call(node: fx.Node) -> Match | Miss | None:
         return Miss(PATTERN, node, reason)
     if dtype(x) != torch.bfloat16 or size(x, -1) != TILE_K * size(words, 1) or features is None:
         return Miss(
-            PATTERN, node, f"x is {dtype(x)} {list(sizes(x) or ())}, not as wide as it must"
+            PATTERN,
+            node,
+            f"x is {dtype_name(x)} {list(sizes(x) or ())}, not bfloat16 and as wide as the weight",
         )
     sizes_of = {
         "group_size": group_size,

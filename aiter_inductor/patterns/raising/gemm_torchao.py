@@ -17,7 +17,7 @@ from torch import Tensor, fx
 
 from aiter_inductor.core.dtypes import FP8_DTYPES, short_name
 from aiter_inductor.core.expected_quant import torchao_weight
-from aiter_inductor.core.graph import arg, dtype, size, sizes, tensor
+from aiter_inductor.core.graph import arg, dtype, dtype_name, size, sizes, tensor
 from aiter_inductor.core.match import Derived, Match, Miss, Output, recogniser
 from aiter_inductor.core.op import Op
 from aiter_inductor.core.problem import Dim, fixed
@@ -56,8 +56,8 @@ def torchao_linear(node: fx.Node) -> Match | Miss | None:
         else (*args, arg(node, "bias"))
     )
     if op in (gemm_w8a16, gemm_w4a16, gemm_w4a16_tile_packed) and dtype(args[0]) != dtype(node):
-        shown = short_name(dtype(args[0]) or torch.float32)
-        return Miss(PATTERN, node, f"x is {shown} and the result another dtype")
+        shown = f"x is {dtype_name(args[0])} and the result {dtype_name(node)}"
+        return Miss(PATTERN, node, f"{shown}; kernels keep x's dtype")
     return Match(op.name, op, args, kwargs, (Output(node),), frozenset({node}))
 
 
@@ -144,9 +144,7 @@ def _int4_tiles(node: fx.Node, held: Any) -> Made | str:
     if reason := _unusual_int4(held):
         return reason
     if dtype(x) != torch.bfloat16:
-        return (
-            f"x is {short_name(dtype(x) or torch.float32)}, which torchao rounds to bfloat16 first"
-        )
+        return f"x is {dtype_name(x)}, which torchao rounds to bfloat16 first"
     inner = [Derived(getattr, (weight, name)) for name in ("qdata", "scale_and_zero")]
     sizes_of = {
         "group_size": held.block_size[-1],

@@ -16,7 +16,16 @@ import torch
 from torch import fx
 
 from aiter_inductor.core.dtypes import QUANT_DTYPES, quant_max, short_name
-from aiter_inductor.core.graph import commuted, dtype, kind, only_user, operands, size, sizes
+from aiter_inductor.core.graph import (
+    commuted,
+    dtype,
+    dtype_name,
+    kind,
+    only_user,
+    operands,
+    size,
+    sizes,
+)
 from aiter_inductor.core.match import Match, Miss, Output, recogniser
 from aiter_inductor.core.op import Op
 from aiter_inductor.lowerings.quant import quant_per_group, quant_per_tensor, quant_per_token
@@ -99,7 +108,10 @@ def _dynamic(cast: fx.Node, rounding: Rounding, quotient: Quotient) -> Match | M
     qdtype = dtype(cast)
     if qdtype is None or not (dtype(x) or qdtype).is_floating_point:
         return None
-    if reason := _differs(quotient, rounding, qdtype):
+    if reason := rounding.asymmetric(qdtype):
+        return Miss(op.name, cast, reason)
+    limit = quant_max(qdtype)
+    if reason := formula_differs(quotient, rounding, qdtype, limit, short_name(qdtype)):
         return Miss(op.name, cast, reason)
     kwargs["dtype"] = qdtype
     if quotient.scale.amax_min > 0:
@@ -108,7 +120,7 @@ def _dynamic(cast: fx.Node, rounding: Rounding, quotient: Quotient) -> Match | M
     shapes = sizes(x) or ()
     adapt = adaptation(shapes, sizes(end) or ())
     inside = {cast, *passed, quotient.node, *rounding.interior, *widenings(quotient.values)}
-    scale = scale_output(quotient, quant_max(qdtype), inside, _scale_shape(op, shapes, kwargs))
+    scale = scale_output(quotient, limit, inside, _scale_shape(op, shapes, kwargs))
     if adapt is None or isinstance(scale, str):
         shown = scale if isinstance(scale, str) else f"{end.name} is shaped anew"
         return Miss(op.name, cast, shown)
@@ -146,19 +158,26 @@ def _lines_up(quotient: Quotient, values: fx.Node, group_size: int | None) -> bo
     return size(values, -1) == size(scale.amax.x, -1) and rows_line_up(factor, values)
 
 
-def _differs(quotient: Quotient, rounding: Rounding, qdtype: torch.dtype) -> str | None:
-    """Why the formula is not the op's, or None."""
-    if reason := rounding.asymmetric(qdtype):
-        return reason
-    limit, scale, held = quant_max(qdtype), quotient.scale, dtype(quotient.node)
+def formula_differs(
+    quotient: Quotient, rounding: Rounding, qdtype: torch.dtype, limit: float, written: str
+) -> str | None:
+    """Why a symmetric quantisation is not an op's, or None.
+
+    Args:
+        quotient, rounding: what the program does.
+        qdtype: what it casts to.
+        limit: what the op maps the largest magnitude to.
+        written: name of the format that the op writes.
+    """
+    scale, held = quotient.scale, dtype(quotient.node)
     divides = kind(quotient.node) == "div"
     if scale.power != (1 if divides else -1):
         return f"x is {'divided' if divides else 'multiplied'} by {scale.formula()}"
     if not math.isclose(scale.factor**-scale.power, limit, rel_tol=1e-6):
         wanted = replace(scale, factor=limit**-scale.power).formula()
-        return f"the scale is {scale.formula()}, kernels for {short_name(qdtype)} take {wanted}"
+        return f"the scale is {scale.formula()}, kernels for {written} take {wanted}"
     if held is None or held.itemsize < 4:
-        return f"x over its scale is rounded to {short_name(held or qdtype)} before the cast"
+        return f"x over its scale is rounded to {dtype_name(quotient.node)} before the cast"
     return rounding.differs(qdtype) or rounding.clips_below(limit)
 
 

@@ -6,7 +6,6 @@ elements of one rounded quotient. What lies before that is read as for the other
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,6 +18,7 @@ from aiter_inductor.core.graph import (
     arg,
     commuted,
     dtype,
+    dtype_name,
     is_last_dim,
     kind,
     ndim,
@@ -34,11 +34,12 @@ from aiter_inductor.core.problem import fixed
 from aiter_inductor.lowerings.quant import INT4_MAX, quant_int4_per_group, quant_per_tensor
 from aiter_inductor.patterns.raising.quant import (
     Quotient,
+    formula_differs,
     granularity,
     read_quotient,
     scale_output,
 )
-from aiter_inductor.patterns.raising.quant_cast import Rounding, read_rounding
+from aiter_inductor.patterns.raising.quant_cast import read_rounding
 from aiter_inductor.patterns.raising.quant_rows import adaptation
 from aiter_inductor.patterns.raising.tail import widenings
 
@@ -77,7 +78,9 @@ def packed_int4(node: fx.Node) -> Match | Miss | None:
         return None
     if isinstance(quotient, str):
         return Miss(PATTERN, node, quotient)
-    if reason := _packing_differs(low, masked or low.masked) or _differs(quotient, rounding):
+    reason = _packing_differs(low, masked or low.masked) or rounding.asymmetric(torch.int8)
+    reason = reason or formula_differs(quotient, rounding, torch.int8, INT4_MAX, "int4")
+    if reason:
         return Miss(PATTERN, node, reason)
     inside = {node, cast, *passed, *low.interior, *high.interior, *rounding.interior}
     return _matched(node, quotient, {*inside, quotient.node, *widenings(quotient.values)})
@@ -96,7 +99,9 @@ def _matched(node: fx.Node, quotient: Quotient, inside: set[fx.Node]) -> Match |
     group_size = kwargs.get("group_size", N)
     end, inside = _as_bytes(node, inside)
     if dtype(end) != torch.uint8:
-        return Miss(PATTERN, node, f"nibbles are packed into {dtype(end)}, kernels write uint8")
+        return Miss(
+            PATTERN, node, f"nibbles are packed into {dtype_name(end)}, kernels write uint8"
+        )
     adapt = adaptation((*shape[:-1], N // 2), sizes(end) or ())
     scale = scale_output(quotient, INT4_MAX, inside, (*shape[:-1], N // group_size))
     if adapt is None or isinstance(scale, str):
@@ -117,22 +122,6 @@ def _packing_differs(low: _Nibble, masked: bool) -> str | None:
     if not masked:
         return "the low nibble keeps its sign, which then covers the high one"
     return None
-
-
-def _differs(quotient: Quotient, rounding: Rounding) -> str | None:
-    """Why the formula is not the op's, or None."""
-    scale, divides = quotient.scale, kind(quotient.node) == "div"
-    if reason := rounding.asymmetric(torch.int8):
-        return reason
-    if scale.power != (1 if divides else -1):
-        return f"x is {'divided' if divides else 'multiplied'} by {scale.formula()}"
-    if not math.isclose(scale.factor**-scale.power, INT4_MAX, rel_tol=1e-6):
-        wanted = replace(scale, factor=INT4_MAX**-scale.power).formula()
-        return f"the scale is {scale.formula()}, kernels for int4 take {wanted}"
-    held = dtype(quotient.node)
-    if held is None or held.itemsize < 4:
-        return f"x over its scale is rounded to {held} before the cast"
-    return rounding.differs(torch.int8) or rounding.clips_below(INT4_MAX)
 
 
 def _nibble(node: Any) -> _Nibble | None:

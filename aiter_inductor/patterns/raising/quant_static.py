@@ -11,6 +11,7 @@ from aiter_inductor.core.dtypes import FP8_DTYPES, quant_max, short_name
 from aiter_inductor.core.graph import (
     commuted,
     dtype,
+    dtype_name,
     kind,
     ndim,
     number,
@@ -108,4 +109,4 @@ def _as_vector(scale: Any) -> Any:
 def _unreadable(factor: fx.Node) -> str | None:
     if dtype(factor) == torch.float32:
         return None
-    return f"the scale is {short_name(dtype(factor) or torch.float32)}, kernels read float32"
+    return f"the scale is {dtype_name(factor)}, kernels read float32"

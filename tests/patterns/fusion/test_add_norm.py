@@ -48,7 +48,7 @@ def test_hit(program, dtype: torch.dtype, dynamic: bool | None, backward: bool) 
     ("x", "residual", "sentence"),
     [
         (rows(), rows(torch.bfloat16, 64), "broadcasts one of its terms"),
-        (rows(), rows(torch.float32), "adds torch.bfloat16 and torch.float32"),
+        (rows(), rows(torch.float32), "adds bfloat16 and float32"),
     ],
 )
 def test_near_miss_keeps_the_norm(x: Tensor, residual: Tensor, sentence: str) -> None:

@@ -69,7 +69,7 @@ def test_another_dtype_is_a_near_miss():
     with torch.no_grad():
         report = aiter_inductor.explain(Wider("fp8_blockscale"), rows(), target="gfx950")
     assert report.sites[-1].fused_into == "gemm_fp8_blockscale"
-    sentence = "residual_into_gemm at linear: add adds torch.float32 to torch.bfloat16"
+    sentence = "residual_into_gemm at linear: add adds float32 to bfloat16"
     assert sentence in report.notes
 
 
