@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -44,8 +44,7 @@ def measure_case(case: Case, device: torch.device, *, graph: bool, rounds: int) 
             rows.append(Row(str(case), name, None, note=notes[name]))
             continue
         row = _row(case, name, timings[name], timings["inductor"], ceilings(device))
-        row |= {"kernels": kernels[name], "error": errors[name], "note": notes[name]}
-        rows.append(Row(**row))
+        rows.append(replace(row, kernels=kernels[name], error=errors[name], note=notes[name]))
     return rows
 
 
@@ -122,22 +121,21 @@ def _calls(function: Callable[..., Any], inputs: Sequence[Arguments]) -> list[Ca
     return [partial(function, *args, **kwargs) for args, kwargs in inputs]
 
 
-def _row(
-    case: Case, name: str, timing: Timing, inductor: Timing, found: Ceilings
-) -> dict[str, Any]:
+def _row(case: Case, name: str, timing: Timing, inductor: Timing, found: Ceilings) -> Row:
+    """Of the two rates only the one that bounds the op."""
     size_bytes, flops = float(case.problem.bytes_moved()), float(case.problem.flops())
     latency_us = timing.median_us
     bound_by_memory = size_bytes / found.copy_gbps > flops / found.matmul_tflops / 1e3
-    return {
-        "case": str(case),
-        "variant": name,
-        "latency_us": latency_us,
-        "spread": timing.spread,
-        "against_inductor": ratio(timing, inductor),
-        "gbps": size_bytes / latency_us / 1e3 if bound_by_memory else None,
-        "tflops": None if bound_by_memory else flops / latency_us / 1e6,
-        "against_floor": latency_us / found.floor_us(size_bytes, flops),
-    }
+    return Row(
+        case=str(case),
+        variant=name,
+        latency_us=latency_us,
+        spread=timing.spread,
+        against_inductor=ratio(timing, inductor),
+        gbps=size_bytes / latency_us / 1e3 if bound_by_memory else None,
+        tflops=None if bound_by_memory else flops / latency_us / 1e6,
+        against_floor=latency_us / found.floor_us(size_bytes, flops),
+    )
 
 
 def _tensors(result: Any) -> Iterator[torch.Tensor]:

@@ -54,6 +54,11 @@ Verdict = Callable[[Any, Use], str | None]
 """`(problem, use) -> None` to accept, or the sentence that says why not."""
 
 
+def accept(problem: Problem, use: Use) -> str | None:
+    """The verdict that never objects."""
+    return None
+
+
 @dataclass(frozen=True)
 class Provider:
     """One implementation of an op.
@@ -80,7 +85,7 @@ class Provider:
     decline: Verdict
     traceable: bool
     config: Callable[[], type] | None = None
-    cede: Verdict = lambda problem, use: None
+    cede: Verdict = accept
 
     def serves(self, arch: Arch) -> bool:
         """Whether it has a kernel for `arch`, for any problem."""
@@ -107,11 +112,6 @@ class Selection:
     provider: Provider | None
     reason: str
     declined: bool = False
-
-
-def accept(problem: Problem, use: Use) -> str | None:
-    """The verdict that never objects."""
-    return None
 
 
 @dataclass(eq=False)

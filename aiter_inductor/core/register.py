@@ -38,7 +38,9 @@ def operator(
     """Define `aiter_inductor::<name>` with the reference as fake function."""
     signature = _with_provider(inspect.signature(reference))
     bind = _binder(signature)
-    _library.define(name + _schema(reference, signature, mutates), tags=(_tag(),))
+    _library.define(
+        name + _schema(reference, signature, mutates), tags=(torch.Tag.pt2_compliant_tag,)
+    )
 
     def compute(*args: Any, **kwargs: Any) -> Any:
         inputs = bind(args, kwargs)
@@ -139,10 +141,6 @@ def _binder(
 
 def _call(function: Callable[..., Any], inputs: Mapping[str, Any]) -> Any:
     return function(**{name: value for name, value in inputs.items() if name != "provider"})
-
-
-def _tag() -> torch.Tag:
-    return torch.Tag.pt2_compliant_tag
 
 
 def _defer_torch_dispatch(qualified: str, rule: Callable[..., Any]) -> None:

@@ -35,14 +35,7 @@ def add_triton(
             tables hold them for this op.
         archs: the chips it is for, if not all that run Triton.
     """
-    run = _host_function(made, "triton", family)
-    if config is None:
-        made.provider(
-            "triton", archs=archs, refuse=refuse, decline=decline, traceable=True, cede=cede
-        )(run)
-        return
-    cls = functools.partial(_attribute, *config.rpartition(".")[::2])
-    run = _configured(made, "triton", run)
+    run, cls = _configured(made, "triton", family, config)
     made.provider(
         "triton",
         archs=archs,
@@ -116,11 +109,7 @@ def _add_built(
     A kernel that does not build is a warning with the compiler's lines, and the call goes to the
     next provider, or to the reference.
     """
-    run = _host_function(made, language, family)
-    cls = None
-    if config is not None:
-        cls = functools.partial(_attribute, *config.rpartition(".")[::2])
-        run = _configured(made, language, run)
+    run, cls = _configured(made, language, family, config)
 
     def off(name: str) -> str | None:
         return language if name == language else None
@@ -161,10 +150,18 @@ def _kernels(module: str) -> ModuleType:
     return importlib.import_module(f"aiter_inductor.kernels.{module}")
 
 
-def _configured(made: Op, name: str, run: Callable[..., Any]) -> Callable[..., Any]:
-    """`run`, with the launch parameters that the op's table has for this provider."""
+def _configured(
+    made: Op, language: str, family: str, config: str | None
+) -> tuple[Callable[..., Any], Callable[[], type] | None]:
+    """The host function, and what gives the class of its launch parameters, None without any.
+
+    Where it has some, it is called with those that the op's table has for this provider.
+    """
+    run = _host_function(made, language, family)
+    if config is None:
+        return run, None
     assert made.tables is not None
-    table = ByRows(made.tables, {name: run}, arch_of)
+    table = ByRows(made.tables, {language: run}, arch_of)
 
     @functools.wraps(made.reference)
     def run_tuned(*args: Any, config: Any = None, **kwargs: Any) -> Any:
@@ -172,7 +169,7 @@ def _configured(made: Op, name: str, run: Callable[..., Any]) -> Callable[..., A
             return table(*args, **kwargs)
         return run(*args, config=config, **kwargs)
 
-    return run_tuned
+    return run_tuned, functools.partial(_attribute, *config.rpartition(".")[::2])
 
 
 def _with_instructions(refuse: Verdict) -> Verdict:
