@@ -58,7 +58,8 @@ class ActivationProblem(RowProblem):
         cls, gate: Tensor, up: Tensor, scale: Tensor, *, dtype: torch.dtype, **style: Any
     ) -> ActivationProblem:
         """The activation and a quantisation whose scale is given."""
-        return with_one_scale(cls._of("gate up scale", (gate, up), style, dtype), scale)
+        made = cls._of("gate up scale", (gate, up), style, dtype)
+        return with_one_scale(made, scale, gate)
 
     @classmethod
     def _of(

@@ -12,6 +12,7 @@ from torch import Tensor
 from aiter_inductor.core.dtypes import HALF_DTYPES, ROW_DTYPES, short_name
 from aiter_inductor.core.op import OPS, Use
 from aiter_inductor.core.problem import Dim, dim, fixed
+from aiter_inductor.lowerings.arguments import apart, misshapen, no_vector
 
 MAX_HEAD_DIM = 256
 """Columns of the widest head whose tiles the chips' shared memory holds."""
@@ -87,7 +88,11 @@ class AttentionProblem:
             mask_shape=() if mask is None else tuple(map(dim, mask.shape)),
             sinks=sinks is not None,
             layout=layout,
-            mismatch=mismatch_of(q, k, v) or _unfit_first_keys(first_keys, q),
+            mismatch=mismatch_of(q, k, v)
+            or misshapen("k", k, (batch, k.shape[1], k.shape[2], qk_dim))
+            or no_vector("sinks", sinks, num_heads)
+            or _unfit_first_keys(first_keys, q)
+            or apart(q, k, v, mask, sinks, first_keys),
             first_keys=first_keys is not None,
         )
 
@@ -123,7 +128,16 @@ class AttentionProblem:
             window=window,
             softcap=softcap,
         )
-        return replace(forward, asked="gradients")
+        *rows, v_dim = *map(dim, q.shape[:-1]), forward.v_dim
+        mismatch = (
+            forward.mismatch
+            or misshapen("the gradient", grad, (*rows, v_dim))
+            or misshapen("the result", out, (*rows, v_dim))
+            or misshapen("its log-sum-exp", lse, rows)
+            or misshapen("the log-sum-exp's gradient", grad_lse, rows)
+            or apart(q, grad, out, lse, grad_lse)
+        )
+        return replace(forward, asked="gradients", mismatch=mismatch)
 
     def bytes_moved(self) -> Dim:
         """Query, keys, values and mask read once, the result written once.
@@ -264,7 +278,7 @@ def mismatch_of(q: Tensor, k: Tensor, v: Tensor) -> str:
     heads, kv_heads = dim(q.shape[1]), dim(k.shape[1])
     if isinstance(heads, int) and isinstance(kv_heads, int) and heads % max(kv_heads, 1):
         return f"{heads} query heads do not divide into {kv_heads} groups"
-    return ""
+    return misshapen("v", v, (*k.shape[:-1], v.shape[-1]))
 
 
 def _unfit_first_keys(first_keys: Tensor | None, q: Tensor) -> str:

@@ -8,9 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from aiter_inductor.core.dtypes import short_name
 from aiter_inductor.core.heads import heads_first
 from aiter_inductor.core.op import OPS, Use, op
 from aiter_inductor.core.problem import Dim, dim
+from aiter_inductor.lowerings.arguments import apart, misshapen, no_vector
 from aiter_inductor.lowerings.attention import attention
 from aiter_inductor.lowerings.attention_hopper import wgmma_unsupported
 from aiter_inductor.lowerings.attention_problem import (
@@ -73,11 +75,13 @@ class VarlenProblem:
             mask_shape=(),
             sinks=sinks is not None,
             layout="bshd",
-            mismatch=mismatch_of(q, k, v),
+            mismatch=mismatch_of(q, k, v)
+            or misshapen("k", k, (num_keys, num_kv_heads, qk_dim))
+            or no_vector("sinks", sinks, num_heads)
+            or apart(q, k, v, cu_seqlens_q, cu_seqlens_k, sinks),
         )
-        count, others = dim(cu_seqlens_q.shape[0]) - 1, dim(cu_seqlens_k.shape[0]) - 1
-        mismatch = "" if count == others else f"{count} sequences of queries, {others} of keys"
-        return cls(heads, count, dim(max_seqlen_q), mismatch)
+        count = dim(cu_seqlens_q.shape[0]) - 1
+        return cls(heads, count, dim(max_seqlen_q), _unfit_starts(cu_seqlens_q, cu_seqlens_k))
 
     @classmethod
     def of_training(cls, *tensors: Tensor | None, **how: Any) -> VarlenProblem:
@@ -102,7 +106,16 @@ class VarlenProblem:
     ) -> VarlenProblem:
         """The problem behind the arguments of `attention_varlen_backward`."""
         made = cls.of(q, k, v, cu_seqlens_q, cu_seqlens_k, sinks, **how)
-        return replace(made, heads=replace(made.heads, asked="gradients"))
+        rows, v_dim = tuple(map(dim, q.shape[:-1])), made.heads.v_dim
+        mismatch = (
+            made.mismatch
+            or misshapen("the gradient", grad, (*rows, v_dim))
+            or misshapen("the result", out, (*rows, v_dim))
+            or misshapen("its log-sum-exp", lse, rows[::-1])
+            or misshapen("the log-sum-exp's gradient", grad_lse, rows[::-1])
+            or apart(q, grad, out, lse, grad_lse)
+        )
+        return replace(made, heads=replace(made.heads, asked="gradients"), mismatch=mismatch)
 
     def bytes_moved(self) -> Dim:
         """Query, keys and values read once, the result written once."""
@@ -130,6 +143,19 @@ class VarlenProblem:
         generator = torch.Generator(device).manual_seed(seed + 1)
         grad = torch.randn(out.shape, generator=generator, device=device).to(out.dtype)
         return (grad, q, k, v, out, lse, of_queries, of_keys, sinks, None), kwargs
+
+
+def _unfit_starts(of_queries: Tensor, of_keys: Tensor) -> str:
+    """Why kernels cannot read where sequences start, or nothing."""
+    count, others = dim(of_queries.shape[0]) - 1, dim(of_keys.shape[0]) - 1
+    if count != others:
+        return f"{count} sequences of queries, {others} of keys"
+    for name, starts in (("cu_seqlens_q", of_queries), ("cu_seqlens_k", of_keys)):
+        if starts.dtype != torch.int32:
+            return f"{name} is {short_name(starts.dtype)}, not int32"
+        if wrong := no_vector(name, starts, count + 1):
+            return wrong
+    return ""
 
 
 @op(problem=VarlenProblem.of)

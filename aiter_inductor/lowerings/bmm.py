@@ -16,6 +16,7 @@ from torch import Tensor
 from aiter_inductor.core.dtypes import FP8_DTYPES, ROW_DTYPES, accumulate_dtype, short_name
 from aiter_inductor.core.op import Use, op
 from aiter_inductor.core.problem import Dim, dim, fixed, is_row_major
+from aiter_inductor.lowerings.arguments import apart
 from aiter_inductor.lowerings.gemm import spread_last
 from aiter_inductor.lowerings.gemm_problem import ceil_div
 from aiter_inductor.lowerings.gemm_providers import (
@@ -118,7 +119,9 @@ def of_bmm(
         group_size=group_size,
         block_n=block_n,
         block_k=block_k,
-        mismatch=_mismatch(shapes, (group_size, block_n, block_k), (x_scale, weight_scale)),
+        mismatch=_mismatch(
+            shapes, (group_size, block_n, block_k), (x, weight, x_scale, weight_scale)
+        ),
         turned=weight.dim() == 3 and not is_row_major(weight) and is_row_major(weight.mT),
     )
 
@@ -179,7 +182,9 @@ def unsupported(problem: BmmProblem, use: Use) -> str | None:
 
 
 def _mismatch(
-    shapes: list[tuple[Dim, ...]], sizes: tuple[int, int, int], scales: tuple[Tensor, Tensor]
+    shapes: list[tuple[Dim, ...]],
+    sizes: tuple[int, int, int],
+    tensors: tuple[Tensor, Tensor, Tensor, Tensor],
 ) -> str | None:
     if any(len(shape) != 3 for shape in shapes):
         return f"the tensors have {[len(shape) for shape in shapes]} dimensions, not 3 each"
@@ -193,10 +198,10 @@ def _mismatch(
     for name, found, full in zip(("x_scale", "weight_scale"), shapes[2:], wanted, strict=True):
         if any(n not in (1, whole) for n, whole in zip(found, full, strict=True)):
             return f"{name} is {list(found)}, neither {list(full)} nor 1 in a place of that"
-    for name, scale in zip(("x_scale", "weight_scale"), scales, strict=True):
+    for name, scale in zip(("x_scale", "weight_scale"), tensors[2:], strict=True):
         if scale.dtype != torch.float32:
             return f"{name} is {short_name(scale.dtype)}, not float32"
-    return None
+    return apart(*tensors) or None
 
 
 def slow_along_n(problem: BmmProblem, use: Use) -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from aiter_inductor.core.dtypes import ROW_DTYPES, short_name
 from aiter_inductor.core.problem import Dim, dim, is_row_major, product
+from aiter_inductor.lowerings.arguments import apart
 from aiter_inductor.lowerings.gemm_tiles import in_tiles
 
 
@@ -198,7 +199,8 @@ def _mismatch(
     if weight_zero is not None and not _fits(weight_zero, made.weight_scale_shape(), loose=False):
         return f"weight_zero is {_shape(weight_zero)}, not as weight_scale {_shape(weight_scale)}"
     named = {"x_scale": x_scale, "weight_scale": weight_scale, "weight_zero": weight_zero}
-    return _wrong_scales(named, made.scaling) or _apart([x, weight, bias, *named.values()])
+    wrong = _wrong_scales(named, made.scaling)
+    return wrong or apart(x, weight, bias, *named.values()) or None
 
 
 def _wrong_scales(named: Mapping[str, Tensor | None], scaling: str) -> str | None:
@@ -207,13 +209,6 @@ def _wrong_scales(named: Mapping[str, Tensor | None], scaling: str) -> str | Non
     for name, scale in named.items():
         if scale is not None and scale.dtype not in allowed:
             return f"{name} is {short_name(scale.dtype)}, not float32"
-    return None
-
-
-def _apart(tensors: Iterable[Tensor | None]) -> str | None:
-    devices = {t.device for t in tensors if t is not None}
-    if len(devices) > 1:
-        return f"the tensors are on {' and '.join(sorted(map(str, devices)))}"
     return None
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from aiter_inductor.core.dtypes import ROW_DTYPES, short_name
 from aiter_inductor.core.op import Use, op
 from aiter_inductor.core.problem import Dim, dim
+from aiter_inductor.lowerings.arguments import apart
 from aiter_inductor.lowerings.gemm import (
     gemm_fp8_blockscale,
     gemm_fp8_rowwise,
@@ -53,6 +54,8 @@ def _with_residual(made: GemmProblem, x: Tensor, residual: Tensor) -> ResidualGe
     found = tuple(map(dim, residual.shape))
     if problem.mismatch is None and found != wanted:
         return replace(problem, mismatch=f"residual is {list(found)}, the result {list(wanted)}")
+    if wrong := apart(x, residual):
+        return replace(problem, mismatch=problem.mismatch or wrong)
     return problem
 
 

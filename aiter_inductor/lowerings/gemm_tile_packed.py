@@ -18,6 +18,7 @@ from torch import Tensor
 from aiter_inductor.core.dtypes import ROW_DTYPES, accumulate_dtype, short_name
 from aiter_inductor.core.op import Use, op
 from aiter_inductor.core.problem import Dim, dim, fixed, is_row_major, product
+from aiter_inductor.lowerings.arguments import apart
 from aiter_inductor.lowerings.gemm import linear_of, spread_last
 from aiter_inductor.lowerings.gemm_problem import GemmProblem
 from aiter_inductor.lowerings.gemm_providers import triton_unsupported
@@ -195,7 +196,7 @@ def _mismatch(
         return f"scale_and_zero is {short_name(scale_and_zero.dtype)}, no float dtype"
     if bias is not None and tuple(map(dim, bias.shape)) != (out_features,):
         return f"bias is {list(map(dim, bias.shape))} but the result has {out_features} columns"
-    return None
+    return apart(x, weight, scale_and_zero, bias) or None
 
 
 def library_unsupported(problem: TilePackedProblem, use: Use) -> str | None:

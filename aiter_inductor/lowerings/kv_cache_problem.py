@@ -11,6 +11,7 @@ from torch import Tensor
 from aiter_inductor.core.dtypes import FP8_DTYPES, ROW_DTYPES, short_name
 from aiter_inductor.core.op import Use
 from aiter_inductor.core.problem import Dim, dim, fixed
+from aiter_inductor.lowerings.arguments import apart, misshapen, no_scale, no_vector
 
 LAYOUTS = ("paged", "packed", "transposed")
 PACK_BYTES = 16
@@ -90,7 +91,11 @@ class KvCacheProblem:
             obstacle=_mixed_dtypes(key, value, key_cache, value_cache)
             or _unfit_scales(key_scale, value_scale)
             or _unfit_cache("key", key, key_cache, layout)
-            or _unfit_cache("value", value, value_cache, layout),
+            or _unfit_cache("value", value, value_cache, layout)
+            or _unfit_rows(key, value, key_cache, value_cache, layout)
+            or no_vector("slots", slots, key.shape[0])
+            or apart(key, value, key_cache, value_cache, slots, key_scale, value_scale)
+            or None,
         )
 
     def bytes_moved(self) -> Dim:
@@ -176,12 +181,25 @@ def _mixed_dtypes(key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Te
 def _unfit_scales(key_scale: Tensor | None, value_scale: Tensor | None) -> str | None:
     if (key_scale is None) != (value_scale is None):
         return "one of keys and values has a scale and the other none"
-    for name, scale in (("key_scale", key_scale), ("value_scale", value_scale)):
-        if scale is None:
-            continue
-        if dim(scale.numel()) != 1 or scale.dtype != torch.float32:
-            return f"{name} is {short_name(scale.dtype)}{list(scale.shape)}, not one float32"
-    return None
+    return no_scale("key_scale", key_scale) or no_scale("value_scale", value_scale)
+
+
+def _unfit_rows(
+    key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor, layout: str
+) -> str:
+    pages, slots = key_cache.shape[0], page_size_of(key_cache, layout)
+    found = value_cache.shape[0], _value_page_size(value_cache, layout)
+    if [dim(n) for n in found] != [dim(pages), dim(slots)]:
+        return (
+            f"key_cache has {pages} pages of {slots} tokens, value_cache {found[0]} of {found[1]}"
+        )
+    return misshapen("value", value, (*map(dim, key.shape[:2]), dim(value.shape[2])))
+
+
+def _value_page_size(value_cache: Tensor, layout: str) -> int:
+    if layout == "packed":
+        return value_cache.shape[2] * value_cache.shape[4]
+    return value_cache.shape[1 if layout == "paged" else 3]
 
 
 def _unfit_cache(name: str, rows: Tensor, cache: Tensor, layout: str) -> str | None:

@@ -11,8 +11,9 @@ from torch import Tensor
 from aiter_inductor.core.dtypes import FP8_DTYPES, ROW_DTYPES, short_name
 from aiter_inductor.core.op import Use
 from aiter_inductor.core.problem import Dim, dim, fixed
+from aiter_inductor.lowerings.arguments import apart, no_scale
 from aiter_inductor.lowerings.mla_problem import HOPPER_RANK, HOPPER_ROPE, MAX_RANK, MAX_ROPE
-from aiter_inductor.lowerings.paged_attention_problem import MAX_PAGE_SIZE
+from aiter_inductor.lowerings.paged_attention_problem import MAX_PAGE_SIZE, unfit_tables
 
 HOPPER_PART_PAGES = (8, 16, 32)  # smaller pages would be copied by too many instructions
 
@@ -69,7 +70,7 @@ class MlaPagedProblem:
             dtype=q.dtype,
             cache_dtype=cache.dtype,
             scaled=kv_scale is not None,
-            mismatch=_mismatch(q, cache, block_tables, seq_lens),
+            mismatch=_mismatch(q, cache, block_tables, seq_lens, kv_scale),
         )
 
     def bytes_moved(self) -> Dim:
@@ -148,7 +149,13 @@ def hopper_mla_paged_unsupported(problem: MlaPagedProblem, use: Use) -> str | No
     return None
 
 
-def _mismatch(q: Tensor, cache: Tensor, block_tables: Tensor, seq_lens: Tensor) -> str:
+def _mismatch(
+    q: Tensor,
+    cache: Tensor,
+    block_tables: Tensor,
+    seq_lens: Tensor,
+    kv_scale: Tensor | None,
+) -> str:
     if cache.dim() != 3:
         return f"the cache has {cache.dim()} dimensions, not 3"
     if block_tables.dtype != torch.int32 or seq_lens.dtype != torch.int32:
@@ -156,4 +163,8 @@ def _mismatch(q: Tensor, cache: Tensor, block_tables: Tensor, seq_lens: Tensor) 
         return f"block_tables are {names[0]} and seq_lens {names[1]}, not int32"
     if dim(cache.shape[-1]) != dim(q.shape[-1]):
         return f"queries have {dim(q.shape[-1])} numbers and rows {dim(cache.shape[-1])}"
-    return ""
+    return (
+        unfit_tables(q, block_tables, seq_lens)
+        or no_scale("kv_scale", kv_scale)
+        or apart(q, cache, block_tables, seq_lens, kv_scale)
+    )

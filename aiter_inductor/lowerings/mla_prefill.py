@@ -10,6 +10,7 @@ from torch import Tensor
 
 from aiter_inductor.core.op import Use, op
 from aiter_inductor.core.problem import Dim, dim, fixed
+from aiter_inductor.lowerings.arguments import apart, misshapen
 from aiter_inductor.lowerings.attention import attention
 from aiter_inductor.lowerings.attention_hopper import others_attend_faster, wgmma_unsupported
 from aiter_inductor.lowerings.attention_problem import AttentionProblem
@@ -71,7 +72,13 @@ def _mismatch(q_nope: Tensor, q_rope: Tensor, k_nope: Tensor, k_rope: Tensor) ->
         return "the parts of q and k are not of one dtype"
     if dim(k_rope.shape[1]) != 1:
         return f"the rotated part of the keys has {k_rope.shape[1]} heads, not 1 for all"
-    return ""
+    rope_dim = dim(q_rope.shape[-1])
+    keys = dim(k_nope.shape[0]), 1, dim(k_nope.shape[2]), rope_dim
+    return (
+        misshapen("q_rope", q_rope, (*map(dim, q_nope.shape[:-1]), rope_dim))
+        or misshapen("k_rope", k_rope, keys)
+        or apart(q_nope, q_rope, k_nope, k_rope)
+    )
 
 
 def parts_unsupported(problem: MlaPrefillProblem, use: Use) -> str | None:

@@ -11,6 +11,7 @@ from torch import Tensor
 from aiter_inductor.core.dtypes import FP8_DTYPES, short_name
 from aiter_inductor.core.op import Use
 from aiter_inductor.core.problem import Dim, dim, fixed
+from aiter_inductor.lowerings.arguments import apart, misshapen, no_scale
 
 HOPPER_RANK, HOPPER_ROPE = 512, 64
 MAX_RANK, MAX_ROPE = 512, 128  # 16 heads of fp32 sums over 512 numbers fill 32 KiB of registers
@@ -81,15 +82,18 @@ class MlaProblem:
             mask="none" if mask is None else short_name(mask.dtype),
             causal=causal,
         )
+        misfit = _misfit(problem, (q_rope, latent, k_rope), mask, kv_scale)
+        misfit = misfit or apart(q_nope, q_rope, latent, k_rope, kv_b_weight, mask, kv_scale)
         if latent.dtype in FP8_DTYPES and kv_scale is not None:
             problem = replace(problem, cache_dtype=latent.dtype)
             dtypes = [t.dtype for t in (q_nope, q_rope, kv_b_weight)]
             differing = _differing("q_nope, q_rope and weight", dtypes)
             rows = [t.dtype for t in (latent, k_rope)]
-            return replace(problem, mismatch=differing or _differing("latent and k_rope", rows))
+            wrong = differing or _differing("latent and k_rope", rows)
+            return replace(problem, mismatch=wrong or misfit)
         dtypes = [t.dtype for t in (q_nope, q_rope, latent, k_rope, kv_b_weight)]
         differing = _differing("q_nope, q_rope, latent, k_rope and weight", dtypes)
-        return replace(problem, mismatch=differing)
+        return replace(problem, mismatch=differing or misfit)
 
     def bytes_moved(self) -> Dim:
         """Cache, queries and weights read once, the result written once."""
@@ -213,6 +217,26 @@ def hopper_mla_unsupported(problem: MlaProblem, use: Use) -> str | None:
     if problem.mask != "none" or problem.causal:
         return f"it reads no mask: mask={problem.mask} causal={problem.causal}"
     return None
+
+
+def _misfit(
+    problem: MlaProblem,
+    others: tuple[Tensor, Tensor, Tensor],
+    mask: Tensor | None,
+    kv_scale: Tensor | None,
+) -> str:
+    """What does not go with `q_nope` and the weight, or nothing."""
+    q_rope, latent, k_rope = others
+    heads = problem.batch_size, problem.num_heads, problem.q_len
+    rows = problem.batch_size, problem.kv_len
+    wide = "" if mask is None or mask.dim() == 4 else f"the mask has {mask.dim()} dimensions, not 4"
+    return (
+        misshapen("q_rope", q_rope, (*heads, problem.qk_rope_head_dim))
+        or misshapen("latent", latent, (*rows, problem.kv_lora_rank))
+        or misshapen("k_rope", k_rope, (*rows, problem.qk_rope_head_dim))
+        or no_scale("kv_scale", kv_scale)
+        or wide
+    )
 
 
 def _differing(names: str, dtypes: list[torch.dtype]) -> str:

@@ -11,6 +11,7 @@ from torch import Tensor
 from aiter_inductor.core.dtypes import ROW_DTYPES, short_name
 from aiter_inductor.core.op import Use
 from aiter_inductor.core.problem import Dim, dim, fixed, is_row_major
+from aiter_inductor.lowerings.arguments import apart
 
 SCORINGS = ("softmax", "sigmoid", "softmax_of_chosen")
 GROUP_SCORES = ("top2", "max")
@@ -187,6 +188,8 @@ class SortProblem:
             obstacle = f"experts {shapes[0]} and weights {shapes[1]} differ"
         elif not (is_row_major(experts) and is_row_major(weights)):
             obstacle = "experts or weights are not contiguous"
+        else:
+            obstacle = apart(experts, weights) or None
         num_tokens, topk = dim(experts.shape[0]), dim(experts.shape[-1])
         dtypes = experts.dtype, weights.dtype
         return cls(num_tokens, topk, num_experts, block_m, *dtypes, obstacle)
@@ -247,4 +250,4 @@ def _unfit_logits(logits: Tensor, bias: Tensor | None) -> str | None:
         return f"bias is {list(bias.shape)} for {logits.shape[1]} experts"
     if bias is not None and dim(bias.stride(0)) != 1:
         return f"bias has stride {bias.stride(0)}"
-    return None
+    return apart(logits, bias) or None

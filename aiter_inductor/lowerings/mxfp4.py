@@ -18,6 +18,7 @@ from torch import Tensor
 from aiter_inductor.core.dtypes import ROW_DTYPES, accumulate_dtype, short_name
 from aiter_inductor.core.op import Use, op
 from aiter_inductor.core.problem import Dim, dim, fixed, is_row_major, product
+from aiter_inductor.lowerings.arguments import apart
 from aiter_inductor.lowerings.gemm_providers import open_sizes
 from aiter_inductor.lowerings.providers import add_triton
 
@@ -258,7 +259,7 @@ def _mismatch(
     ):
         if held.dtype not in (torch.uint8, allowed):
             return f"{name} is {short_name(held.dtype)}, not uint8 or {short_name(allowed)}"
-    return None
+    return apart(x, weight, x_scale, weight_scale, bias) or None
 
 
 add_triton(quant_mxfp4, "mxfp4", refuse=quant_unsupported, archs=CDNA4)

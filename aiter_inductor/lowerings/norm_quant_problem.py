@@ -86,7 +86,7 @@ def of_rms_norm_quant_static(
 ) -> RowProblem:
     """RMSNorm and quantisation with a given scale."""
     made = RowProblem.of("x weight eps scale", (x,), weight=weight, out_dtype=dtype)
-    return with_one_scale(made, scale)
+    return with_one_scale(made, scale, x)
 
 
 def of_add_rms_norm_quant_static(
@@ -104,7 +104,7 @@ def of_add_rms_norm_quant_static(
     """RMSNorm of a sum and quantisation with a given scale."""
     rows = (x, residual)
     made = RowProblem.of("x residual weight eps scale", rows, weight=weight, out_dtype=dtype)
-    return with_one_scale(made, scale)
+    return with_one_scale(made, scale, x)
 
 
 def of_layer_norm_quant_static(
@@ -120,4 +120,4 @@ def of_layer_norm_quant_static(
     """LayerNorm and quantisation with a given scale."""
     arguments = "x weight bias eps scale"
     made = RowProblem.of(arguments, (x,), weight=weight, bias=bias, out_dtype=dtype)
-    return with_one_scale(made, scale)
+    return with_one_scale(made, scale, x)

@@ -9,7 +9,7 @@ from aiter_inductor.core.dtypes import accumulate_dtype
 from aiter_inductor.core.op import op
 from aiter_inductor.lowerings.paged_attention_problem import (
     PagedAttentionProblem,
-    paged_attention_unsupported,
+    paged_tiles_unsupported,
     paged_vectors_unsupported,
 )
 from aiter_inductor.lowerings.providers import add_hip, add_triton
@@ -111,4 +111,4 @@ def _of_tokens(scale: Tensor, block_tables: Tensor) -> Tensor:
 
 
 add_hip(paged_attention, "paged_attention", refuse=paged_vectors_unsupported)
-add_triton(paged_attention, "paged_attention", refuse=paged_attention_unsupported)
+add_triton(paged_attention, "paged_attention", refuse=paged_tiles_unsupported)

@@ -11,6 +11,7 @@ from torch import Tensor
 from aiter_inductor.core.dtypes import FP8_DTYPES, ROW_DTYPES, short_name
 from aiter_inductor.core.op import Use
 from aiter_inductor.core.problem import Dim, dim, fixed
+from aiter_inductor.lowerings.arguments import apart, misshapen, no_vector
 from aiter_inductor.lowerings.kv_cache_problem import (
     CACHE_RANKS,
     LAYOUTS,
@@ -20,6 +21,8 @@ from aiter_inductor.lowerings.kv_cache_problem import (
 
 MAX_HEAD_DIM = 256
 MAX_PAGE_SIZE = 1 << 16
+MAX_SPAN = 2**31 - 1
+MAX_GRID_Z = 65535
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,7 @@ class PagedAttentionProblem:
         v_head_dim = 2 if layout == "transposed" else 3
         mismatch = _mismatch(q, key_cache, value_cache, block_tables, seq_lens, layout)
         whole = fits and _is_whole(key_cache) and _is_whole(value_cache)
-        given = [scale for scale in (key_scale, value_scale) if scale is not None]
+        scales = key_scale, value_scale
         return cls(
             num_seqs=num_seqs,
             num_heads=num_heads,
@@ -105,8 +108,12 @@ class PagedAttentionProblem:
             sinks=sinks is not None,
             aligned=fits and _is_aligned(key_cache) and _is_aligned(value_cache),
             whole=layout == "paged" or whole,
-            per_token=any(dim(scale.numel()) != 1 for scale in given),
-            mismatch=mismatch or _unfit_scales(key_cache, key_scale, value_scale, layout),
+            per_token=any(x is not None and dim(x.numel()) != 1 for x in scales),
+            mismatch=mismatch
+            or unfit_tables(q, block_tables, seq_lens)
+            or _unfit_scales(key_cache, *scales, layout)
+            or no_vector("sinks", sinks, num_heads)
+            or apart(q, key_cache, value_cache, block_tables, seq_lens, *scales, sinks),
         )
 
     def bytes_moved(self) -> Dim:
@@ -193,6 +200,13 @@ def paged_attention_unsupported(problem: PagedAttentionProblem, use: Use) -> str
     return None
 
 
+def paged_tiles_unsupported(problem: PagedAttentionProblem, use: Use) -> str | None:
+    """What the kernel whose third grid dimension is the sequences does not take."""
+    if (fixed(problem.num_seqs) or 0) > MAX_GRID_Z:
+        return f"{problem.num_seqs} sequences exceed {MAX_GRID_Z}, the grid's third dimension"
+    return paged_attention_unsupported(problem, use)
+
+
 def paged_vectors_unsupported(problem: PagedAttentionProblem, use: Use) -> str | None:
     """What the kernel that reads caches in vectors of 16 bytes does not take."""
     reason = paged_attention_unsupported(problem, use)
@@ -210,12 +224,10 @@ def paged_vectors_unsupported(problem: PagedAttentionProblem, use: Use) -> str |
             return f"{name}={getattr(problem, name)} is no multiple of the {pack} in 16 bytes"
     if not problem.aligned:
         return "rows of the cache do not begin at multiples of 16 bytes"
-    if use.arch.wave_size == 32 and (apart := _apart(problem)):
-        return apart
-    return None
+    return _no_packs(problem) if use.arch.wave_size == 32 else None
 
 
-def _apart(problem: PagedAttentionProblem) -> str | None:
+def _no_packs(problem: PagedAttentionProblem) -> str | None:
     """Why TMA cannot copy packs of values as they are needed."""
     if not problem.whole:
         return "heads of packed pages are not each one piece of memory, as TMA copies them"
@@ -285,7 +297,26 @@ def _unfit_heads(q: Tensor, key_cache: Tensor, value_cache: Tensor, layout: str)
         return f"queries have {dim(q.shape[-1])} elements a head and keys {head_dim}"
     if of_keys != of_values:
         return f"keys have (heads, page_size) {of_keys} and values {of_values}"
+    return _unfit_pages("keys", key_cache, layout) or _unfit_pages("values", value_cache, layout)
+
+
+def _unfit_pages(name: str, cache: Tensor, layout: str) -> str:
+    if layout == "paged" and fixed(dim(cache.stride(-1))) not in (1, None):
+        return f"{name} have last stride {cache.stride(-1)}; kernels read heads with stride 1"
+    inner = zip(cache.shape[1:], cache.stride()[1:], strict=True)
+    span = sum((dim(size) - 1) * dim(stride) for size, stride in inner)
+    if (fixed(span) or 0) > MAX_SPAN:
+        return f"a page's {name} lie {span} elements apart; kernels count up to {MAX_SPAN}"
     return ""
+
+
+def unfit_tables(q: Tensor, block_tables: Tensor, seq_lens: Tensor) -> str:
+    """Why tables and lengths are not those of the queries' sequences, or nothing."""
+    num_seqs = dim(q.shape[0])
+    wanted = num_seqs, dim(block_tables.shape[-1])
+    return misshapen("block_tables", block_tables, wanted) or misshapen(
+        "seq_lens", seq_lens, (num_seqs,)
+    )
 
 
 def _unfit_scales(

@@ -42,7 +42,7 @@ def of_quant_static(
 ) -> RowProblem:
     """The problem of a quantisation whose scale is given."""
     problem = replace(RowProblem.of("x scale", (x,), out_dtype=dtype), qmin=qmin)
-    problem = with_one_scale(problem, scale)
+    problem = with_one_scale(problem, scale, x)
     if problem.mismatch:
         return problem
     if qmin is not None and not (dtype == torch.int8 and qmin in range(-128, 1)):

@@ -11,6 +11,7 @@ from torch import Tensor
 from aiter_inductor.core.dtypes import ROW_DTYPES, short_name
 from aiter_inductor.core.op import Use
 from aiter_inductor.core.problem import Dim, dim, fixed
+from aiter_inductor.lowerings.arguments import apart, no_vector
 from aiter_inductor.lowerings.kv_cache_problem import KvCacheProblem, kv_cache_unsupported
 from aiter_inductor.lowerings.rope_problem import unlike_tables
 
@@ -71,7 +72,11 @@ class RopeKvCacheProblem(KvCacheProblem):
             num_positions=0 if positions is None else dim(cos.shape[0]),
             interleaved_in=interleaved_in,
             interleaved_out=interleaved_out,
-            unfit=_unfit_heads(q, k, v) or _unfit_tables(q, cos, sin, positions),
+            unfit=_unfit_heads(q, k, v)
+            or _unfit_tables(q, cos, sin, positions)
+            or no_vector("positions", positions, q.shape[0])
+            or apart(q, k, cos, sin, positions)
+            or None,
         )
 
     def bytes_moved(self) -> Dim:

@@ -13,6 +13,7 @@ from aiter_inductor.core.heads import RANK, heads_axis, leading
 from aiter_inductor.core.op import Use
 from aiter_inductor.core.problem import Dim, dim, fixed
 from aiter_inductor.core.rows import result_is_strided
+from aiter_inductor.lowerings.arguments import apart
 
 MAX_HEAD_DIM = 1024
 
@@ -135,7 +136,7 @@ class RopeProblem:
             round_before_weight=style.get("round_before_weight", False),
             tokens_before_heads=heads == 2,
             rank=q.dim(),
-            obstacle=_obstacle(q, k, cos, sin, heads),
+            obstacle=_obstacle(q, k, cos, sin, heads) or apart(q, k, cos, sin) or None,
         )
 
     def bytes_moved(self) -> Dim:

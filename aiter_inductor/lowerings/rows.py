@@ -12,6 +12,7 @@ from aiter_inductor.core.dtypes import FP8_DTYPES, QUANT_DTYPES, ROW_DTYPES, sho
 from aiter_inductor.core.op import Use
 from aiter_inductor.core.problem import Dim, dim, fixed, product
 from aiter_inductor.core.rows import MAX_LEVELS, num_loops, result_is_strided
+from aiter_inductor.lowerings.arguments import apart, no_scale
 
 MAX_N = 65536
 MAX_BACKWARD_N = 16384
@@ -193,11 +194,15 @@ class RowProblem:
 Rows = TypeVar("Rows", bound=RowProblem)
 
 
-def with_one_scale(problem: Rows, scale: Tensor) -> Rows:
-    """The problem of a quantisation whose scale is given: a mismatch if it is not one element."""
-    if problem.mismatch or scale.numel() == 1:
-        return problem
-    return replace(problem, mismatch=f"scale has {scale.numel()} elements, not one")
+def with_one_scale(problem: Rows, scale: Tensor, x: Tensor) -> Rows:
+    """The problem of a quantisation of `x` whose scale is given: a mismatch if it is none."""
+    return replace(problem, mismatch=problem.mismatch or _unfit_scale(scale, x))
+
+
+def _unfit_scale(scale: Tensor, x: Tensor) -> str | None:
+    if scale.numel() != 1:
+        return f"scale has {scale.numel()} elements, not one"
+    return no_scale("scale", scale) or apart(x, scale) or None
 
 
 def rows_unsupported(problem: RowProblem, use: Use) -> str | None:
@@ -289,10 +294,7 @@ def _mismatch(
             return f"{name} has stride {vector.stride(0)}; row kernels read it with stride 1"
     if any(map(result_is_strided, rows)):
         return "rows lie transposed or overlap; kernels write results whose last stride is 1"
-    devices = {t.device for t in (*rows, weight, bias) if t is not None}
-    if len(devices) > 1:
-        return f"the tensors are on {' and '.join(sorted(map(str, devices)))}"
-    return None
+    return apart(*rows, weight, bias) or None
 
 
 def _shape(x: Tensor) -> str:

@@ -95,5 +95,15 @@ def test_keys_of_every_head_are_refused():
     assert parts_unsupported(asked, HOPPER) == reason
 
 
+@pytest.mark.parametrize("part", [1, 3])
+def test_parts_of_other_sizes_are_refused(part):
+    args, kwargs = problem().sample(seed=0, device="cpu")
+    parts = [x[:, :, :-1] if i == part else x for i, x in enumerate(args)]
+    name = ("q_nope", "q_rope", "k_nope", "k_rope")[part]
+    assert parts_unsupported(mla_prefill.problem(*parts, **kwargs), HOPPER).startswith(
+        f"{name} is {list(parts[part].shape)}, not {list(args[part].shape)}"
+    )
+
+
 def test_deepseeks_heads_are_taken():
     assert parts_unsupported(problem(), HOPPER) is None

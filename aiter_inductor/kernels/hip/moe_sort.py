@@ -18,7 +18,8 @@ CHUNK = 512  # entries of each block of threads where there are more
 PADDING_BLOCKS = 16  # blocks of threads that share the padding of one chunk
 _ID_TYPES = {torch.int32: "i32", torch.int64: "i64"}
 _WAVE = 64
-_MAX_ENTRIES = 2**31 - 1
+_MAX_PLACES = 2**29
+"""Numbers of places are 32 bits, and blocks of threads step over twice as many at once."""
 
 
 @dataclass(frozen=True)
@@ -81,8 +82,8 @@ def moe_sort(
     capacity = min(entries * block_m, (entries + num_experts * (block_m - 1)) // block_m * block_m)
     if not (experts.is_contiguous() and weights.is_contiguous()):
         raise ValueError(f"experts {experts.stride()} or weights {weights.stride()} have gaps")
-    if capacity > _MAX_ENTRIES:
-        raise ValueError(f"{capacity} places exceed {_MAX_ENTRIES}")
+    if capacity > _MAX_PLACES:
+        raise ValueError(f"{capacity} places exceed {_MAX_PLACES}")
 
     def integers(*shape: int) -> Tensor:
         return experts.new_empty(shape, dtype=torch.int32)
