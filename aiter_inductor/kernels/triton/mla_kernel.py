@@ -85,8 +85,9 @@ def mla_split_kernel(
         scores = tl.dot(qr, tl.trans(kr), scores, input_precision="ieee") * scale
         seen = heads[:, None] & inside[None, :]
         if mask is not None:
-            at = mask + batch * mask_batch + query * mask_query
-            at = at + head[:, None] * mask_head + key[None, :] * mask_key
+            # Every product in 64 bits: 128 heads of 4096 x 4096 pairs are 2^31 elements.
+            at = mask + batch * mask_batch + query.to(tl.int64) * mask_query
+            at += head[:, None].to(tl.int64) * mask_head + key[None, :].to(tl.int64) * mask_key
             if mask.dtype.element_ty == tl.uint8:
                 seen = seen & (tl.load(at, mask=seen, other=0) != 0)
             else:

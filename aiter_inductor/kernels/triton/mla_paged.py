@@ -45,7 +45,7 @@ def mla_paged_decode(
         latent,
         k_rope,
         block_tables,
-        seq_lens,
+        seq_lens.contiguous(),
         None,
         kv_scale,
         partial,

@@ -105,7 +105,7 @@ def paged_attention(
     num_seqs, num_heads, head_dim = q.shape
     q = q if q.stride(-1) == 1 else q.contiguous()
     block_tables = block_tables if block_tables.stride(-1) == 1 else block_tables.contiguous()
-    group = num_heads // keys.num_heads
+    lengths, group = seq_lens.contiguous(), num_heads // keys.num_heads
     if config is None:
         capacity = block_tables.shape[1] * keys.page_size
         capacity = capacity if window is None else _least(capacity, window)
@@ -129,7 +129,7 @@ def paged_attention(
         key_cache,
         value_cache,
         block_tables,
-        seq_lens,
+        lengths,
         key_scale,
         value_scale,
         sinks,
@@ -161,7 +161,7 @@ def paged_attention(
         launchable(paged_reduce_kernel)[(num_rows,)](
             partial,
             lse,
-            seq_lens,
+            lengths,
             sinks,
             out,
             num_rows,

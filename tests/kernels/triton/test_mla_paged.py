@@ -68,9 +68,10 @@ def test_what_lies_beyond_a_sequence_is_not_read():
     assert torch.equal(check(args, kwargs), before)
 
 
-def test_strided_queries_tables_and_caches():
+def test_strided_queries_tables_lengths_and_caches():
     args, kwargs = SMALL.sample(seed=3, device="cpu")
     q = torch.empty(6, 5, 80).transpose(0, 1)[..., :64].copy_(args[0])
     cache = torch.empty(30, 20, 72)[:, :16, :64].copy_(args[1])
     tables = torch.empty(6, 5, dtype=torch.int32).T.copy_(args[2])
-    check((q, cache, tables, *args[3:]), kwargs)
+    lengths = torch.empty(5, 2, dtype=torch.int32)[:, 0].copy_(args[3])
+    check((q, cache, tables, lengths, *args[4:]), kwargs)

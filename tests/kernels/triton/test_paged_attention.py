@@ -91,12 +91,13 @@ def test_what_lies_beyond_a_sequence_is_not_read():
     assert torch.equal(check(args, kwargs), before)
 
 
-def test_strided_queries_tables_and_caches():
+def test_strided_queries_tables_lengths_and_caches():
     args, kwargs = SMALL.sample(seed=4, device="cpu")
     q = torch.empty(6, 5, 40).transpose(0, 1)[..., :32].copy_(args[0])
     both = torch.stack(args[1:3], 1)
     tables = torch.empty(6, 5, dtype=torch.int32).T.copy_(args[3])
-    check((q, both[:, 0], both[:, 1], tables, *args[4:]), kwargs)
+    lengths = torch.empty(5, 2, dtype=torch.int32)[:, 0].copy_(args[4])
+    check((q, both[:, 0], both[:, 1], tables, lengths, *args[5:]), kwargs)
 
 
 def test_parts_fill_the_chip():
