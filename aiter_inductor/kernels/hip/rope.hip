@@ -2,9 +2,9 @@
 //
 // Defined by the build, see rope.py: X (type of q and k), C (of cos and sin), OUT, W (of the
 // weights), P (what x times weight promotes to), NORM, ROUND_BEFORE_WEIGHT, HAS_OFFSET (of the
-// weights), HALF (half of the rotated elements), TAIL (elements behind them that pass through), IN_PAIRS and OUT_PAIRS (whether
-// the two elements of a pair lie side by side), FULL_TABLE, TABLE_PAIRS, TRANSPOSED, THREADS,
-// LANES a head, UNITS a lane, VEC pairs a unit.
+// weights), HALF (half of the rotated elements), TAIL (elements behind them that pass through),
+// IN_PAIRS and OUT_PAIRS (whether the two elements of a pair lie side by side), FULL_TABLE,
+// TABLE_PAIRS, TRANSPOSED, THREADS, LANES a head, UNITS a lane, VEC pairs a unit.
 #include "reduce.h"
 #include "rotation.h"
 #include "weight.h"
