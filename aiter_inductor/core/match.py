@@ -172,7 +172,7 @@ class Matches:
         return [match for match in self._places if match is not None and match.op is op]
 
     def replace(self, old: Iterable[Match], new: Match) -> None:
-        """Put `new` in the place of the first of `old`, and drop the rest."""
+        """Put `new` in the place of the first of `old`, each of which is here once."""
         self._put(new, min([self._drop(match) for match in old]))
 
     def _put(self, match: Match, place: int) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from aiter_inductor.core.dtypes import short_name
 from aiter_inductor.core.graph import arg, kind, module_path, ndim, source
 from aiter_inductor.core.match import Derived, Match, Matches, fusion, readers
 from aiter_inductor.lowerings.norm import rms_norm
@@ -47,6 +48,8 @@ def qk_norm_into_rope(pair: Match, matches: Matches) -> Match | str | None:
     if found[0] is None or found[1] is None:
         return None
     (q_norm, q, q_view), (k_norm, k, k_view) = found[0], found[1]
+    if q_norm is k_norm:
+        return f"q and k are both the heads of {q_norm.anchor.name}"
     for name in ("eps", *_NORM_SETTINGS):
         if q_norm.argument(name) != k_norm.argument(name):
             return (
@@ -55,8 +58,8 @@ def qk_norm_into_rope(pair: Match, matches: Matches) -> Match | str | None:
             )
     if q_norm.argument("weight") is None or k_norm.argument("weight") is None:
         return "q and k are normalised without a weight"
-    if q_norm.argument("out_dtype") is not None:
-        return f"the heads leave the norm as {q_norm.argument('out_dtype')}"
+    if (left_as := q_norm.argument("out_dtype")) is not None:
+        return f"the heads leave the norm as {short_name(left_as)}"
     views = {view for view in (q_view, k_view) if view is not None}
     inside = pair.interior | views
     for node in (q_norm.anchor, k_norm.anchor, *views):

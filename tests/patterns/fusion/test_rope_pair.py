@@ -78,6 +78,17 @@ def test_norms_join(dtype: torch.dtype, marked: bool, before: bool) -> None:
     assert op_names(done) == ["qk_norm_rope"]
 
 
+def test_two_views_of_one_norm_do_not_take_it_in() -> None:
+    def program(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, w: Tensor) -> tuple[Tensor, ...]:
+        normed = rms(split(q), w)
+        return tuple(rotate(x.transpose(1, 2), cos, sin) for x in (normed, normed))
+
+    done = check_rewrite(
+        program, *heads(), torch.ones(D).bfloat16(), expect={"rms_norm": 1, "rope": 2}
+    )
+    assert op_names(done) == ["rms_norm", "rope_qk"]
+
+
 def test_other_tables_keep_the_rotations_apart() -> None:
     def program(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
         q, k = split(q).transpose(1, 2), split(k).transpose(1, 2)
