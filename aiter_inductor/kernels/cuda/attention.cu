@@ -7,9 +7,8 @@
 // The ideas are those of FlashAttention-3 (Shah et al., 2024); layouts are in attention_work.h.
 
 #include "attention_work.h"
+#include "attention_products.h"
 #include "attention_softmax.h"
-#include "tma.h"
-#include "wgmma.h"
 
 // ---- the warp that copies
 
@@ -132,10 +131,7 @@ struct Multiplier {
     UNROLL for (int step = 0; step < QK_DIM / 16; step++) {
       const u64 q_at = q + (step / 4 * Q_COLUMN_BYTES + step % 4 * 32) / 16;
       const u64 k_at = k + (step / 4 * KV_COLUMN_BYTES + step % 4 * 32) / 16;
-      if (FP16)
-        Wgmma<BLOCK_N>::template fp16<false, false>(s, q_at, k_at, step > 0);
-      else
-        Wgmma<BLOCK_N>::template bf16<false, false>(s, q_at, k_at, step > 0);
+      multiply<BLOCK_N, false, false>(s, q_at, k_at, step > 0);
     }
     wgmma_commit();
   }
@@ -145,10 +141,7 @@ struct Multiplier {
     wgmma_fence();
     UNROLL for (int step = 0; step < BLOCK_N / 16; step++) {
       const u32 a[4] = {p[4 * step], p[4 * step + 1], p[4 * step + 2], p[4 * step + 3]};
-      if (FP16)
-        Wgmma<V_DIM>::template fp16<true>(o, a, v + step * 2048 / 16, accumulate || step > 0);
-      else
-        Wgmma<V_DIM>::template bf16<true>(o, a, v + step * 2048 / 16, accumulate || step > 0);
+      multiply<V_DIM, true>(o, a, v + step * 2048 / 16, accumulate || step > 0);
     }
     wgmma_commit();
   }

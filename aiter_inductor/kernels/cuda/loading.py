@@ -9,7 +9,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from aiter_inductor.core import jit
-from aiter_inductor.kernels.hip.loading import Variant, arch_name, load_kernel, why_not_ready
+from aiter_inductor.kernels.hip.loading import (
+    Variant,
+    arch_name,
+    load_kernel,
+    module_of,
+    why_not_ready,
+)
 
 __all__ = ["Variant", "arch_name", "cuda_module", "load_kernel", "why_not_ready"]
 
@@ -18,8 +24,4 @@ _HERE = Path(__file__).parent
 
 def cuda_module(name: str, source: str, **defines: object) -> jit.Module:
     """A module of a source in this folder; True and False become 1 and 0."""
-    written = {
-        macro: str(int(value)) if isinstance(value, bool) else str(value)
-        for macro, value in defines.items()
-    }
-    return jit.Module(name, (_HERE / source,), defines=tuple(sorted(written.items())))
+    return module_of(name, _HERE / source, defines)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -45,11 +45,16 @@ class Variant(Protocol):
 
 def hip_module(name: str, source: str, **defines: object) -> jit.Module:
     """A module of a source in this folder; True and False become 1 and 0."""
+    return module_of(name, _HERE / source, defines)
+
+
+def module_of(name: str, source: Path, defines: Mapping[str, object]) -> jit.Module:
+    """A module of one source with these definitions, as `hip_module` writes them."""
     written = {
         macro: str(int(value)) if isinstance(value, bool) else str(value)
         for macro, value in defines.items()
     }
-    return jit.Module(name, (_HERE / source,), defines=tuple(sorted(written.items())))
+    return jit.Module(name, (source,), defines=tuple(sorted(written.items())))
 
 
 def arch_name(device: torch.device) -> str:
