@@ -10,6 +10,7 @@ Results are compared with the op's reference before they are timed, at 512 token
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -152,12 +153,17 @@ def time_us(call: Callable[[], Any]) -> float:
 
 def main() -> None:
     """Run the races named on the command line, or all."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("races", nargs="*", metavar="RACE", help=f"of {', '.join(RACES)}")
+    parser.add_argument("--defaults", action="store_true", help="no other launch parameters")
+    args = parser.parse_args()
+    if unknown := set(args.races) - RACES.keys():
+        parser.error(f"{', '.join(sorted(unknown))} is none of {', '.join(RACES)}")
     print(torch.cuda.get_device_name(), torch.__version__)
-    named = [name for name in sys.argv[1:] if name != "--defaults"]
-    for name in named or RACES:
+    for name in args.races or RACES:
         race = RACES[name]
         print(f"{name}: {race}")
-        for us, label in sorted(lines(race, "--defaults" in sys.argv)):
+        for us, label in sorted(lines(race, args.defaults)):
             print(f"  {us:9.1f} us {race.flops() / us / 1e6:6.0f} TFLOP/s  {label}")
 
 
