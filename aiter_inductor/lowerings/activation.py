@@ -13,6 +13,7 @@ from aiter_inductor.core.op import accept, op
 from aiter_inductor.lowerings.activation_problem import (
     ActivationProblem,
     activation_unsupported,
+    hip_activation_unsupported,
     quantised_activation_unsupported,
 )
 from aiter_inductor.lowerings.measured import cede_activation, decline_act_and_mul
@@ -177,8 +178,8 @@ def act_and_mul_quant_static(
 
 
 add_triton(act_and_mul, "activation", refuse=activation_unsupported, decline=decline_act_and_mul)
-add_hip(act_and_mul, "activation", refuse=activation_unsupported, decline=decline_act_and_mul)
+add_hip(act_and_mul, "activation", refuse=hip_activation_unsupported, decline=decline_act_and_mul)
 add_triton(act_and_mul_backward, "activation", refuse=activation_unsupported)
 for made, cede in ((act_and_mul_quant, cede_activation), (act_and_mul_quant_static, accept)):
     add_triton(made, "activation", refuse=quantised_activation_unsupported, cede=cede)
-    add_hip(made, "activation", refuse=quantised_activation_unsupported)
+    add_hip(made, "activation", refuse=hip_activation_unsupported)

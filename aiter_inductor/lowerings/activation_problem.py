@@ -10,10 +10,11 @@ from torch import Tensor
 
 from aiter_inductor.core.dtypes import QUANT_DTYPES, short_name
 from aiter_inductor.core.op import Use
-from aiter_inductor.core.problem import Dim, dim
+from aiter_inductor.core.problem import Dim, dim, fixed
 from aiter_inductor.lowerings.rows import RowProblem, rows_unsupported, with_one_scale
 
 MAX_TOKEN_N = 32768
+MAX_REACH = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,20 @@ def activation_unsupported(problem: ActivationProblem, use: Use) -> str | None:
     if problem.residual_dtype != problem.dtype:
         gate, up = short_name(problem.dtype), short_name(problem.residual_dtype or problem.dtype)
         return f"gate is {gate} but up is {up}; kernels compute with one dtype"
+    reach = problem.N * max(filter(None, map(fixed, problem.last_strides)), default=1)
+    if (fixed(reach) or 0) > MAX_REACH:
+        return f"a row reaches over {reach} elements; kernels count up to {MAX_REACH}"
     return rows_unsupported(replace(problem, row_contiguous=True), use)
+
+
+def hip_activation_unsupported(problem: ActivationProblem, use: Use) -> str | None:
+    """What the HIP kernel does not take, quantising or not."""
+    if problem.last_strides not in ((1, 1), (2, 2)):
+        shown = " and ".join(map(str, problem.last_strides))
+        return f"gate and up have last strides {shown}; the kernel reads 1, or 2 in turns"
+    if problem.out_dtype in QUANT_DTYPES:
+        return quantised_activation_unsupported(problem, use)
+    return activation_unsupported(problem, use)
 
 
 def quantised_activation_unsupported(problem: ActivationProblem, use: Use) -> str | None:

@@ -18,6 +18,7 @@ from aiter_inductor.lowerings.activation import (
     act_and_mul_quant,
     act_and_mul_quant_static,
 )
+from aiter_inductor.lowerings.activation_problem import hip_activation_unsupported
 from aiter_inductor.lowerings.quant import quant_per_group
 from tests.lowerings.checks import assert_same_layout, gradcheck, opcheck
 
@@ -139,6 +140,12 @@ def test_refusals():
     wide = torch.empty(1, 40000, dtype=torch.bfloat16)
     found = reason(act_and_mul_quant, wide, wide, **silu, dtype=torch.int8)
     assert "N=40000 is above 32768" in found
+    thirds = act_and_mul.problem(wide[:, :30000:3], wide[:, 1:30000:3], **silu)
+    sentence = "gate and up have last strides 3 and 3; the kernel reads 1, or 2 in turns"
+    assert hip_activation_unsupported(thirds, Use(arch_named("gfx950"))) == sentence
+    far = torch.empty(2**31, dtype=torch.bfloat16, device="meta").view(1, 65536, -1)[..., 0]
+    found = reason(act_and_mul, far, far, **silu)
+    assert "a row reaches over 2147483648 elements; kernels count up to 2147483647" in found
     assert act_and_mul.select(
         act_and_mul.problem(wide[:, ::2], wide[:, 1::2], **silu), Use(arch_named("gfx950"))
     ).provider

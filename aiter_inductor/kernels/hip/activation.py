@@ -145,7 +145,8 @@ def act_rows(
     """Activate, multiply and store.
 
     Args:
-        gate, up: [*, N] of one dtype, last stride 1; or 2 where they alternate in one tensor.
+        gate, up: [*, N] of one dtype, read where they lie if the last stride is 1, or 2 and they
+            alternate in one tensor; else copied.
         out: [*, N], written.
         scale: [*, 1] or [*, N / group_size], written; [] or [1], read, where the scale is static.
         layout: None for the default.
@@ -159,6 +160,8 @@ def act_rows(
         return
     between_bytes = up.data_ptr() - gate.data_ptr()
     interleaved = _interleaving(gate, up, between_bytes)
+    if not interleaved:
+        gate, up = (x if x.stride(-1) == 1 else x.contiguous() for x in (gate, up))
     key = (activation, quantisation, layout, interleaved, facts_of(gate, up, out, scale))
     plan = _PLANS.get(key)
     if plan is None:

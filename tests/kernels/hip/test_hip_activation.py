@@ -45,6 +45,14 @@ def test_act_and_mul_rounds_where_eager_does(name, how):
     torch.testing.assert_close(out, expected, rtol=2**-7, atol=1e-30)
 
 
+def test_strided_rows_that_do_not_alternate_in_one_tensor():
+    (gate, _), (_, up) = (gate_and_up(3, 40, dtype=FP32, how="gate first") for _ in range(2))
+    for given in ((gate, up.clone()), (gate.clone(), up), (gate, gate)):
+        exact = ops.act_and_mul.reference(*(x.double() for x in given), activation="silu")
+        out = activation.act_and_mul(*given, activation="silu")
+        assert_close_to_float64(out, exact, roundings=4)
+
+
 @pytest.mark.parametrize("shape", [(5, 1), (2, 77), (2, 4098)], ids=str)
 def test_ragged_rows(shape):
     gate, up = gate_and_up(*shape, dtype=FP16)
