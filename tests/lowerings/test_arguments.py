@@ -14,7 +14,7 @@ from torch import Tensor
 from aiter_inductor.cli.cases import load_ops
 from aiter_inductor.core.arch import arch_named
 from aiter_inductor.core.op import Use
-from aiter_inductor.kernels.hip import moe_sort
+from aiter_inductor.kernels.hip import kv_cache, loading, moe_sort, rope, rope_kv
 from aiter_inductor.lowerings.attention_problem import flash_unsupported
 from aiter_inductor.lowerings.paged_attention_problem import (
     PagedAttentionProblem,
@@ -45,6 +45,11 @@ def one(x: Tensor) -> Tensor:
 def strided(x: Tensor) -> Tensor:
     """The same numbers with others between them."""
     return torch.stack((x, x), -1)[..., 0]
+
+
+def no_zeros(_: Tensor) -> Tensor:
+    """Fewer than any weight has groups."""
+    return torch.zeros(3)
 
 
 def elsewhere(x: Tensor) -> Tensor:
@@ -114,6 +119,10 @@ CASES: Mapping[str, tuple[tuple[str, Change, str], ...]] = {
         ("v", shorter(0), "value is ["),
         ("sin", elsewhere, "the tensors are on cpu and meta"),
     ),
+    "rope_qk": (("k", shorter(-1), " in q but "),),
+    "qk_norm_rope": (("k_weight", double, "q_weight is bfloat16["),),
+    "moe_route": (("bias", strided, "bias has stride 2"),),
+    "gemm_w4a16": (("weight_zero", no_zeros, "weight_zero is [3], not as weight_scale ["),),
     "rope": (("cos", elsewhere, "the tensors are on cpu and meta"),),
     "quant_static": (
         ("scale", double, "scale is float64[1], not one float32"),
@@ -168,10 +177,30 @@ def test_distances_that_32_bits_do_not_hold_are_refused() -> None:
     assert mismatch(9) == sentence
 
 
+def test_packs_of_another_size_are_refused() -> None:
+    q, tables = torch.empty(1, 2, 16, dtype=torch.bfloat16), torch.zeros(1, 1).int()
+    keys = torch.empty(1, 2, 4, 16, 4, dtype=torch.bfloat16)
+    asked = (q, keys, keys.transpose(2, 3), tables, tables[:, 0])
+    found = PagedAttentionProblem.of(*asked, scale=1.0, layout="packed").mismatch
+    assert found == "keys are packs of 4; 16 bytes hold 8"
+
+
 def test_more_sequences_than_a_grid_has() -> None:
     problem = PagedAttentionProblem(65536, 6, 2, 32, 24, 8, 5, torch.float32, torch.float32)
     sentence = "65536 sequences exceed 65535, the grid's third dimension"
     assert paged_tiles_unsupported(problem, Use(arch_named(ARCH))) == sentence
+
+
+def test_more_heads_and_accesses_than_32_bits_count() -> None:
+    x, table = torch.empty(2**26, 32, 2, device="meta"), torch.empty(2**26, 2, device="meta")
+    slots, cache = table[:, 0].long(), torch.empty(1, 16, 32, 2, device="meta")
+    with loading.collecting_modules("gfx942"):
+        with pytest.raises(ValueError, match="2147483648 heads in all exceed 2147483647"):
+            rope.rope(x[None].transpose(1, 2), table[None, None], table[None, None])
+        with pytest.raises(ValueError, match="6442450944 heads in all exceed 2147483647"):
+            rope_kv.rope_kv_cache_write(x, x, x, table, table, None, cache, cache, slots)
+        with pytest.raises(ValueError, match="4294967296 accesses in all exceed 2147483647"):
+            kv_cache.kv_cache_write(x, x, cache, cache, slots)
 
 
 def test_more_places_than_are_sorted() -> None:

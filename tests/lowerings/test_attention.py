@@ -12,6 +12,7 @@ from aiter_inductor.core.arch import arch_named
 from aiter_inductor.core.op import Use
 from aiter_inductor.core.problem import describe
 from aiter_inductor.lowerings.attention import attention
+from aiter_inductor.lowerings.attention_problem import flash_unsupported, sdpa_is_faster
 from tests.lowerings.checks import assert_close, assert_same_layout, opcheck, oracle
 
 CPU = Use(arch_named("cpu"))
@@ -160,6 +161,11 @@ def test_torch_provides_a_mask_with_a_hidden_row():
         ({}, {"softcap": 30.0}, "SDPA has no softcap, and softcap=30 is asked for"),
         ({}, {"sinks": torch.zeros(4)}, "SDPA has no attention sinks"),
         ({"T": 9}, {"causal": "bottom_right"}, "counts S=7 queries from the first of T=9 keys"),
+        (
+            {},
+            {"first_keys": torch.zeros(2, 7, dtype=torch.int32)},
+            "SDPA hides other documents by a mask of all pairs only",
+        ),
         ({"H": 3}, {}, "3 query heads do not divide into 2 groups"),
         ({"S": 1}, {}, "S=1 queries of T=7 keys do not pay for widening v"),
         (
@@ -180,6 +186,17 @@ def test_refusals(sizes, how, sentence):
     selection = attention.select(problem, CPU)
     assert selection.provider is None
     assert sentence in selection.reason
+
+
+def test_maxima_of_raw_scores_need_a_positive_scale():
+    reason = flash_unsupported(attention.problem(*heads(), scale=-0.5), Use(arch_named("gfx942")))
+    assert reason == "scale=-0.5 is not positive, and maxima are taken of raw scores"
+
+
+def test_float32_is_left_to_torch_on_hopper():
+    problem = attention.problem(*heads(), scale=0.2)
+    reason = sdpa_is_faster(problem, Use(arch_named("sm_90")))
+    assert reason == "float32 spills registers on sm_90; torch has kernels for it"
 
 
 def test_opcheck():

@@ -38,6 +38,7 @@ def test_taken(change):
         ({"qk_dim": 257}, "qk_dim=257 is not a number from 1 to 256"),
         ({"dtype": torch.float32}, "q, k and v are float32; it multiplies bf16 and fp16"),
         ({"v_dim": 100}, "v_dim=100 is no multiple of the 8 in 16 bytes"),
+        ({"first_keys": True}, "and the query names the first that it sees"),
         ({"causal": "top_left"}, "counted from the first key, one query sees no other"),
         ({"mask": "float64", "mask_shape": (1, 1, 1, 9)}, "the mask is float64, none of bool"),
         ({"mask": "bool", "mask_shape": (2, 32, 1, 9)}, "(2, 32, 1, 9) is not the same for all"),

@@ -299,5 +299,8 @@ def test_configs_of_few_rows_are_refused_with_a_sentence():
     grouped = replace(problem, scaling="weight_group", group_size=96)
     assert few.refuse(grouped) == "the columns of a scale=96 is no power of two"
     assert few.refuse(replace(problem, scaling="row")).startswith("block_m=4 is less than 16")
+    assert replace(few, block_k=8).refuse(problem).endswith("has a parameter that is too small")
+    negative = GemmConfig(16, 64, 128, waves_per_eu=-1)
+    assert negative.refuse(problem).endswith("has a parameter that is not positive")
     default = GemmConfig.default_weight_only(3, 64, 256, amd=True, scale_k=96)
     assert default.block_m == 16
