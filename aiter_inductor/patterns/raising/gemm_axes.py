@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 from torch import fx
 
@@ -48,7 +48,7 @@ def start(shape: Sequence[Dim]) -> Axes:
     return Axes(digits, tuple(shape))
 
 
-def is_view(node: object) -> bool:
+def is_view(node: object) -> TypeGuard[fx.Node]:
     """Whether `through` may know what `node` does to its source's elements."""
     if not isinstance(node, fx.Node):
         return False

@@ -18,6 +18,7 @@ from aiter_inductor.core.graph import (
     sizes,
     source,
 )
+from aiter_inductor.patterns.raising.gemm_axes import is_view
 from aiter_inductor.patterns.raising.tail import strip_widening, widenings
 
 ROOTS = ("rsqrt", "sqrt", "pow")
@@ -104,8 +105,8 @@ def _passes(node: fx.Node) -> bool:
 
 def restores_last_dim(node: object) -> bool:
     """Whether `node` is its source with a last dimension of 1 appended, however spelled."""
-    if kind(node) not in ("unsqueeze", "getitem", "reshape") or not isinstance(node, fx.Node):
-        return False
+    if kind(node) not in ("unsqueeze", "getitem", "reshape") or not is_view(node):
+        return False  # an index of numbers gathers, whatever its shape
     before, after = sizes(source(node)), sizes(node)
     return before is not None and after == (*before, 1) and size(node, -1) == 1
 

@@ -367,6 +367,15 @@ def test_a_write_to_the_input_in_between_is_not_crossed():
     assert found.reasons() == ["add_ writes to what it reads or switches a mode in between"]
 
 
+def test_roots_that_are_gathered_are_those_of_other_rows():
+    turned = torch.tensor([[2], [1], [0]])
+
+    def program(x, w):
+        return w * (x * torch.rsqrt(x.pow(2).mean(-1) + EPS)[turned])
+
+    check_rewrite(Norm(program, torch.float32), torch.randn(3, N), expect={})
+
+
 def test_a_rounding_that_the_op_does_not_make_keeps_the_weight_outside():
     def program(x, w):
         return (x * torch.rsqrt(mean_square(x) + EPS)).to(torch.bfloat16) * w
