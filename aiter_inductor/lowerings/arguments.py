@@ -21,7 +21,7 @@ def misshapen(name: str, x: Tensor | None, wanted: Sequence[Dim]) -> str:
     if x is None:
         return ""
     found = [dim(size) for size in x.shape]
-    if len(found) == len(wanted) and not any(map(_differ, found, wanted)):
+    if len(found) == len(wanted) and not any(map(differ, found, wanted)):
         return ""
     return f"{name} is {_shown(found)}, not {_shown(wanted)}"
 
@@ -50,7 +50,8 @@ def apart(*tensors: Tensor | None) -> str:
     return f"the tensors are on {' and '.join(sorted(map(str, devices)))}"
 
 
-def _differ(found: Dim, wanted: Dim) -> bool:
+def differ(found: Dim, wanted: Dim) -> bool:
+    """Whether two sizes are known when compiling and are not the same."""
     sizes = fixed(found), fixed(wanted)
     return None not in sizes and sizes[0] != sizes[1]
 

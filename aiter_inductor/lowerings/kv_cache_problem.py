@@ -11,7 +11,7 @@ from torch import Tensor
 from aiter_inductor.core.dtypes import FP8_DTYPES, ROW_DTYPES, short_name
 from aiter_inductor.core.op import Use
 from aiter_inductor.core.problem import Dim, dim, fixed
-from aiter_inductor.lowerings.arguments import apart, misshapen, no_scale, no_vector
+from aiter_inductor.lowerings.arguments import apart, differ, misshapen, no_scale, no_vector
 
 LAYOUTS = ("paged", "packed", "transposed")
 PACK_BYTES = 16
@@ -189,7 +189,7 @@ def _unfit_rows(
 ) -> str:
     pages, slots = key_cache.shape[0], page_size_of(key_cache, layout)
     found = value_cache.shape[0], _value_page_size(value_cache, layout)
-    if [dim(n) for n in found] != [dim(pages), dim(slots)]:
+    if differ(dim(found[0]), dim(pages)) or differ(dim(found[1]), dim(slots)):
         return (
             f"key_cache has {pages} pages of {slots} tokens, value_cache {found[0]} of {found[1]}"
         )
