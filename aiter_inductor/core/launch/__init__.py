@@ -22,9 +22,10 @@ from aiter_inductor.core.launch.signature import (
     tensor_map_of,
 )
 from aiter_inductor.core.launch.simulated import SimulatedKernel, SimulationUnavailableError
-from aiter_inductor.core.launch.tensor_map import TensorMapError, tensor_map
+from aiter_inductor.core.launch.tensor_map import NO_MAP, TensorMapError, tensor_map
 
 __all__ = [
+    "NO_MAP",
     "CudaRuntime",
     "HipRuntime",
     "HostRuntime",

@@ -9,13 +9,15 @@ from typing import Any
 
 _CPU_DEVICE = -1  # what Tensor.get_device() says for a CPU tensor
 _MAX_DEVICES = 64
-_TENSOR_MAP_BYTES = 128
+_TENSOR_MAP_BYTES, _TENSOR_MAP_ALIGN = 128, 64
+_MAPPED_ALIGN = 16  # of the tensor behind a map
 _FORMATS = {"p": "Q", "i": "i", "l": "q", "f": "f", "d": "d", "m": f"{_TENSOR_MAP_BYTES}s"}
 _LAUNCH = ctypes.CFUNCTYPE(
     ctypes.c_int, ctypes.c_void_p, *[ctypes.c_uint] * 7, *[ctypes.c_void_p] * 3
 )
 _PROGRAMMATIC_STREAM_SERIALIZATION = 6
 _GET_DEVICE = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_int))
+_REPLACE_ADDRESS = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
 
 
 class LaunchAttribute(ctypes.Structure):
@@ -57,6 +59,7 @@ class CtypesLauncher:
         launch_address: int,
         early_address: int,
         device_address: int,
+        replace_address: int,
         end_marker: int,
         load: Callable[[int], int],
         stream_of: Callable[[int], int],
@@ -73,6 +76,7 @@ class CtypesLauncher:
         self._launch = _LAUNCH(launch_address)
         self._launch_early = _LAUNCH_EARLY(early_address) if early_address else None
         self._get_device = _GET_DEVICE(device_address) if device_address else None
+        self._replace_address = _REPLACE_ADDRESS(replace_address) if replace_address else None
         self._end_marker = end_marker
         self._load = load
         self._stream_of = stream_of
@@ -104,7 +108,7 @@ class CtypesLauncher:
             if letter == "p":
                 device, value = self._address(described, given, device)
             elif letter == "m":
-                value = self._tensor_map(described, given)
+                device, value = self._tensor_map(described, given, device)
             else:
                 value = self._number(described, given)
             struct.pack_into(_FORMATS[letter], buffer, offset, value)
@@ -145,17 +149,22 @@ class CtypesLauncher:
         self, described: Described, given: Any, common: int | None
     ) -> tuple[int | None, int]:
         """The device common to all tensors so far, and the address of this one."""
-        name, letter, dtype, align, _ = described
-        if given is None and letter == "P":
+        if given is None and described[1] == "P":
             return common, 0
+        return self._address_of(described, given, described[3], common)
+
+    def _address_of(
+        self, described: Described, given: Any, align: int, common: int | None, offset: int = 0
+    ) -> tuple[int, int]:
+        name, dtype = described[0], described[2]
         if not hasattr(given, "get_device"):
             raise TypeError(f"{self._name}: {name} is {type(given).__name__}, not a tensor")
-        device = given.get_device()
+        device: int = given.get_device()
         if device != common:
             self._check_device(name, device, common)
         if dtype is not None and given.dtype != dtype:
             raise ValueError(f"{self._name}: {name} is {given.dtype!r}; the kernel takes {dtype!r}")
-        address: int = given.data_ptr()
+        address: int = given.data_ptr() + offset
         if address % align:
             raise ValueError(
                 f"{self._name}: {name} lies at an address that is not a multiple of {align} bytes"
@@ -175,8 +184,13 @@ class CtypesLauncher:
                 f"{common}"
             )
 
-    def _tensor_map(self, described: Described, given: Any) -> bytes:
-        name = described[0]
+    def _tensor_map(
+        self, described: Described, given: Any, common: int | None
+    ) -> tuple[int | None, bytes]:
+        """The device common to all tensors so far, and the map, at the address that is given."""
+        name, pair = described[0], None
+        if self._replace_address and isinstance(given, tuple) and len(given) == 3:
+            given, *pair = given
         if not isinstance(given, bytes):
             kind = type(given).__name__
             raise TypeError(f"{self._name}: {name} is {kind}, not the bytes of a tensor map")
@@ -184,7 +198,19 @@ class CtypesLauncher:
             raise ValueError(
                 f"{self._name}: {name} has {len(given)} bytes; a tensor map has {_TENSOR_MAP_BYTES}"
             )
-        return given
+        if pair is None:
+            return common, given
+        device, address = self._address_of(described, pair[0], _MAPPED_ALIGN, common, pair[1])
+        return device, self._at_address(given, address)
+
+    def _at_address(self, tensor_map: bytes, address: int) -> bytes:
+        assert self._replace_address is not None
+        storage = ctypes.create_string_buffer(_TENSOR_MAP_BYTES + _TENSOR_MAP_ALIGN)
+        aligned = -(-ctypes.addressof(storage) // _TENSOR_MAP_ALIGN) * _TENSOR_MAP_ALIGN
+        ctypes.memmove(aligned, tensor_map, _TENSOR_MAP_BYTES)
+        if status := self._replace_address(aligned, address):
+            self._refuse_launch(status)
+        return ctypes.string_at(aligned, _TENSOR_MAP_BYTES)
 
     def _number(self, described: Described, given: Any) -> int | float:
         name, letter = described[:2]
@@ -237,8 +263,11 @@ class CtypesLauncher:
             config = LaunchConfig(sizes[:6], sizes[6], stream, ctypes.pointer(early), 1)
             status = self._launch_early(config, function, params, None)
         if status:
-            self._fail(status)
-            raise RuntimeError(f"{self._name}: launch status {status}")
+            self._refuse_launch(status)
+
+    def _refuse_launch(self, status: int) -> None:
+        self._fail(status)
+        raise RuntimeError(f"{self._name}: launch status {status}")
 
 
 def _end(described: Described) -> int:

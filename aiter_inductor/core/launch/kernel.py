@@ -75,6 +75,7 @@ class Kernel:
             launch_address=runtime.launch_address,
             early_address=runtime.early_address if signature.waits else 0,
             device_address=runtime.device_address,
+            replace_address=runtime.replace_address,
             end_marker=runtime.end_marker,
             load=self._load,
             stream_of=runtime.stream_of,

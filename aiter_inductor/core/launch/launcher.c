@@ -11,6 +11,8 @@
 #define MAX_PARAMETERS 48
 #define MAX_BUFFER_BYTES 1024
 #define TENSOR_MAP_BYTES 128
+#define TENSOR_MAP_ALIGN 64 /* of the map itself, in bytes */
+#define MAPPED_ALIGN 16     /* of the tensor behind it */
 #define MAX_DEVICES 64
 #define CPU_DEVICE (-1) /* what Tensor.get_device() says for a CPU tensor */
 
@@ -18,6 +20,7 @@ typedef int (*launch_fn)(void *function, unsigned grid_x, unsigned grid_y, unsig
                          unsigned block_x, unsigned block_y, unsigned block_z,
                          unsigned shared_bytes, void *stream, void **params, void **extra);
 typedef int (*get_device_fn)(int *device);
+typedef int (*replace_address_fn)(void *tensor_map, void *address);
 
 /* CUlaunchAttribute and CUlaunchConfig of cuda.h, for cuLaunchKernelEx. */
 typedef struct {
@@ -48,6 +51,7 @@ typedef struct {
   launch_fn launch;
   launch_early_fn launch_early; /* NULL for a kernel that does not wait for those before it */
   get_device_fn get_device; /* NULL for a kernel that runs on the CPU */
+  replace_address_fn replace_address; /* NULL where there are no tensor maps */
   PyObject *name;
   PyObject *load;       /* load(device) -> function handle */
   PyObject *stream_of;  /* stream_of(device) -> stream handle */
@@ -71,6 +75,14 @@ static int refuse_value(const char *format, ...) {
   va_start(arguments, format);
   PyErr_FormatV(PyExc_ValueError, format, arguments);
   va_end(arguments);
+  return -1;
+}
+
+/* Raises what the runtime means by `status`. */
+static int refuse_launch(Launcher *self, int status) {
+  PyObject *nothing = PyObject_CallFunction(self->fail, "i", status);
+  Py_XDECREF(nothing);
+  if (nothing) PyErr_Format(PyExc_RuntimeError, "%U: launch status %d", self->name, status);
   return -1;
 }
 
@@ -131,38 +143,45 @@ static int check_device(Launcher *self, Parameter *parameter, int device, int *c
                       parameter->name, device, *common);
 }
 
+/* The tensor's address, on the device common to all arguments so far. */
+static int read_address(Launcher *self, Parameter *parameter, PyObject *given, unsigned align,
+                        int *device, uintptr_t *address) {
+  PyObject *found = PyObject_CallMethodNoArgs(given, str_get_device);
+  if (!found) {
+    if (!PyErr_ExceptionMatches(PyExc_AttributeError)) return -1;
+    PyErr_Format(PyExc_TypeError, "%U: %U is %s, not a tensor", self->name, parameter->name,
+                 Py_TYPE(given)->tp_name);
+    return -1;
+  }
+  int index = (int)PyLong_AsLong(found);
+  Py_DECREF(found);
+  if (check_device(self, parameter, index, device)) return -1;
+  if (parameter->dtype != Py_None) {
+    PyObject *dtype = PyObject_GetAttr(given, str_dtype);
+    if (!dtype) return -1;
+    Py_DECREF(dtype); /* dtypes are immortal singletons */
+    if (dtype != parameter->dtype)
+      return refuse_value("%U: %U is %R; the kernel takes %R", self->name, parameter->name, dtype,
+                          parameter->dtype);
+  }
+  found = PyObject_CallMethodNoArgs(given, str_data_ptr);
+  if (!found) return -1;
+  *address = (uintptr_t)PyLong_AsUnsignedLongLong(found);
+  Py_DECREF(found);
+  if (*address & (align - 1))
+    return refuse_value("%U: %U lies at an address that is not a multiple of %u bytes", self->name,
+                        parameter->name, align);
+  return PyErr_Occurred() ? -1 : 0;
+}
+
 static int pack_pointer(Launcher *self, Parameter *parameter, PyObject *given, void *slot,
                         int *device) {
   uintptr_t address = 0;
-  if (given != Py_None || !parameter->optional) {
-    PyObject *found = PyObject_CallMethodNoArgs(given, str_get_device);
-    if (!found) {
-      if (!PyErr_ExceptionMatches(PyExc_AttributeError)) return -1;
-      PyErr_Format(PyExc_TypeError, "%U: %U is %s, not a tensor", self->name, parameter->name,
-                   Py_TYPE(given)->tp_name);
-      return -1;
-    }
-    int index = (int)PyLong_AsLong(found);
-    Py_DECREF(found);
-    if (check_device(self, parameter, index, device)) return -1;
-    if (parameter->dtype != Py_None) {
-      PyObject *dtype = PyObject_GetAttr(given, str_dtype);
-      if (!dtype) return -1;
-      Py_DECREF(dtype); /* dtypes are immortal singletons */
-      if (dtype != parameter->dtype)
-        return refuse_value("%U: %U is %R; the kernel takes %R", self->name, parameter->name, dtype,
-                            parameter->dtype);
-    }
-    found = PyObject_CallMethodNoArgs(given, str_data_ptr);
-    if (!found) return -1;
-    address = (uintptr_t)PyLong_AsUnsignedLongLong(found);
-    Py_DECREF(found);
-    if (address & (parameter->align - 1))
-      return refuse_value("%U: %U lies at an address that is not a multiple of %u bytes",
-                          self->name, parameter->name, parameter->align);
-  }
+  if ((given != Py_None || !parameter->optional) &&
+      read_address(self, parameter, given, parameter->align, device, &address))
+    return -1;
   memcpy(slot, &address, sizeof address);
-  return PyErr_Occurred() ? -1 : 0;
+  return 0;
 }
 
 static int pack_number(Launcher *self, Parameter *parameter, PyObject *given, void *slot) {
@@ -190,18 +209,34 @@ static int pack_number(Launcher *self, Parameter *parameter, PyObject *given, vo
   return 0;
 }
 
-/* Bytes that the caller encoded; they are copied, so nothing needs to outlive the launch. */
-static int pack_tensor_map(Launcher *self, Parameter *parameter, PyObject *given, void *slot) {
-  if (!PyBytes_Check(given)) {
+/* Bytes that the caller encoded, copied, so that nothing needs to outlive the launch; or such bytes,
+ * a tensor and an offset into it in bytes, at which the map is to start. */
+static int pack_tensor_map(Launcher *self, Parameter *parameter, PyObject *given, void *slot,
+                           int *device) {
+  PyObject *map = given, *tensor = NULL;
+  uintptr_t address;
+  if (self->replace_address && PyTuple_Check(given) && PyTuple_GET_SIZE(given) == 3) {
+    map = PyTuple_GET_ITEM(given, 0);
+    tensor = PyTuple_GET_ITEM(given, 1);
+  }
+  if (!PyBytes_Check(map)) {
     PyErr_Format(PyExc_TypeError, "%U: %U is %s, not the bytes of a tensor map", self->name,
-                 parameter->name, Py_TYPE(given)->tp_name);
+                 parameter->name, Py_TYPE(map)->tp_name);
     return -1;
   }
-  if (PyBytes_GET_SIZE(given) != TENSOR_MAP_BYTES)
+  if (PyBytes_GET_SIZE(map) != TENSOR_MAP_BYTES)
     return refuse_value("%U: %U has %zd bytes; a tensor map has %d", self->name, parameter->name,
-                        PyBytes_GET_SIZE(given), TENSOR_MAP_BYTES);
-  memcpy(slot, PyBytes_AS_STRING(given), TENSOR_MAP_BYTES);
-  return 0;
+                        PyBytes_GET_SIZE(map), TENSOR_MAP_BYTES);
+  memcpy(slot, PyBytes_AS_STRING(map), TENSOR_MAP_BYTES);
+  if (!tensor) return 0;
+  if (read_address(self, parameter, tensor, 1, device, &address)) return -1;
+  address += PyLong_AsUnsignedLongLong(PyTuple_GET_ITEM(given, 2));
+  if (PyErr_Occurred()) return -1;
+  if (address & (MAPPED_ALIGN - 1))
+    return refuse_value("%U: %U lies at an address that is not a multiple of %u bytes", self->name,
+                        parameter->name, MAPPED_ALIGN);
+  int status = self->replace_address(slot, (void *)address);
+  return status ? refuse_launch(self, status) : 0;
 }
 
 /* Calls callable(device); the result is an integer of pointer size. */
@@ -252,11 +287,7 @@ static int launch_on(Launcher *self, int device, unsigned long long grid[3],
                                   (unsigned)block[0], (unsigned)block[1], (unsigned)block[2],
                                   shared_bytes, (void *)stream, by_extra ? NULL : params,
                                   by_extra ? extra : NULL);
-  if (!status) return 0;
-  PyObject *nothing = PyObject_CallFunction(self->fail, "i", status);
-  Py_XDECREF(nothing);
-  if (nothing) PyErr_Format(PyExc_RuntimeError, "%U: launch status %d", self->name, status);
-  return -1;
+  return status ? refuse_launch(self, status) : 0;
 }
 
 /* Runs launch_on with `device` current, and leaves the device as it was. */
@@ -284,7 +315,7 @@ static PyObject *call(PyObject *callable, PyObject *const *given, size_t flagged
   Launcher *self = (Launcher *)callable;
   Py_ssize_t count = PyVectorcall_NARGS(flagged);
   unsigned long long grid[3], block[3];
-  char buffer[MAX_BUFFER_BYTES];
+  _Alignas(TENSOR_MAP_ALIGN) char buffer[MAX_BUFFER_BYTES];
   int device = INT_MIN;
   if (keywords && PyTuple_GET_SIZE(keywords))
     return PyErr_Format(PyExc_TypeError, "%U takes no keyword arguments", self->name);
@@ -300,7 +331,7 @@ static PyObject *call(PyObject *callable, PyObject *const *given, size_t flagged
     void *slot = buffer + parameter->offset;
     int failed = parameter->kind == 'p'
                      ? pack_pointer(self, parameter, given[i + 3], slot, &device)
-                 : parameter->kind == 'm' ? pack_tensor_map(self, parameter, given[i + 3], slot)
+                 : parameter->kind == 'm' ? pack_tensor_map(self, parameter, given[i + 3], slot, &device)
                                           : pack_number(self, parameter, given[i + 3], slot);
     if (failed) return NULL;
   }
@@ -333,20 +364,21 @@ static int add_parameter(Launcher *self, PyObject *described) {
 static int init(Launcher *self, PyObject *arguments, PyObject *keywords) {
   static char *names[] = {"name",        "parameters", "max_grid",         "max_items_x",
                           "max_threads", "max_shared_bytes", "launch_address", "early_address",
-                          "device_address", "end_marker", "load",          "stream_of",
-                          "enter",       "fail",       NULL};
+                          "device_address", "replace_address", "end_marker", "load",
+                          "stream_of",   "enter",      "fail",             NULL};
   PyObject *name, *parameters, *load, *stream_of, *enter, *fail;
-  unsigned long long launch_address, early_address, device_address;
+  unsigned long long launch_address, early_address, device_address, replace_address;
   if (self->name) return refuse_value("a launcher is initialised once");
   if (!PyArg_ParseTupleAndKeywords(
-          arguments, keywords, "UO!(KKK)KKKKKKiOOOO", names, &name, &PyTuple_Type, &parameters,
+          arguments, keywords, "UO!(KKK)KKKKKKKiOOOO", names, &name, &PyTuple_Type, &parameters,
           &self->max_grid[0], &self->max_grid[1], &self->max_grid[2], &self->max_items_x,
           &self->max_threads, &self->max_shared_bytes, &launch_address, &early_address,
-          &device_address, &self->end_marker, &load, &stream_of, &enter, &fail))
+          &device_address, &replace_address, &self->end_marker, &load, &stream_of, &enter, &fail))
     return -1;
   self->launch = (launch_fn)(uintptr_t)launch_address;
   self->launch_early = (launch_early_fn)(uintptr_t)early_address;
   self->get_device = (get_device_fn)(uintptr_t)device_address;
+  self->replace_address = (replace_address_fn)(uintptr_t)replace_address;
   self->name = Py_NewRef(name);
   self->load = Py_NewRef(load);
   self->stream_of = Py_NewRef(stream_of);

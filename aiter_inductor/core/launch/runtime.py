@@ -29,12 +29,14 @@ class Runtime(Protocol):
         launch_address: of the function with cuLaunchKernel's parameters.
         early_address: of cuLaunchKernelEx, for kernels that wait for those before them; else 0.
         device_address: of the function that tells the current device; 0 on the host.
+        replace_address: of cuTensorMapReplaceAddress; 0 where there are no tensor maps.
         end_marker: closes the `extra` list; -1 where arguments go through `params`.
     """
 
     launch_address: int
     early_address: int
     device_address: int
+    replace_address: int
     end_marker: int
 
     def load(self, content: bytes, kernel: str, shared_bytes: int, /) -> int:
@@ -55,6 +57,7 @@ class _DriverRuntime:
 
     end_marker = -1
     early_address = 0
+    replace_address = 0
 
     def __init__(self, library: ctypes.CDLL, prefix: str, launch: str, current: str) -> None:
         self._library = library
@@ -139,6 +142,8 @@ class CudaRuntime(_DriverRuntime):
         super().__init__(library, "cu", "cuLaunchKernel", "cuCtxGetDevice")
         if hasattr(library, "cuLaunchKernelEx"):  # drivers of CUDA 11.8 and later
             self.early_address = self._address("cuLaunchKernelEx")
+        if hasattr(library, "cuTensorMapReplaceAddress"):  # of CUDA 12 and later
+            self.replace_address = self._address("cuTensorMapReplaceAddress")
 
     def enter(self, device: int) -> int:
         """Make `device` current, in a thread without a context too; the one that was before."""
@@ -200,6 +205,7 @@ class HostRuntime:
 
     early_address = 0
     device_address = 0
+    replace_address = 0
     end_marker = -1
 
     def __init__(self, path: Path) -> None:

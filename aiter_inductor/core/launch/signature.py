@@ -118,5 +118,5 @@ def f32(name: str) -> Parameter:
 
 
 def tensor_map_of(name: str) -> Parameter:
-    """A TMA descriptor, the 128 bytes of `tensor_map(...)`, passed by value."""
+    """A TMA descriptor passed by value: `tensor_map(...)`, or that, a tensor and an offset."""
     return Parameter(name, "tensor_map")

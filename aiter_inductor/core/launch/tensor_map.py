@@ -16,6 +16,8 @@ from aiter_inductor.core.errors import AiterInductorError
 from aiter_inductor.core.launch.runtime import CudaRuntime, runtime_of
 
 _BYTES, _ALIGN = 128, 64
+NO_MAP = bytes(_BYTES)
+"""Where a kernel takes a map that it does not read."""
 _STRIDE_ALIGN = 16
 _MAX_RANK, _MAX_BOX, _MAX_SIZE = 5, 256, 2**32
 _DTYPES = {
@@ -40,7 +42,9 @@ def tensor_map(tensor: Tensor, box: tuple[int, ...], *, swizzle: int = 128) -> b
     """The descriptor by which TMA copies boxes of `tensor` to and from shared memory.
 
     Coordinates in the kernel count elements, innermost dimension first. A box that reaches beyond
-    the tensor reads zeros there and writes nothing.
+    the tensor reads zeros there and writes nothing. Launchers take the descriptor alone, or with a
+    tensor that differs from this one in its address, and an offset into that in bytes. That of a
+    meta tensor is empty.
 
     Args:
         tensor: of rank 1 to 5, its last stride 1, the others multiples of 16 bytes.
@@ -51,6 +55,8 @@ def tensor_map(tensor: Tensor, box: tuple[int, ...], *, swizzle: int = 128) -> b
         TensorMapError: naming the size, stride or address that TMA does not take.
         RuntimeLibraryError: if there is no CUDA driver.
     """
+    if tensor.is_meta:
+        return NO_MAP
     return _encoded(
         tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride(), box, swizzle
     )

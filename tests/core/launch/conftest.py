@@ -39,6 +39,9 @@ int launch_early(const Config *config, void *function, void **params, void **ext
   seen.shared = config->sizes[6]; seen.size = sizeof(int); memcpy(seen.arguments, params[1], 4);
   seen.attribute[0] = config->attributes[0]; seen.attribute[1] = config->attributes[2];
   return config->count != 1 || extra; }
+int replace_address(void *map, void *address) {
+  if (seen.status || (size_t)map % 64) return 1;
+  memcpy(map, &address, sizeof address); return 0; }
 int hipGetDevice(int *device) { *device = seen.device; return 0; }
 int hipThreadExchangeStreamCaptureMode(int *mode) {
   int old = seen.mode; seen.mode = *mode; *mode = old; return 0; }

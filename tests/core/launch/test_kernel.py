@@ -121,6 +121,7 @@ def overhead_us(launcher, fake_hip, repeats: int = 20000) -> float:
         launch_address=address,
         early_address=0,
         device_address=0,
+        replace_address=0,
         end_marker=3,
         load=lambda _: 0x1000,
         stream_of=abs,

@@ -54,7 +54,12 @@ def launch(launcher, runtime) -> Any:
 
 
 def launcher_of(
-    signature: KernelSignature, launcher: Any, runtime: Any, *, early_address: int = 0
+    signature: KernelSignature,
+    launcher: Any,
+    runtime: Any,
+    *,
+    early_address: int = 0,
+    replace_address: int = 0,
 ) -> Any:
     return launcher(
         name="scale",
@@ -66,6 +71,7 @@ def launcher_of(
         launch_address=runtime.launch_address,
         early_address=early_address,
         device_address=runtime.device_address,
+        replace_address=replace_address,
         end_marker=runtime.end_marker,
         load=lambda _: runtime.load(b"code", "scale", 0),
         stream_of=runtime.stream_of,
@@ -216,3 +222,49 @@ def test_what_is_no_tensor_map_is_refused(launcher, runtime, seen):
     with pytest.raises(ValueError, match="scale: x_map has 64 bytes; a tensor map has 128"):
         launch(1, 64, 0, 1, b"x" * 64, 0.5)
     assert seen.launches == 0
+
+
+@pytest.fixture
+def launch_with_map(launcher, runtime, fake_hip) -> Any:
+    address = ctypes.cast(fake_hip.replace_address, ctypes.c_void_p).value
+    return launcher_of(WITH_MAP, launcher, runtime, replace_address=address)
+
+
+def test_a_tensor_map_is_moved_to_a_tensor(launch_with_map, seen):
+    launch_with_map(1, 64, 0, -3, (bytes(range(128)), X, 32), 0.5)
+    packed = bytes(seen.arguments[: seen.size])
+    assert struct.unpack_from("=Q", packed, 64) == (0xABCDE0 + 32,)
+    assert packed[72:192] == bytes(range(8, 128))
+    assert seen.stream == 0x5000
+    launch_with_map(1, 64, 0, -3, (bytes(range(128)), OnDevice(0x100, 1), 0), 0.5)
+    assert seen.stream == 0x5001
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "sentence"),
+    [
+        ((bytes(128), X, 8), ValueError, "scale: x_map lies at an address that is not"),
+        ((bytes(128), 0xABC, 0), TypeError, "scale: x_map is int, not a tensor"),
+        ((bytes(128), torch.ones(4), 0), ValueError, "scale: x_map is on the CPU; the kernel runs"),
+        ((bytes(64), X, 0), ValueError, "scale: x_map has 64 bytes; a tensor map has 128"),
+        ((bytes(128), X), TypeError, "scale: x_map is tuple, not the bytes of a tensor map"),
+    ],
+)
+def test_what_a_tensor_map_cannot_be_moved_to_is_refused(
+    launch_with_map, seen, given, error, sentence
+):
+    with pytest.raises(error, match=sentence):
+        launch_with_map(1, 64, 0, 1, given, 0.5)
+    assert seen.launches == 0
+
+
+def test_a_map_that_the_runtime_does_not_move_is_its_error(launch_with_map, seen):
+    seen.status = 1
+    with pytest.raises(RuntimeLibraryError, match="hipErrorInvalidValue"):
+        launch_with_map(1, 64, 0, 1, (bytes(128), X, 0), 0.5)
+
+
+def test_a_runtime_without_tensor_maps_moves_none(launcher, runtime):
+    launch = launcher_of(WITH_MAP, launcher, runtime)
+    with pytest.raises(TypeError, match="scale: x_map is tuple, not the bytes of a tensor map"):
+        launch(1, 64, 0, 1, (bytes(128), X, 0), 0.5)
