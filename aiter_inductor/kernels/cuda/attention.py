@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from aiter_inductor.core.heads import heads_first, heads_like
-from aiter_inductor.core.launch import tensor_map
+from aiter_inductor.core.launch import NO_MAP, tensor_map
 from aiter_inductor.kernels.cuda.attention_config import (
     COLUMN,
     WARPGROUP_ROWS,
@@ -19,9 +21,9 @@ from aiter_inductor.kernels.cuda.attention_config import (
     padded,
 )
 from aiter_inductor.kernels.cuda.loading import arch_name, load_kernel
+from aiter_inductor.kernels.prepared import Plans, facts_of, same_memory
 
 L2_BYTES = 20 << 20  # of keys and values that heads advancing together may hold there
-NO_MAP = bytes(128)
 
 
 @dataclass(frozen=True)
@@ -182,6 +184,29 @@ def refuse_mask(mask: Tensor | None) -> None:
         raise ValueError(f"the kernel reads no mask, and one of {tuple(mask.shape)} is given")
 
 
+class _Inputs(NamedTuple):
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    q_rest: Tensor | None
+    k_rest: Tensor | None
+    sinks: Tensor | None
+    first_keys: Tensor | None
+    q_starts: Tensor | None
+    k_starts: Tensor | None
+
+    def taken(self) -> _Inputs:
+        """As the kernel reads them: the same tensors, or copies."""
+        heads = (None if x is None else readable(x) for x in self[:5])
+        q, k, v, q_rest, k_rest = heads
+        assert q is not None
+        assert k is not None
+        assert v is not None
+        sinks = None if self.sinks is None else self.sinks.float()
+        first_keys, *starts = (None if x is None else x.contiguous() for x in self[6:])
+        return _Inputs(q, k, v, q_rest, k_rest, sinks, first_keys, *starts)
+
+
 def _attend(
     q: Tensor,
     k: Tensor,
@@ -202,47 +227,98 @@ def _attend(
     if k.shape[2] == 0:
         _see_nothing(out, lse, sinks)
         return
-    q, k, v = map(readable, (q, k, v))
-    rest = None if rest is None else (readable(rest[0]), readable(rest[1]))
-    (batch, num_heads, num_queries, qk_dim), (kv_heads, num_keys) = q.shape, k.shape[1:3]
-    rest_dim = 0 if rest is None else rest[0].shape[-1]
-    widths = padded(qk_dim) + padded(rest_dim), padded(v.shape[-1])
-    many = packed is not None
-    causal, window, first_keys = hiding.causal, hiding.window, hiding.first_keys
-    named = first_keys is not None
-    config = config or AttentionConfig.default(*widths, num_queries, packed=many or named)
-    kinds = causal != "none", window is not None, softcap is not None, many
-    fp16 = q.dtype == torch.float16
-    variant = AttentionVariant(config, *widths, *kinds, fp16, padded(rest_dim) // COLUMN, named)
-    kernel = load_kernel(variant, arch_name(q.device), q.device.type)
-    row_blocks, per_kv = blocks_of(num_queries, config.rows, packed), num_heads // kv_heads
-    items, num_sms = batch * num_heads * row_blocks, _num_sms(q.device)
-    uneven = (variant.causal or variant.window or many or named) and items > num_sms
-    sizes = (num_heads, per_kv, batch * num_heads, num_queries, num_keys)
-    from_end = causal == "bottom_right"
-    order = (window or 0, row_blocks, together_of(q, k, v, rest_dim))
-    kernel.launch(
-        min(items, num_sms),
-        config.threads,
-        variant.shared_bytes,
-        heads_map(q, WARPGROUP_ROWS),
-        heads_map(k, config.block_n),
-        heads_map(v, config.block_n),
-        *_rest_maps(rest, config),
-        *(out, lse, None if sinks is None else sinks.float()),
-        torch.zeros(1, dtype=torch.int32, device=q.device) if uneven else None,
-        *(*starts_of(packed), hiding.named_keys()),
-        *(*sizes, num_keys - num_queries if from_end else 0, *order),
-        *(packed.num_sequences if packed else 0, int(from_end), v.shape[-1]),
-        *(*scales_of(scale, softcap), *out.stride()[:3]),
-    )
+    q_rest, k_rest = rest or (None, None)
+    given = _Inputs(q, k, v, q_rest, k_rest, sinks, hiding.first_keys, *starts_of(packed))
+    style = hiding.causal, hiding.window, softcap is not None, config
+    key = style, facts_of(*given), out.stride()
+    plan = _PLANS.get(key) or _PLANS.keep(key, AttentionPlan.of(given, out, *style))
+    if plan.copies:
+        given = given.taken()
+    plan.run(given, out, lse, scales_of(scale, softcap))
 
 
-def _rest_maps(rest: tuple[Tensor, Tensor] | None, config: AttentionConfig) -> tuple[bytes, bytes]:
-    """By which TMA copies the last columns of queries and keys, if they lie apart."""
-    if rest is None:
-        return NO_MAP, NO_MAP
-    return heads_map(rest[0], WARPGROUP_ROWS), heads_map(rest[1], config.block_n)
+@dataclass(frozen=True)
+class AttentionPlan:
+    """All of a launch but its addresses and scales.
+
+    Attributes:
+        copies: whether the kernel takes copies of some inputs.
+        launch: the kernel.
+        maps: of q, k, v and the last columns of q and k, if they lie apart.
+        counts: whether blocks count the rows that they take, which take unequally long.
+        numbers, strides: its arguments before and behind the scales.
+    """
+
+    copies: bool
+    launch: Callable[..., None]
+    maps: tuple[bytes, ...]
+    counts: bool
+    numbers: tuple[int, ...]
+    strides: tuple[int, ...]
+
+    @classmethod
+    def of(
+        cls,
+        given: _Inputs,
+        out: Tensor,
+        causal: str,
+        window: int | None,
+        softcap: bool,
+        config: AttentionConfig | None,
+    ) -> AttentionPlan:
+        """The plan of all calls with these facts."""
+        taken = given.taken()
+        q, k, v, rest, named = taken.q, taken.k, taken.v, taken.q_rest, taken.first_keys is not None
+        (batch, num_heads, num_queries, qk_dim), (kv_heads, num_keys) = q.shape, k.shape[1:3]
+        packed = None
+        if taken.q_starts is not None and taken.k_starts is not None:
+            packed = Packed(taken.q_starts, taken.k_starts)
+        rest_dim = 0 if rest is None else rest.shape[-1]
+        widths = padded(qk_dim) + padded(rest_dim), padded(v.shape[-1])
+        many = packed is not None
+        config = config or AttentionConfig.default(*widths, num_queries, packed=many or named)
+        kinds = causal != "none", window is not None, softcap, many
+        fp16 = q.dtype == torch.float16
+        variant = AttentionVariant(config, *widths, *kinds, fp16, padded(rest_dim) // COLUMN, named)
+        kernel = load_kernel(variant, arch_name(q.device), q.device.type)
+        row_blocks, per_kv = blocks_of(num_queries, config.rows, packed), num_heads // kv_heads
+        items, num_sms = batch * num_heads * row_blocks, _num_sms(q.device)
+        from_end = causal == "bottom_right"
+        sizes = (num_heads, per_kv, batch * num_heads, num_queries, num_keys)
+        order = (window or 0, row_blocks, together_of(q, k, v, rest_dim))
+        rows, keys = WARPGROUP_ROWS, config.block_n
+        boxes = (q, rows), (k, keys), (v, keys), (taken.q_rest, rows), (taken.k_rest, keys)
+        maps = tuple(NO_MAP if x is None else heads_map(x, size) for x, size in boxes)
+        return cls(
+            not same_memory(given, taken),
+            partial(kernel.launch, min(items, num_sms), config.threads, variant.shared_bytes),
+            maps,
+            (variant.causal or variant.window or many or named) and items > num_sms,
+            (
+                *(*sizes, num_keys - num_queries if from_end else 0, *order),
+                *(packed.num_sequences if packed else 0, int(from_end), v.shape[-1]),
+            ),
+            out.stride()[:3],
+        )
+
+    def run(
+        self, taken: _Inputs, out: Tensor, lse: Tensor | None, scales: tuple[float, float, float]
+    ) -> None:
+        """Launch for inputs and an output of the plan's facts."""
+        q, k, v, q_rest, k_rest, sinks, *positions = taken
+        of_q, of_k, of_v, of_q_rest, of_k_rest = self.maps
+        first_keys, q_starts, k_starts = positions
+        self.launch(
+            *((of_q, q, 0), (of_k, k, 0), (of_v, v, 0)),
+            of_q_rest if q_rest is None else (of_q_rest, q_rest, 0),
+            of_k_rest if k_rest is None else (of_k_rest, k_rest, 0),
+            *(out, lse, sinks),
+            torch.zeros(1, dtype=torch.int32, device=q.device) if self.counts else None,
+            *(q_starts, k_starts, first_keys, *self.numbers, *scales, *self.strides),
+        )
+
+
+_PLANS = Plans[AttentionPlan]()
 
 
 def scales_of(
@@ -278,7 +354,7 @@ def _see_nothing(out: Tensor, lse: Tensor | None, sinks: Tensor | None) -> None:
 
 def heads_map(heads: Tensor, rows: int) -> bytes:
     """By which TMA copies `rows` rows of one column of [B, H, S, D]."""
-    return NO_MAP if heads.is_meta else tensor_map(heads, (1, 1, rows, COLUMN))
+    return tensor_map(heads, (1, 1, rows, COLUMN))
 
 
 def readable(heads: Tensor) -> Tensor:

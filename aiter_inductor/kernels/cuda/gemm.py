@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from aiter_inductor.core.jit import Module
 from aiter_inductor.core.launch import (
+    NO_MAP,
     KernelSignature,
     i32,
     i64,
@@ -19,9 +23,9 @@ from aiter_inductor.core.launch import (
 )
 from aiter_inductor.kernels.cuda.gemm_config import BLOCK_K, BOX_M, GemmConfig
 from aiter_inductor.kernels.cuda.loading import arch_name, cuda_module, load_kernel
+from aiter_inductor.kernels.prepared import Plans, facts_of, same_memory
 
 _NUMBERS = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", None: "none"}
-_NO_MAP = bytes(128)
 THREADS = 384
 """Two warpgroups that multiply and one that copies."""
 
@@ -125,8 +129,8 @@ def gemm_fp8_blockscale(
     Args:
         config: how to cut the product; None takes the default for these sizes.
     """
-    rows = x_scale.reshape(-1, x_scale.shape[-1])
-    return _gemm(x, weight, rows, weight_scale, bias, "block", out_dtype, config)
+    given = _Operands(x, weight, x_scale, weight_scale, bias)
+    return _gemm(given, "block", out_dtype, config)
 
 
 def gemm_fp8_rowwise(
@@ -140,8 +144,8 @@ def gemm_fp8_rowwise(
     config: GemmConfig | None = None,
 ) -> Tensor:
     """`x` [*, K] times `weight` [N, K] transposed, a scale each row; see the op of this name."""
-    of_x, of_weight = x_scale.reshape(-1, 1).contiguous(), weight_scale.reshape(-1, 1).contiguous()
-    return _gemm(x, weight, of_x, of_weight, bias, "row", out_dtype, config)
+    given = _Operands(x, weight, x_scale, weight_scale, bias)
+    return _gemm(given, "row", out_dtype, config)
 
 
 def gemm_fp8_per_tensor(
@@ -155,67 +159,124 @@ def gemm_fp8_per_tensor(
     config: GemmConfig | None = None,
 ) -> Tensor:
     """`x` [*, K] times `weight` [N, K] transposed, a scale each; see the op of this name."""
-    of_x, of_weight = x_scale.reshape(1, 1), weight_scale.reshape(1, 1)
-    return _gemm(x, weight, of_x, of_weight, bias, "tensor", out_dtype, config)
+    given = _Operands(x, weight, x_scale, weight_scale, bias)
+    return _gemm(given, "tensor", out_dtype, config)
+
+
+class _Operands(NamedTuple):
+    x: Tensor
+    weight: Tensor
+    x_scale: Tensor
+    weight_scale: Tensor
+    bias: Tensor | None
 
 
 def _gemm(
-    x: Tensor,
-    weight: Tensor,
-    x_scale: Tensor,
-    weight_scale: Tensor,
-    bias: Tensor | None,
-    scaling: str,
-    out_dtype: torch.dtype,
-    config: GemmConfig | None,
+    given: _Operands, scaling: str, out_dtype: torch.dtype, config: GemmConfig | None
 ) -> Tensor:
-    N, K = weight.shape
-    rows = x.reshape(-1, K)
-    M = rows.shape[0]
-    out = x.new_empty((M, N), dtype=out_dtype)
-    if M and N:
-        rows, weight = _readable(rows), _readable(weight)
+    key = scaling, out_dtype, config, facts_of(*given)
+    plan = _PLANS.get(key)
+    if plan is None:
+        plan = _PLANS.keep(key, GemmPlan.of(given, scaling, out_dtype, config))
+    return plan.run(given)
+
+
+def _taken(given: _Operands, scaling: str) -> _Operands:
+    """As the kernels read them: rows, and scales with two dimensions."""
+    x, weight, x_scale, weight_scale, bias = given
+    if scaling == "block":
+        x_scale = x_scale.reshape(-1, x_scale.shape[-1])
+    else:
+        x_scale, weight_scale = (s.reshape(-1, 1).contiguous() for s in (x_scale, weight_scale))
+    rows = _readable(x.reshape(-1, weight.shape[1]))
+    return _Operands(rows, _readable(weight), x_scale, weight_scale, bias)
+
+
+@dataclass(frozen=True)
+class GemmPlan:
+    """All of a product but its addresses.
+
+    Attributes:
+        out_shape, out_dtype: of the result.
+        scaling: `block`, `row` or `tensor`.
+        copies: whether the kernel takes copies of some operands.
+        launch: the kernel; None where the result is empty.
+        maps: of x and the weight.
+        out_map: of the result, if it leaves by TMA.
+        num_maps: that the kernel takes.
+        numbers: its last arguments.
+    """
+
+    out_shape: tuple[int, ...]
+    out_dtype: torch.dtype
+    scaling: str = ""
+    copies: bool = False
+    launch: Callable[..., None] | None = None
+    maps: tuple[bytes, bytes] = (NO_MAP, NO_MAP)
+    out_map: bytes | None = None
+    num_maps: int = 2
+    numbers: tuple[int, ...] = ()
+
+    @classmethod
+    def of(
+        cls, given: _Operands, scaling: str, out_dtype: torch.dtype, config: GemmConfig | None
+    ) -> GemmPlan:
+        """The plan of all products of operands with these facts."""
+        N, K = given.weight.shape
+        out_shape = (*given.x.shape[:-1], N)
+        if math.prod(out_shape) == 0:
+            return cls(out_shape, out_dtype)
+        taken = _taken(given, scaling)
+        rows, bias, M = taken.x, taken.bias, math.prod(out_shape[:-1])
         if config is None:
-            config = _default(M, N, K, _num_sms(x.device))
-        variant = GemmVariant(
-            config,
-            scaling,
+            config = GemmConfig.default(_Sizes(M, N, K), _num_sms(rows.device))
+        by_tma = out_dtype != torch.float32 and N % 8 == 0 and not config.swap
+        bias_dtype = None if bias is None else bias.dtype
+        variant = GemmVariant(config, scaling, out_dtype, bias_dtype, by_tma)
+        kernel = load_kernel(variant, arch_name(rows.device), rows.device.type)
+        grid, threads = _grid(config, M, N, _num_sms(rows.device))
+        out_map = None
+        if by_tma:
+            out = rows.new_empty(M, N, dtype=out_dtype)
+            out_map = tensor_map(out, (BOX_M, config.box_n), swizzle=2 * config.box_n)
+        columns = config.block_n // (1 if config.swap else config.cluster)
+        return cls(
+            out_shape,
             out_dtype,
-            None if bias is None else bias.dtype,
-            out_dtype != torch.float32 and N % 8 == 0 and not config.swap,
+            scaling,
+            not same_memory(given, taken),
+            partial(kernel.launch, grid, threads, config.shared_bytes(K)),
+            (_map(rows, config.block_m), _map(taken.weight, columns)),
+            out_map,
+            2 if config.swap else 3,
+            (M, N, K, *taken.x_scale.stride(), *taken.weight_scale.stride()),
         )
-        _launch(variant, rows, weight, x_scale, weight_scale, bias, out)
-    return out.reshape(*x.shape[:-1], N)
+
+    def run(self, given: _Operands) -> Tensor:
+        """The product of operands with the plan's facts."""
+        out = given.x.new_empty(self.out_shape, dtype=self.out_dtype)
+        if self.launch is None:
+            return out
+        x, weight, x_scale, weight_scale, bias = (
+            _taken(given, self.scaling) if self.copies else given
+        )
+        maps: tuple[object, ...] = (self.maps[0], x, 0), (self.maps[1], weight, 0)
+        if self.num_maps == 3:
+            maps = (*maps, NO_MAP if self.out_map is None else (self.out_map, out, 0))
+        self.launch(*maps, x_scale, weight_scale, bias, out, *self.numbers)
+        return out
 
 
-def _launch(
-    variant: GemmVariant,
-    rows: Tensor,
-    weight: Tensor,
-    x_scale: Tensor,
-    weight_scale: Tensor,
-    bias: Tensor | None,
-    out: Tensor,
-) -> None:
-    (M, K), N, config = rows.shape, weight.shape[0], variant.config
-    kernel = load_kernel(variant, arch_name(rows.device), rows.device.type)
-    if rows.is_meta:
-        return kernel.launch()
-    strides = (*x_scale.stride(), *weight_scale.stride())
-    numbers = (x_scale, weight_scale, bias, out, M, N, K, *strides)
-    shared_bytes = config.shared_bytes(K)
+_PLANS = Plans[GemmPlan]()
+
+
+def _grid(config: GemmConfig, M: int, N: int, num_sms: int) -> tuple[tuple[int, int], int]:
+    """Blocks along both, and threads of one."""
     if config.swap:
-        maps = _map(rows, config.block_m), _map(weight, config.block_n)
-        grid = (-(-N // config.block_n) * config.cluster, -(-M // config.block_m))
-        return kernel.launch(grid, config.block_n * 2 + 32, shared_bytes, *maps, *numbers)
-    maps = _map(rows, config.block_m), _map(weight, config.block_n // config.cluster)
+        grid = -(-N // config.block_n) * config.cluster, -(-M // config.block_m)
+        return grid, config.block_n * 2 + 32
     tiles = -(-M // (config.block_m * config.cluster)) * -(-N // config.block_n)
-    clusters = min(tiles, _num_sms(rows.device) // config.cluster)
-    out_map = _NO_MAP
-    if variant.store_by_tma:
-        out_map = tensor_map(out, (BOX_M, config.box_n), swizzle=2 * config.box_n)
-    grid = clusters * config.cluster
-    return kernel.launch(grid, THREADS, shared_bytes, *maps, out_map, *numbers)
+    return (min(tiles, num_sms // config.cluster) * config.cluster, 1), THREADS
 
 
 def _map(matrix: Tensor, rows: int) -> bytes:
@@ -228,11 +289,6 @@ def _readable(matrix: Tensor) -> Tensor:
     if matrix.stride(1) == 1 and matrix.stride(0) % 16 == 0 and matrix.data_ptr() % 16 == 0:
         return matrix
     return matrix.clone(memory_format=torch.contiguous_format)
-
-
-@lru_cache(maxsize=4096)
-def _default(M: int, N: int, K: int, num_sms: int) -> GemmConfig:
-    return GemmConfig.default(_Sizes(M, N, K), num_sms)
 
 
 @lru_cache

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,7 +22,7 @@ from aiter_inductor.core.launch import (
     tensor_map,
     tensor_map_of,
 )
-from aiter_inductor.kernels.cuda.loading import arch_name, cuda_module, load_kernel
+from aiter_inductor.kernels.cuda.loading import Variant, arch_name, cuda_module, load_kernel
 from aiter_inductor.kernels.cuda.mla_plan import (
     KEYS,
     ROWS,
@@ -30,6 +33,7 @@ from aiter_inductor.kernels.cuda.mla_plan import (
     processors,
     share_of_cluster,
 )
+from aiter_inductor.kernels.prepared import Plans, facts_of, same_memory
 
 RANK, ROPE = 512, 64
 _THREADS, _PLACES = 384, 3
@@ -43,6 +47,7 @@ _SHARED_BYTES = (
 )
 
 _REDUCE_WARPS = 8
+_REDUCE = 32 * _REDUCE_WARPS, 0
 _SPREAD_PARTS = 12  # from which a block of mla_reduce takes half a row, and not a warp
 
 
@@ -130,36 +135,27 @@ def mla_decode(
     return torch.einsum("bhsr,hdr->bhsd", out, weight[:, nope:]).contiguous()
 
 
-@dataclass(frozen=True)
-class Pages:
-    """Where the rows of each sequence lie.
+class Operands(NamedTuple):
+    """What the kernels read.
 
     Attributes:
-        tables: [batch, max_pages], int32.
-        lengths: [batch], int32.
-        size: rows of a page.
+        q_latent: [batch, heads, q_len, 512], heads and tokens being rows of one stride.
+        q_rope: [batch, heads, q_len, 64], the same.
+        latent, rotated: columns of the cache: [batch, kv_len, 512] and [batch, kv_len, 64], or
+            pages of rows that hold both.
+        tables: [batch, max_pages], int32; None where the rows of a sequence lie one after the
+            other.
+        lengths: [batch], int32; None as `tables`.
+        kv_scale: one number by which rows of e4m3 are multiplied; None is 1.
     """
 
-    tables: Tensor
-    lengths: Tensor
-    size: int
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Latent rows of all sequences.
-
-    Attributes:
-        kv_len: of each sequence; in pages, the most that one has.
-        fp8: whether they are e4m3 numbers, else bf16.
-        kv_scale: one number by which those of e4m3 are multiplied; None is 1.
-        pages: None where the rows of a sequence lie one after the other.
-    """
-
-    kv_len: int
-    fp8: bool
-    kv_scale: Tensor | None = None
-    pages: Pages | None = None
+    q_latent: Tensor
+    q_rope: Tensor
+    latent: Tensor
+    rotated: Tensor
+    tables: Tensor | None
+    lengths: Tensor | None
+    kv_scale: Tensor | None
 
 
 def attend(
@@ -182,22 +178,38 @@ def attend(
         kv_scale: one number by which rows of e4m3 are multiplied; None is 1.
         plan: how rows and cache are cut; None chooses.
     """
-    q_latent, q_rope = _with_rows(q_latent), _with_rows(q_rope)
-    latent, k_rope = mappable(latent), mappable(k_rope)
-    batch_size, num_heads, q_len, _ = q_latent.shape
-    kv_len, rows = latent.shape[1], num_heads * q_len
-    out = torch.empty_like(q_latent)
-    if batch_size * rows == 0 or kv_len == 0:
-        return out.zero_()
+    if q_latent.numel() == 0 or latent.numel() == 0:
+        return torch.zeros_like(q_latent)
     if scale < 0:
         q_latent, q_rope, scale = -q_latent, -q_rope, -scale
-    if plan is None:
-        tiles = math.ceil(kv_len / KEYS)
-        plan = best_plan(batch_size, rows, tiles, processors(q_latent.device))
-    maps = tuple(tensor_map(x, row_box(x, KEYS // plan.blocks)) for x in (latent, k_rope))
-    fp8 = latent.dtype == torch.float8_e4m3fn
-    launch(plan, q_latent, q_rope, maps, out, Rows(kv_len, fp8, kv_scale), scale)
+    given = Operands(q_latent, q_rope, latent, k_rope, None, None, kv_scale)
+    key = plan, facts_of(*given)
+    launches = _PLANS.get(key) or _PLANS.keep(key, _launches(given, plan))
+    if launches.copies:
+        given = _taken(given)
+    out = torch.empty_like(given.q_latent)
+    launches.run(given, out, scale)
     return out
+
+
+def _taken(given: Operands) -> Operands:
+    """As the kernel reads them: the same tensors, or copies."""
+    return given._replace(
+        q_latent=_with_rows(given.q_latent),
+        q_rope=_with_rows(given.q_rope),
+        latent=mappable(given.latent),
+        rotated=mappable(given.rotated),
+    )
+
+
+def _launches(given: Operands, plan: MlaPlan | None) -> Launches:
+    taken = _taken(given)
+    (batch_size, num_heads, q_len, _), kv_len = taken.q_latent.shape, taken.latent.shape[1]
+    if plan is None:
+        tiles, rows = math.ceil(kv_len / KEYS), num_heads * q_len
+        plan = best_plan(batch_size, rows, tiles, processors(taken.q_latent.device))
+    out, copies = torch.empty_like(taken.q_latent), not same_memory(given, taken)
+    return Launches.of(taken, out, plan, kv_len, KEYS // plan.blocks, copies=copies)
 
 
 def row_box(cache: Tensor, rows: int) -> tuple[int, int, int]:
@@ -242,81 +254,109 @@ class Parts:
         return self.sums, self.lse, self.scales, self.cuts
 
 
-def launch(
-    plan: MlaPlan,
-    q_latent: Tensor,
-    q_rope: Tensor,
-    maps: tuple[bytes, ...],
-    out: Tensor,
-    cache: Rows,
-    scale: float,
-) -> None:
-    """Launch `mla_attend`, and `mla_reduce` where a sequence may be cut.
+@dataclass(frozen=True)
+class Launches:
+    """`mla_attend`, and `mla_reduce` where a sequence may be cut, but for addresses and the scale.
 
-    Args:
+    Attributes:
         plan: how rows and caches are cut.
-        q_latent: [batch, heads, q_len, 512], heads and tokens being rows of one stride.
-        q_rope: [batch, heads, q_len, 64], the same.
-        maps: of latent and rotated columns; a box is a block's share of a tile, or a page of it.
-        out: as `q_latent`.
-        cache: what the maps address.
-        scale: factor on the scores, not negative.
+        copies: whether the kernels take copies of some operands.
+        groups: of rows, whose sequences may be cut; 0 where none is.
+        maps: of both parts of queries, both of the cache, and the result.
+        rope_bytes: from the address of `q_rope` to where its map starts.
+        attend, reduce: the kernels; no reduction where no sequence is cut.
+        table_stride: between sequences.
+        attend_numbers, reduce_numbers: last arguments but one.
     """
-    batch_size, num_heads, q_len, _ = q_latent.shape
-    rows, tiles, pages = num_heads * q_len, math.ceil(cache.kv_len / KEYS), cache.pages
-    count = plan.clusters if pages else parts_of_sequences(batch_size, tiles, plan)
-    groups = math.ceil(rows / (plan.blocks * ROWS))
-    tables, lengths, page = (pages.tables, pages.lengths, pages.size) if pages else (None, None, 0)
-    parts = Parts.of(lengths, q_latent, groups if count > 1 else 0, plan)
-    arch, device_type = arch_name(q_latent.device), q_latent.device.type
-    load_kernel(AttendVariant(plan.blocks, cache.fp8, page), arch, device_type).launch(
-        (plan.blocks * plan.clusters, groups, 1),
-        _THREADS,
-        _SHARED_BYTES,
-        tensor_map(_as_rows(q_latent), (1, ROWS, 64)),
-        tensor_map(_as_rows(q_rope), (1, ROWS, ROPE)),
-        *maps,
-        tensor_map(_as_rows(out), (1, ROWS, 64)),
-        tables,
-        0 if tables is None else tables.stride(0),
-        lengths,
-        *parts.tensors(),
-        cache.kv_scale,
-        scale * math.log2(math.e),
-        batch_size,
-        rows,
-        cache.kv_len,
-        START_TILES,
-        plan.least,
-        int(parts.of_sequences),
-    )
-    if count > 1:
-        expected = plan.clusters // batch_size if pages else count
-        share = share_of_cluster(batch_size, tiles, plan)
-        _reduce(parts, out, cache.kv_len, share, spread=expected > _SPREAD_PARTS)
+
+    plan: MlaPlan
+    copies: bool
+    groups: int
+    maps: tuple[bytes, bytes, bytes, bytes, bytes]
+    rope_bytes: int
+    attend: Callable[..., None]
+    reduce: Callable[..., None] | None
+    table_stride: int
+    attend_numbers: tuple[int, ...]
+    reduce_numbers: tuple[int, ...]
+
+    @classmethod
+    def of(
+        cls,
+        taken: Operands,
+        out: Tensor,
+        plan: MlaPlan,
+        kv_len: int,
+        box_rows: int,
+        *,
+        copies: bool,
+        page: int = 0,
+        rope_bytes: int = 0,
+    ) -> Launches:
+        """Of all calls whose operands and result have these facts.
+
+        Args:
+            kv_len: of each sequence; in pages, the most that one has.
+            box_rows: rows of the cache that one copy takes: a block's share of a tile, or a page.
+            page: rows of a page, or 0.
+        """
+        (sequences, num_heads, q_len, _), tables = taken.q_latent.shape, taken.tables
+        rows, tiles = num_heads * q_len, math.ceil(kv_len / KEYS)
+        count = plan.clusters if page else parts_of_sequences(sequences, tiles, plan)
+        groups = math.ceil(rows / (plan.blocks * ROWS))
+        variant = AttendVariant(plan.blocks, taken.latent.dtype == torch.float8_e4m3fn, page)
+        grid = plan.blocks * plan.clusters, groups, 1
+        expected = plan.clusters // sequences if page else count
+        share, spread = share_of_cluster(sequences, tiles, plan), expected > _SPREAD_PARTS
+        items = 2 * rows if spread else math.ceil(2 * rows / _REDUCE_WARPS)
+        reduce = None
+        if count > 1:
+            each = items, min(sequences, plan.clusters), 1
+            reduce = _launch(ReduceVariant(), out, each, _REDUCE)
+        queries = (_as_rows(taken.q_latent), (1, ROWS, 64)), (_as_rows(taken.q_rope), (1, ROWS, 64))
+        caches = ((x, row_box(x, box_rows)) for x in (taken.latent, taken.rotated))
+        of_q, of_rope, latent, rotated, of_out = (
+            tensor_map(x, box) for x, box in (*queries, *caches, (_as_rows(out), (1, ROWS, 64)))
+        )
+        cut, slots = (kv_len, START_TILES), (plan.blocks * ROWS, 2 * plan.clusters)
+        return cls(
+            plan,
+            copies,
+            groups if count > 1 else 0,
+            (of_q, of_rope, latent, rotated, of_out),
+            rope_bytes,
+            _launch(variant, out, grid, (_THREADS, _SHARED_BYTES)),
+            reduce,
+            0 if tables is None else tables.stride(0),
+            (sequences, rows, *cut, plan.least),
+            (*_by_rows(out)[1:], rows, *slots, int(spread), sequences, *cut, share),
+        )
+
+    def run(self, taken: Operands, out: Tensor, scale: float) -> None:
+        """Fill `out`; `scale` is not negative."""
+        q_latent, q_rope, latent, rotated, tables, lengths, kv_scale = taken
+        parts = Parts.of(lengths, q_latent, self.groups, self.plan)
+        of_q, of_rope, of_latent, of_rotated, of_out = self.maps
+        self.attend(
+            *((of_q, q_latent, 0), (of_rope, q_rope, self.rope_bytes)),
+            *((of_latent, latent, 0), (of_rotated, rotated, 0), (of_out, out, 0)),
+            *(tables, self.table_stride, lengths, *parts.tensors(), kv_scale),
+            *(scale * math.log2(math.e), *self.attend_numbers, int(parts.of_sequences)),
+        )
+        if self.reduce is not None:
+            last = int(parts.of_sequences)
+            self.reduce(*parts.tensors(), out, *self.reduce_numbers, last)
 
 
-def _reduce(parts: Parts, out: Tensor, kv_len: int, share: int, *, spread: bool) -> None:
-    """Launch `mla_reduce`; `spread` where sequences are expected to have many parts."""
-    _, slots, group_rows, _ = parts.sums.shape
-    sequences, rows = out.shape[0], out.shape[1] * out.shape[2]
-    items = 2 * rows if spread else math.ceil(2 * rows / _REDUCE_WARPS)
-    load_kernel(ReduceVariant(), arch_name(out.device), out.device.type).launch(
-        (items, min(sequences, slots // 2), 1),
-        32 * _REDUCE_WARPS,
-        0,
-        *parts.tensors(),
-        *_by_rows(out),
-        rows,
-        group_rows,
-        slots,
-        int(spread),
-        sequences,
-        kv_len,
-        START_TILES,
-        share,
-        int(parts.of_sequences),
-    )
+_PLANS = Plans[Launches]()
+
+
+def _launch(
+    variant: Variant, like: Tensor, grid: tuple[int, int, int], block: tuple[int, int]
+) -> Callable[..., None]:
+    """`block`: threads, and bytes of shared memory."""
+    kernel = load_kernel(variant, arch_name(like.device), like.device.type)
+    return partial(kernel.launch, grid, *block)
 
 
 def _by_rows(x: Tensor) -> tuple[Tensor, int, int]:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor
 
-from aiter_inductor.core.launch import tensor_map
-from aiter_inductor.kernels.cuda.mla import RANK, Pages, Rows, launch, mappable, row_box
+from aiter_inductor.kernels.cuda.mla import RANK, Launches, Operands, mappable
 from aiter_inductor.kernels.cuda.mla_plan import KEYS, MAX_CLUSTERS, ROWS, MlaPlan, processors
+from aiter_inductor.kernels.prepared import Plans, facts_of, same_memory
 
 LEAST_TILES = 2  # of a cluster: one sequence of 4096 tokens takes an H100 17 us with 2, 19 with 1
 
@@ -28,23 +27,49 @@ def mla_paged_decode(
     """Attend to the bf16 or e4m3 latent rows of pages; see the op of this name."""
     num_seqs, num_heads, _ = q.shape
     out = q.new_empty(num_seqs, num_heads, rank)
-    page_size, capacity = cache.shape[1], block_tables.shape[1] * cache.shape[1]
-    if out.numel() == 0 or cache.shape[0] == 0 or capacity == 0:
+    if out.numel() == 0 or cache.shape[0] == 0 or block_tables.shape[1] * cache.shape[1] == 0:
         return out.zero_()
     if scale < 0:
         q, scale = -q, -scale
-    q, cache = mappable(q), mappable(cache)
-    block_tables = block_tables if block_tables.stride(-1) == 1 else block_tables.contiguous()
-    if plan is None:
-        plan = paged_plan(num_heads, processors(q.device))
-    pages = Pages(block_tables, seq_lens.contiguous(), page_size)
-    rows = tensor_map(cache, row_box(cache, min(page_size, KEYS // plan.blocks)))
-    by_rows = q.unsqueeze(2)
-    queries = by_rows[..., :RANK], by_rows[..., RANK:]
-    fp8 = cache.dtype == torch.float8_e4m3fn
-    described = Rows(capacity, fp8, kv_scale, pages)
-    launch(plan, *queries, (rows, rows), out.unsqueeze(2), described, scale)
+    given = Operands(q, q, cache, cache, block_tables, seq_lens, kv_scale)
+    key = plan, facts_of(q, cache, block_tables, seq_lens, kv_scale)
+    launches = _PLANS.get(key) or _PLANS.keep(key, _launches(given, out, plan))
+    launches.run(_taken(given) if launches.copies else given, out, scale)
     return out
+
+
+_PLANS = Plans[Launches]()
+
+
+def _taken(given: Operands) -> Operands:
+    """As the kernels read them: the same tensors, or copies; both parts are in one tensor each."""
+    q, cache, tables, lengths = (
+        *(mappable(given.q_latent), mappable(given.latent)),
+        *(given.tables, given.lengths),
+    )
+    assert tables is not None
+    assert lengths is not None
+    tables = tables if tables.stride(-1) == 1 else tables.contiguous()
+    return Operands(q, q, cache, cache, tables, lengths.contiguous(), given.kv_scale)
+
+
+def _launches(given: Operands, out: Tensor, plan: MlaPlan | None) -> Launches:
+    taken = _taken(given)
+    q, cache, tables = taken.q_latent.unsqueeze(2), taken.latent, taken.tables
+    assert tables is not None
+    if plan is None:
+        plan = paged_plan(q.shape[1], processors(q.device))
+    page_size = cache.shape[1]
+    return Launches.of(
+        taken._replace(q_latent=q[..., :RANK], q_rope=q[..., RANK:]),
+        out.unsqueeze(2),
+        plan,
+        tables.shape[1] * page_size,
+        min(page_size, KEYS // plan.blocks),
+        copies=not same_memory(given, taken),
+        page=page_size,
+        rope_bytes=RANK * q.element_size(),
+    )
 
 
 def paged_plan(num_heads: int, num_processors: int) -> MlaPlan:

@@ -21,13 +21,13 @@ from aiter_inductor.kernels.hip.rows import (
     Quantisation,
     RowLayout,
     check_row,
-    facts_of,
     flat_strides,
     nest_of,
     scales_for,
     stride_parameters,
     widest_vector,
 )
+from aiter_inductor.kernels.prepared import Plans, facts_of
 
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "swiglu")
 SEPARATE, GATE_FIRST, UP_FIRST = range(3)
@@ -165,8 +165,8 @@ def act_rows(
     key = (activation, quantisation, layout, interleaved, facts_of(gate, up, out, scale))
     plan = _PLANS.get(key)
     if plan is None:
-        plan = _plan(gate, up, out, scale, activation, quantisation, layout, interleaved)
-        _PLANS[key] = plan
+        made = _plan(gate, up, out, scale, activation, quantisation, layout, interleaved)
+        plan = _PLANS.keep(key, made)
     first = up if interleaved == UP_FIRST else gate
     plan.launch(
         plan.grid,
@@ -177,7 +177,7 @@ def act_rows(
     )
 
 
-_PLANS: dict[object, LaunchPlan] = {}
+_PLANS = Plans[LaunchPlan]()
 
 
 def _interleaving(gate: Tensor, up: Tensor, between_bytes: int) -> int:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
-from aiter_inductor.kernels.hip.decode_attention import (
-    VECTOR_BYTES,
-    CacheView,
-    DecodeStyle,
-    Tokens,
+from aiter_inductor.kernels.hip.decode_attention import VECTOR_BYTES, CacheView, DecodeStyle
+from aiter_inductor.kernels.hip.decode_launch import (
+    DecodeHow,
+    DecodeTensors,
+    Described,
     decode,
+    readable_queries,
 )
 
 
@@ -37,9 +39,16 @@ def attention(
     """
     if first_keys is not None:
         raise ValueError("the kernel reads no first keys, and some are given")
-    k, v = (x if _is_aligned(x) else x.contiguous() for x in (k, v))
+    given = DecodeTensors(q, k, v, None, None, None, None, sinks, mask)
+    how = DecodeHow("rows", window or 0, softcap is not None)
+    return decode(given, how, _described, scale=scale, softcap=softcap or 0.0)
+
+
+def _described(given: DecodeTensors, how: DecodeHow) -> Described:
+    """Each sequence of [B, KVH, T, D] is a page of its own."""
+    q, sinks, mask = readable_queries(given.q), given.sinks, given.mask
+    k, v = _readable(given.keys), _readable(given.values)
     batch, kv_heads, num_keys, v_dim = v.shape
-    rows = None if mask is None else mask.expand(batch, 1, 1, num_keys)[:, 0, 0]
     style = DecodeStyle(
         q.dtype,
         k.dtype,
@@ -48,31 +57,29 @@ def attention(
         q.shape[1] // kv_heads,
         None,
         packed=False,
-        softcap=softcap is not None,
+        softcap=how.softcap,
         mask_dtype=None if mask is None else mask.dtype,
     )
-    out = decode(
-        q.squeeze(2),
+    rows = None if mask is None else mask.expand(batch, 1, 1, num_keys)[:, 0, 0]
+    return Described(
+        given._replace(q=q, keys=k, values=v, sinks=None if sinks is None else sinks.to(q.dtype)),
+        style,
+        kv_heads,
         _rows(k),
         _rows(v),
-        Tokens(None, None, num_keys, window or 0, rows),
-        None,
-        None,
-        None if sinks is None else sinks.to(q.dtype),
-        style=style,
-        num_kv_heads=kv_heads,
-        scale=scale,
-        softcap=softcap or 0.0,
+        num_keys,
+        (0, 0) if rows is None else (rows.stride(0), rows.stride(1)),
     )
-    return out.unsqueeze(2)
 
 
 def _rows(x: Tensor) -> CacheView:
-    """[B, KVH, T, D], each sequence a page of its own."""
     return CacheView(x, x.stride(0), x.stride(2), x.stride(1), 0)
 
 
-def _is_aligned(x: Tensor) -> bool:
+def _readable(x: Tensor) -> Tensor:
+    """Copied where 16 bytes of a head cannot be loaded at once."""
     vec = VECTOR_BYTES // x.element_size()
     whole = all(stride % vec == 0 for stride in x.stride()[:-1])
-    return x.stride(-1) == 1 and whole and x.data_ptr() % VECTOR_BYTES == 0
+    if x.stride(-1) == 1 and whole and x.data_ptr() % VECTOR_BYTES == 0:
+        return x
+    return x.clone(memory_format=torch.contiguous_format)

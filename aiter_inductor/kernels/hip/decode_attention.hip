@@ -172,8 +172,8 @@ SIMT_DEVICE void add_values(const Tiles& tiles, int stage, const Scores& weights
 // Where a wave leaves what it found: of the sequence's whole result, or of a part of it.
 struct Results {
   Q* out;          // [num_seqs, num_heads, DV]
-  float* partial;  // [2 * ranges, num_heads, DV]; a range has at most two parts of results
-  float* lse;      // [2 * ranges, num_heads], in units of log2
+  float* partial;  // of a Workspace, as lse
+  float* lse;
   const Q* sinks;
   i32 num_heads, heads;
 };
@@ -211,18 +211,19 @@ SIMT_DEVICE void leave(const Found& found, const Results& results, i32 first_hea
 SIMT_KERNEL(BLOCK_WAVES * WAVE)
 decode_attend(const Q* q, const CACHE* keys, const CACHE* values, const i32* tables,
               const i32* lengths, const float* key_scale, const float* value_scale, const Q* sinks,
-              const MASK* mask, Q* out, float* partial, float* lse, i32* starts, float scale,
-              float softcap, i32 num_seqs, i32 longest, i32 window, i32 num_kv_heads, i32 ranges,
-              i64 q_seq, i64 q_head, i64 tables_seq, i64 mask_seq, i64 mask_token, i64 key_head,
-              i64 value_head, i32 key_page, i32 key_token, i32 key_chunk, i32 value_page,
-              i32 value_token, i32 value_chunk) {
+              const MASK* mask, Q* out, float* workspace, float scale, float softcap, i32 num_seqs,
+              i32 longest, i32 window, i32 num_kv_heads, i32 ranges, i64 q_seq, i64 q_head,
+              i64 tables_seq, i64 mask_seq, i64 mask_token, i64 key_head, i64 value_head,
+              i32 key_page, i32 key_token, i32 key_chunk, i32 value_page, i32 value_token,
+              i32 value_chunk) {
   begin();
   const Lengths all{lengths, num_seqs, longest, window};
+  const Workspace room = Workspace::at(workspace, ranges, num_kv_heads * GROUP, DV);
   const i32 wave = uniform(block_x() * BLOCK_WAVES + thread_index() / WAVE);
   const i32 units = num_kv_heads * UNITS, unit = wave % units, range = wave / units;
   const i32 kv_head = unit / UNITS, in_group = unit % UNITS * HEADS;
   const i32 total = total_tiles(all);
-  if (wave == 0 && lane() == 0) starts[num_seqs] = total;
+  if (wave == 0 && lane() == 0) room.starts[num_seqs] = total;
   ranges = used_ranges(total, ranges);
   if (range >= ranges) return;
   const i32 first = range_begin(range, total, ranges), end = range_begin(range + 1, total, ranges);
@@ -246,7 +247,7 @@ decode_attend(const Q* q, const CACHE* keys, const CACHE* values, const i32* tab
   UNROLL for (int stage = 0; stage < STAGES - 1; stage++)
     ask_next(tiles, stage, pages, all, ahead, numbers, left);
 
-  const Results results{out, partial, lse, sinks, num_kv_heads * GROUP,
+  const Results results{out, room.partial, room.lse, sinks, num_kv_heads * GROUP,
                         GROUP - in_group < HEADS ? GROUP - in_group : HEADS};
   const float k_scale = key_scale ? *key_scale : 1.0f, v_scale = value_scale ? *value_scale : 1.0f;
   Queries queries;
@@ -260,7 +261,7 @@ decode_attend(const Q* q, const CACHE* keys, const CACHE* values, const i32* tab
       load_queries(q + (now.seq * q_seq + kv_head * GROUP * q_head), q_head, in_group,
                    scale * k_scale, queries);
       clear(found);
-      if (unit == 0 && now.tile == 0 && lane() == 0) starts[now.seq] = tile;
+      if (unit == 0 && now.tile == 0 && lane() == 0) room.starts[now.seq] = tile;
     }
     const Seen seen = Seen::of(now);
     const Biases biases = biases_of(mask + now.seq * mask_seq, mask_token, now, seen);

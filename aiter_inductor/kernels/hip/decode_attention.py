@@ -1,34 +1,24 @@
-"""Attention of one token a sequence, cached tokens split among waves: decode_attention.hip."""
+"""The variants of decode_attention.hip: one token a sequence, cached tokens split among waves."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import lru_cache
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from aiter_inductor.core.arch import KNOWN, arch_of
+from aiter_inductor.core.arch import KNOWN
 from aiter_inductor.core.dtypes import ROW_DTYPES
 from aiter_inductor.core.jit import Module
 from aiter_inductor.core.launch import KernelSignature, Parameter, f32, i32, i64, pointer
-from aiter_inductor.kernels.hip.loading import (
-    CPP_TYPES,
-    arch_name,
-    hip_module,
-    load_kernel,
-    wave_size,
-)
+from aiter_inductor.kernels.hip.loading import CPP_TYPES, hip_module, wave_size
 
 VECTOR_BYTES = 16
 MAX_CACHE_BYTES = VECTOR_BYTES * 2**32
-_REDUCE_WAVES, _MOST_REDUCE_WAVES = 4, 16
-_MANY_PARTS = 8
 _LEAST_VALUE_BYTES = 4
 _TILE_BYTES, _MOST_WAVES = 16384, 4
 _COLUMNS = {32: 8, 64: 16}
-_LENGTHS_THREADS = 256
+LENGTHS_THREADS = 256
 _MASK_TYPES = {torch.bool: "u8", **{dtype: CPP_TYPES[dtype] for dtype in ROW_DTYPES}}
 
 
@@ -186,9 +176,7 @@ class AttendVariant:
                 pointer("sinks", dtype, optional=True),
                 pointer("mask", self.style.mask_dtype, optional=True),
                 pointer("out", dtype),
-                pointer("partial", fp32),
-                pointer("lse", fp32),
-                pointer("starts", ints),
+                pointer("workspace", fp32, align=VECTOR_BYTES),
                 f32("scale"),
                 f32("softcap"),
                 *(i32(n) for n in ("num_seqs", "longest", "window", "num_kv_heads", "ranges")),
@@ -230,9 +218,7 @@ class ReduceVariant:
         return KernelSignature(
             "decode_reduce",
             (
-                pointer("partial", fp32),
-                pointer("lse", fp32),
-                pointer("starts", ints),
+                pointer("workspace", fp32, align=VECTOR_BYTES),
                 pointer("lengths", ints, optional=True),
                 pointer("sinks", self.style.dtype, optional=True),
                 pointer("out", self.style.dtype),
@@ -252,7 +238,7 @@ class LengthsVariant:
         """decode_lengths.hip with these definitions."""
         mask = _MASK_TYPES[self.mask_dtype]
         return hip_module(
-            "decode_lengths", "decode_lengths.hip", MASK=mask, THREADS=_LENGTHS_THREADS
+            "decode_lengths", "decode_lengths.hip", MASK=mask, THREADS=LENGTHS_THREADS
         )
 
     def signature(self) -> KernelSignature:
@@ -281,6 +267,10 @@ class CacheView:
     head: int
     chunk: int
 
+    def in_vectors(self) -> tuple[int, int, int]:
+        """`page`, `token` and `chunk` as the kernel takes them."""
+        return self.vectors(self.page), self.vectors(self.token), self.vectors(self.chunk)
+
     def vectors(self, stride: int) -> int:
         """A stride in vectors of 16 bytes.
 
@@ -293,165 +283,3 @@ class CacheView:
         if not 0 <= size // VECTOR_BYTES < 2**31:
             raise ValueError(f"a stride of {size} bytes is outside 0 to {VECTOR_BYTES * 2**31}")
         return size // VECTOR_BYTES
-
-
-@dataclass(frozen=True)
-class Tokens:
-    """Which tokens of the cache are attended to.
-
-    Attributes:
-        tables: [num_seqs, max_pages], int32; None where pages are sequences.
-        lengths: [num_seqs], int32; None where all sequences have `longest`.
-        longest: tokens of the longest sequence; read where `lengths` is None.
-        window: the last so many are seen; 0 for all.
-        mask: [num_seqs, longest], True where a token is seen or added to scores, or None.
-    """
-
-    tables: Tensor | None
-    lengths: Tensor | None
-    longest: int
-    window: int = 0
-    mask: Tensor | None = None
-
-    @property
-    def mask_strides(self) -> tuple[int, int]:
-        """Between sequences and between tokens; zeros without a mask."""
-        return (0, 0) if self.mask is None else (self.mask.stride(0), self.mask.stride(1))
-
-    def shown(self) -> Tokens:
-        """The same, with lengths up to the last token that the mask shows."""
-        mask = self.mask
-        if mask is None:
-            return self
-        lengths = mask.new_empty(mask.shape[0], dtype=torch.int32)
-        arch, variant = arch_name(mask.device), LengthsVariant(mask.dtype)
-        load_kernel(variant, arch, mask.device.type).launch(
-            (mask.shape[0], 1), _LENGTHS_THREADS, 0, mask, lengths, self.longest, *self.mask_strides
-        )
-        return replace(self, lengths=lengths)
-
-
-def decode(
-    q: Tensor,
-    keys: CacheView,
-    values: CacheView,
-    tokens: Tokens,
-    key_scale: Tensor | None,
-    value_scale: Tensor | None,
-    sinks: Tensor | None,
-    *,
-    style: DecodeStyle,
-    num_kv_heads: int,
-    scale: float,
-    softcap: float,
-    config: DecodeConfig | None = None,
-) -> Tensor:
-    """Attend from `q` [num_seqs, num_heads, head_dim].
-
-    Returns:
-        [num_seqs, num_heads, v_head_dim], dtype of `q`.
-
-    Raises:
-        ValueError: for strides or sizes that the kernel does not take.
-    """
-    num_seqs, num_heads, _ = q.shape
-    out = q.new_empty(num_seqs, num_heads, style.v_head_dim)
-    if num_seqs == 0:
-        return out
-    if q.stride(-1) != 1 or q.stride(0) % 4 or q.stride(1) % 4 or q.data_ptr() % 8:
-        q = q.contiguous()
-    arch = arch_name(q.device)
-    if config is None:
-        config = DecodeConfig.default(arch, style)
-    attend, reduces, ranges = _plan(style, config, arch, q.device, num_kv_heads)
-    reduce = reduces[ranges >= _MANY_PARTS * num_seqs]
-    tokens = tokens.shown()
-    partial = q.new_empty(2 * ranges, num_heads, style.v_head_dim, dtype=torch.float32)
-    lse = q.new_empty(2 * ranges, num_heads, dtype=torch.float32)
-    starts = q.new_empty(num_seqs + 1, dtype=torch.int32)
-    longest = (num_seqs, tokens.longest, tokens.window)
-    attend.launch(
-        (attend.blocks, 1),
-        attend.threads,
-        attend.shared_bytes,
-        q,
-        keys.tensor,
-        values.tensor,
-        tokens.tables,
-        tokens.lengths,
-        key_scale,
-        value_scale,
-        sinks,
-        tokens.mask,
-        out,
-        partial,
-        lse,
-        starts,
-        scale,
-        softcap,
-        *longest,
-        num_kv_heads,
-        ranges,
-        q.stride(0),
-        q.stride(1),
-        0 if tokens.tables is None else tokens.tables.stride(0),
-        *tokens.mask_strides,
-        keys.head,
-        values.head,
-        keys.vectors(keys.page),
-        keys.vectors(keys.token),
-        keys.vectors(keys.chunk),
-        values.vectors(values.page),
-        values.vectors(values.token),
-        values.vectors(values.chunk),
-    )
-    grid = num_seqs * num_heads, 1
-    rows = partial, lse, starts, tokens.lengths, sinks, out
-    reduce.launch(grid, reduce.threads, 0, *rows, *longest, ranges)
-    return out
-
-
-@dataclass(frozen=True)
-class _Launch:
-    kernel: AttendVariant | ReduceVariant
-    arch: str
-    device_type: str
-    blocks: int
-    threads: int
-    shared_bytes: int
-
-    @property
-    def launch(self) -> Callable[..., None]:
-        return load_kernel(self.kernel, self.arch, self.device_type).launch
-
-
-@lru_cache(maxsize=1024)
-def _plan(
-    style: DecodeStyle, config: DecodeConfig, arch: str, device: torch.device, num_kv_heads: int
-) -> tuple[_Launch, tuple[_Launch, _Launch], int]:
-    """Attention, its reduction over few or many parts, and the ranges of tokens that waves take."""
-    wave = wave_size(arch)
-    attend = AttendVariant(style, config, wave)
-    heads = num_kv_heads * attend.units
-    waves = _compute_units(arch, device) * config.blocks * config.waves
-    ranges = max(waves // heads, 1)
-    blocks = -(-ranges * heads // config.waves)
-    place = arch, device.type
-    few, many = (
-        _Launch(
-            ReduceVariant(style, config, num_kv_heads * style.group, each),
-            *place,
-            0,
-            each * wave,
-            0,
-        )
-        for each in (_REDUCE_WAVES, _MOST_REDUCE_WAVES)
-    )
-    launch = _Launch(attend, *place, blocks, config.waves * wave, attend.shared_bytes)
-    return launch, (few, many), ranges
-
-
-def _compute_units(arch: str, device: torch.device) -> int:
-    if device.type == "cuda":
-        return arch_of(device).compute_units
-    return KNOWN[arch].compute_units if arch in KNOWN else 1

@@ -95,3 +95,17 @@ struct Cursor {
     return cursor.sequence.origin + cursor.tile * TILE;
   }
 };
+
+// Where waves leave parts of results for decode_reduce.hip: one allocation of floats, in which the
+// starts take as many bytes. A range has at most two parts, so there are 2 * ranges.
+struct Workspace {
+  float* partial;  // [2 * ranges, num_heads, dv]
+  float* lse;      // [2 * ranges, num_heads], in units of log2
+  i32* starts;     // [num_seqs + 1]: the first tile of each sequence, counted over all
+
+  SIMT_DEVICE Workspace at(float* workspace, i32 ranges, i32 num_heads, i32 dv) {
+    const i64 parts = (i64)2 * ranges * num_heads;
+    float* lse = workspace + parts * dv;
+    return {workspace, lse, (i32*)(lse + parts)};
+  }
+};

@@ -31,9 +31,10 @@ SIMT_DEVICE void store_row(Q* out, const float (&values)[EACH], float divisor) {
 }
 
 SIMT_KERNEL(BLOCK_WAVES * WAVE)
-decode_reduce(const float* partial, const float* lse, const i32* starts, const i32* lengths,
-              const Q* sinks, Q* out, i32 num_seqs, i32 longest, i32 window, i32 ranges) {
+decode_reduce(float* workspace, const i32* lengths, const Q* sinks, Q* out, i32 num_seqs,
+              i32 longest, i32 window, i32 ranges) {
   begin();
+  const Workspace room = Workspace::at(workspace, ranges, HEADS, DV);
   SIMT_SHARED float peaks[BLOCK_WAVES], totals[BLOCK_WAVES], others[BLOCK_WAVES][EACH * WAVE];
   const Lengths all{lengths, num_seqs, longest, window};
   const i32 seq = block_x() / HEADS, head = block_x() % HEADS;
@@ -45,7 +46,7 @@ decode_reduce(const float* partial, const float* lse, const i32* starts, const i
     if (wave == 0) store_row(row, sums.values, 1.0f);
     return;
   }
-  const i32 start = starts[seq], total = starts[num_seqs];
+  const i32 start = room.starts[seq], total = room.starts[num_seqs];
   ranges = used_ranges(total, ranges);
   const i32 first = range_of(start, total, ranges);
   const i32 last = range_of(start + tiles - 1, total, ranges);
@@ -56,10 +57,10 @@ decode_reduce(const float* partial, const float* lse, const i32* starts, const i
     UNROLL for (int part = 0; part < AHEAD; part++) {
       const i32 of = range + part * BLOCK_WAVES;
       const i64 at = (i64)(2 * of + (of == first && later)) * HEADS + head;
-      known[part] = of <= last ? lse[at] : -INFINITE;
+      known[part] = of <= last ? room.lse[at] : -INFINITE;
       UNROLL for (int i = 0; i < EACH; i++) {
         const int dv = i * WAVE + lane();
-        values[part][i] = of <= last && dv < DV ? partial[at * DV + dv] : 0.0f;
+        values[part][i] = of <= last && dv < DV ? room.partial[at * DV + dv] : 0.0f;
       }
     }
     UNROLL for (int part = 0; part < AHEAD; part++) add(sums, known[part], values[part], 1.0f);

@@ -11,6 +11,7 @@ from aiter_inductor.core.jit import Module
 from aiter_inductor.core.launch import KernelSignature, Parameter, i32, i64, pointer
 from aiter_inductor.kernels.hip.loading import CPP_TYPES, arch_name, hip_module, load_kernel
 from aiter_inductor.kernels.hip.rows import SMALL_BLOCK, VECTOR_BYTES, LaunchPlan
+from aiter_inductor.kernels.prepared import Plans, facts_of
 
 SLOT_TYPES = {torch.int32: "i32", torch.int64: "i64"}
 _CACHE_STRIDES = ("page", "slot", "head")
@@ -146,21 +147,15 @@ def kv_cache_write(
     if key.shape[0] == 0:
         return
     tensors = (key, value, key_cache, value_cache, slots, key_scale, value_scale)
-    place = (arch_name(key.device), key.device.type, layout)
-    facts = place + tuple(t if t is None else tensor_facts(t) for t in tensors)
+    facts = layout, facts_of(*tensors)
     plan = _PLANS.get(facts)
     if plan is None:
         style = cache_style(key_cache, slots, key_scale, layout)
-        plan = _PLANS[facts] = _plan(key, value, key_cache, value_cache, style)
+        plan = _PLANS.keep(facts, _plan(key, value, key_cache, value_cache, style))
     plan.launch(plan.grid, plan.threads, 0, *tensors, *plan.sizes, *plan.strides)
 
 
-def tensor_facts(x: Tensor) -> tuple[object, ...]:
-    """What a plan depends on: dtype, sizes, strides and alignment."""
-    return x.dtype, x.shape, x.stride(), x.data_ptr() % VECTOR_BYTES
-
-
-_PLANS: dict[object, LaunchPlan] = {}
+_PLANS = Plans[LaunchPlan]()
 
 
 def _plan(

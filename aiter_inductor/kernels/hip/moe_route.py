@@ -17,6 +17,7 @@ from aiter_inductor.kernels.hip.loading import (
     wave_size,
 )
 from aiter_inductor.kernels.hip.rows import LaunchPlan
+from aiter_inductor.kernels.prepared import Plans
 
 SCORINGS = ("softmax", "sigmoid", "softmax_of_chosen")
 THREADS = 128
@@ -118,13 +119,13 @@ def moe_route(
     if plan is None:
         lanes = _lanes(logits.shape[1], num_groups, wave_size(place[0]))
         variant = RouteVariant(logits.dtype, bias_dtype, dtype, *style, *lanes)
-        plan = _PLANS[key] = _plan(variant, logits)
+        plan = _PLANS.keep(key, _plan(variant, logits))
     arguments = (logits, bias, weights, experts, *plan.sizes, *plan.strides, eps, scale)
     plan.launch(plan.grid, plan.threads, 0, *arguments)
     return weights, experts
 
 
-_PLANS: dict[object, LaunchPlan] = {}
+_PLANS = Plans[LaunchPlan]()
 
 
 def _lanes(num_experts: int, num_groups: int, wave: int) -> tuple[int, int, int]:

@@ -24,12 +24,12 @@ from aiter_inductor.kernels.hip.rows import (
     Quantisation,
     RowLayout,
     check_row,
-    facts_of,
     flat_strides,
     nest_of,
     stride_parameters,
     widest_vector,
 )
+from aiter_inductor.kernels.prepared import Plans, facts_of
 
 _RESIDENT = 5
 """Blocks of 128 threads that a multiprocessor is to hold, of rows whose weight and bias come late.
@@ -231,7 +231,7 @@ def norm_rows(
     if plan is None:
         given = _Tensors(x, residual, total, out, scale, weight, bias)
         style = layer, round_before_weight, round_norm, has_offset
-        plan = _PLANS[key] = _plan(given, style, quantisation, layout)
+        plan = _PLANS.keep(key, _plan(given, style, quantisation, layout))
     plan.launch(
         plan.grid,
         plan.threads,
@@ -251,7 +251,7 @@ class _Tensors(NamedTuple):
     bias: Tensor | None
 
 
-_PLANS: dict[object, LaunchPlan] = {}
+_PLANS = Plans[LaunchPlan]()
 
 
 def _plan(

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from aiter_inductor.kernels.hip.decode_attention import (
-    CacheView,
-    DecodeConfig,
-    DecodeStyle,
-    Tokens,
+from aiter_inductor.kernels.hip.decode_attention import CacheView, DecodeConfig, DecodeStyle
+from aiter_inductor.kernels.hip.decode_launch import (
+    DecodeHow,
+    DecodeTensors,
+    Described,
     decode,
+    readable_queries,
 )
 
 
@@ -34,44 +35,47 @@ def paged_attention(
     Raises:
         ValueError: for strides that the kernel does not take.
     """
-    packed = layout != "paged"
-    if block_tables.stride(-1) != 1:
-        block_tables = block_tables.contiguous()
-    if sinks is not None:
-        sinks = sinks.to(q.dtype)
+    given = DecodeTensors(
+        *(q, key_cache, value_cache, block_tables, seq_lens, key_scale, value_scale, sinks), None
+    )
+    how = DecodeHow(layout, window or 0, softcap != 0.0, config)
+    return decode(given, how, _described, scale=scale, softcap=softcap)
+
+
+def _described(given: DecodeTensors, how: DecodeHow) -> Described:
+    q, keys, values = readable_queries(given.q), given.keys, given.values
+    tables, lengths, sinks = given.tables, given.lengths, given.sinks
+    assert tables is not None
+    assert lengths is not None
+    if tables.stride(-1) != 1:
+        tables = tables.contiguous()
+    taken = given._replace(
+        q=q,
+        tables=tables,
+        lengths=lengths.contiguous(),
+        sinks=None if sinks is None else sinks.to(q.dtype),
+    )
+    packed = how.layout != "paged"
     if packed:
-        keys = CacheView(key_cache, *(key_cache.stride(i) for i in (0, 3, 1, 2)))
+        key_view = CacheView(keys, *(keys.stride(i) for i in (0, 3, 1, 2)))
         order = (0, 2, 1, 3)
-        if layout == "transposed":
-            value_cache = value_cache.unflatten(3, (-1, key_cache.shape[4]))
+        if how.layout == "transposed":
+            values = values.unflatten(3, (-1, keys.shape[4]))
             order = (0, 3, 1, 2)
-        values = CacheView(value_cache, *(value_cache.stride(i) for i in order))
-        kv_heads, page_size = key_cache.shape[1], key_cache.shape[3]
+        value_view = CacheView(values, *(values.stride(i) for i in order))
+        kv_heads, page_size = keys.shape[1], keys.shape[3]
     else:
-        keys = CacheView(key_cache, *key_cache.stride()[:3], 0)
-        values = CacheView(value_cache, *value_cache.stride()[:3], 0)
-        page_size, kv_heads = key_cache.shape[1:3]
+        key_view = CacheView(keys, *keys.stride()[:3], 0)
+        value_view = CacheView(values, *values.stride()[:3], 0)
+        page_size, kv_heads = keys.shape[1:3]
     style = DecodeStyle(
         q.dtype,
-        key_cache.dtype,
+        keys.dtype,
         q.shape[2],
-        value_cache.shape[2 if layout == "transposed" else 3],
+        values.shape[2 if how.layout == "transposed" else 3],
         q.shape[1] // kv_heads,
         page_size,
         packed,
-        softcap != 0.0,
+        how.softcap,
     )
-    return decode(
-        q,
-        keys,
-        values,
-        Tokens(block_tables, seq_lens.contiguous(), 0, window or 0),
-        key_scale,
-        value_scale,
-        sinks,
-        style=style,
-        num_kv_heads=kv_heads,
-        scale=scale,
-        softcap=softcap,
-        config=config,
-    )
+    return Described(taken, style, kv_heads, key_view, value_view, 0)

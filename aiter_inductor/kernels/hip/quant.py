@@ -21,13 +21,13 @@ from aiter_inductor.kernels.hip.rows import (
     Quantisation,
     RowLayout,
     check_row,
-    facts_of,
     flat_strides,
     nest_of,
     scales_for,
     stride_parameters,
     widest_vector,
 )
+from aiter_inductor.kernels.prepared import Plans, facts_of
 
 _SIZES = (i32("num_rows"), i32("num_inner"), i32("N"))
 
@@ -95,10 +95,9 @@ def quant_per_tensor(
     plans = _PLANS_PER_TENSOR.get(key)
     if plans is None:
         static = Quantisation("static", dtype)
-        plans = _PLANS_PER_TENSOR[key] = (
-            _plan(x, out, scale, static, None, "amax_kernel"),
-            _plan(x, out, scale, static, None, "quant_by_amax_kernel"),
-        )
+        kernels = "amax_kernel", "quant_by_amax_kernel"
+        find, quantise = (_plan(x, out, scale, static, None, kernel) for kernel in kernels)
+        plans = _PLANS_PER_TENSOR.keep(key, (find, quantise))
     find, quantise = plans
     find.launch(find.grid, find.threads, 0, x, amax, *find.sizes, *find.strides[:2])
     arguments = (x, out, scale, amax, *quantise.sizes, amax_min, *quantise.strides[:4])
@@ -148,13 +147,13 @@ def quant_rows(
     key = (quantisation, layout, facts_of(x, out, scale))
     plan = _PLANS.get(key)
     if plan is None:
-        plan = _PLANS[key] = _plan(x, out, scale, quantisation, layout)
+        plan = _PLANS.keep(key, _plan(x, out, scale, quantisation, layout))
     arguments = (x, out, scale, *plan.sizes, amax_min, *plan.strides)
     plan.launch(plan.grid, plan.threads, 0, *arguments)
 
 
-_PLANS: dict[object, LaunchPlan] = {}
-_PLANS_PER_TENSOR: dict[object, tuple[LaunchPlan, LaunchPlan]] = {}
+_PLANS = Plans[LaunchPlan]()
+_PLANS_PER_TENSOR = Plans[tuple[LaunchPlan, LaunchPlan]]()
 
 
 def _plan(

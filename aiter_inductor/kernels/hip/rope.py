@@ -18,7 +18,8 @@ from aiter_inductor.kernels.hip.loading import (
     load_kernel,
     wave_size,
 )
-from aiter_inductor.kernels.hip.rows import SMALL_BLOCK, VECTOR_BYTES, LaunchPlan, facts_of
+from aiter_inductor.kernels.hip.rows import SMALL_BLOCK, VECTOR_BYTES, LaunchPlan
+from aiter_inductor.kernels.prepared import Plans, facts_of
 
 _HEAD_STRIDES = ("batch", "head", "token")
 _TABLE_STRIDES = ("batch", "token")
@@ -212,7 +213,7 @@ class _Tensors(NamedTuple):
     sin: Tensor
 
 
-_PLANS: dict[object, LaunchPlan] = {}
+_PLANS = Plans[LaunchPlan]()
 
 
 def rope_style(
@@ -257,12 +258,12 @@ def _launch(
 ) -> None:
     if given.q.numel() == 0:
         return
-    key = (style, given.k is not None and given.k.shape, given.cos.shape, facts_of(*given))
+    key = (style, facts_of(*given))
     plan = _PLANS.get(key)
     if plan is None:
         given = given._replace(cos=_whole_rows(given.cos), sin=_whole_rows(given.sin))
-        key = (style, given.k is not None and given.k.shape, given.cos.shape, facts_of(*given))
-        plan = _PLANS.get(key) or _PLANS.setdefault(key, _plan(given, style))
+        key = (style, facts_of(*given))
+        plan = _PLANS.get(key) or _PLANS.keep(key, _plan(given, style))
     numbers = (*plan.sizes, eps, weight_offset, *plan.strides)
     plan.launch(plan.grid, plan.threads, 0, *given, *numbers)
 

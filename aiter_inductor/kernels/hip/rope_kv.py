@@ -15,7 +15,6 @@ from aiter_inductor.kernels.hip.kv_cache import (
     cache_strides,
     cache_style,
     common_vector,
-    tensor_facts,
 )
 from aiter_inductor.kernels.hip.loading import (
     CPP_TYPES,
@@ -26,6 +25,7 @@ from aiter_inductor.kernels.hip.loading import (
 )
 from aiter_inductor.kernels.hip.rope import RopeStyle, rope_style
 from aiter_inductor.kernels.hip.rows import SMALL_BLOCK, LaunchPlan
+from aiter_inductor.kernels.prepared import Plans, facts_of
 
 _MAX_HEADS_IN_ALL = 2**31 - 1
 
@@ -113,17 +113,16 @@ def rope_kv_cache_write(
     rows, caches = (q, k, v, q_out, cos, sin), (key_cache, value_cache)
     tensors = (*rows, positions, *caches, slots, key_scale, value_scale)
     style = rope_style(q, cos, rotary_dim, interleaved_in, interleaved_out)
-    place = (arch_name(q.device), q.device.type, layout, style)
-    facts = place + tuple(t if t is None else tensor_facts(t) for t in tensors)
-    plan = _PLANS.get(facts)
+    key = layout, style, facts_of(*tensors)
+    plan = _PLANS.get(key)
     if plan is None:
         cache = cache_style(key_cache, slots, key_scale, layout)
-        plan = _PLANS[facts] = _plan(rows, caches, style, cache)
+        plan = _PLANS.keep(key, _plan(rows, caches, style, cache))
     plan.launch(plan.grid, plan.threads, 0, *tensors, *plan.sizes, *plan.strides)
     return q_out
 
 
-_PLANS: dict[object, LaunchPlan] = {}
+_PLANS = Plans[LaunchPlan]()
 
 
 def _plan(

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from aiter_inductor.core.launch import Parameter, i64
 from aiter_inductor.core.rows import RowNest, row_nest
-from aiter_inductor.kernels.hip.loading import CPP_TYPES, arch_name
+from aiter_inductor.kernels.hip.loading import CPP_TYPES
 
 VECTOR_BYTES = 16
 MAX_THREADS = 1024
@@ -158,8 +158,7 @@ class RowLayout:
         }
 
 
-@dataclass(frozen=True)
-class Quantisation:
+class Quantisation(NamedTuple):
     """How rows are stored.
 
     Attributes:
@@ -241,17 +240,6 @@ def widest_vector(
 def _is_aligned(tensor: Tensor, vec: int) -> bool:
     bytes_moved = min(vec * tensor.element_size(), VECTOR_BYTES)
     return tensor.data_ptr() % bytes_moved == 0
-
-
-def facts_of(x: Tensor, *others: Tensor | None) -> tuple[object, ...]:
-    """What a launch is planned from: chip, shape, and each tensor's dtype, strides, alignment."""
-    facts: list[object] = [arch_name(x.device), x.device.type, x.shape]
-    for tensor in (x, *others):
-        if tensor is None:
-            facts.append(None)
-        else:
-            facts += (tensor.dtype, tensor.stride(), tensor.data_ptr() % VECTOR_BYTES)
-    return tuple(facts)
 
 
 @dataclass(frozen=True)

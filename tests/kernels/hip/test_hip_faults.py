@@ -14,6 +14,7 @@ import torch
 from aiter_inductor.core import jit
 from aiter_inductor.core.jit import build as building
 from aiter_inductor.kernels.hip import loading, norm
+from aiter_inductor.kernels.prepared import Plans
 from aiter_inductor.lowerings.norm import rms_norm
 
 X, WEIGHT, EPS = torch.randn(3, 64).bfloat16(), torch.randn(64).bfloat16(), 1e-6
@@ -50,7 +51,7 @@ def run_with(monkeypatch: pytest.MonkeyPatch) -> Callable[[jit.JitSettings], lis
     def run(settings: jit.JitSettings) -> list[str]:
         monkeypatch.setattr(jit, "default_settings", lambda: settings)
         monkeypatch.setattr(building, "_warned", set())
-        monkeypatch.setattr(norm, "_PLANS", {})
+        monkeypatch.setattr(norm, "_PLANS", Plans())
         loading.load_kernel.cache_clear()
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
