@@ -10,6 +10,7 @@ from typing import Any
 
 from aiter_inductor.core.arch import arch_of
 from aiter_inductor.core.dtypes import short_name
+from aiter_inductor.core.errors import AiterInductorError
 from aiter_inductor.core.op import Op, Use, Verdict, accept
 from aiter_inductor.core.register import arch_of_call
 from aiter_inductor.core.tuning import ByRows
@@ -116,11 +117,13 @@ def _add_built(
 
     @functools.wraps(made.reference)
     def run_or_next(*args: Any, **kwargs: Any) -> Any:
-        from aiter_inductor.core import jit
-
         try:
             return run(*args, **kwargs)
-        except jit.BuildError as error:
+        except AiterInductorError as error:
+            from aiter_inductor.core import jit  # not above: this runs at every call
+
+            if not isinstance(error, jit.BuildError):
+                raise
             jit.warn_once(f"{made.name} does not run in {language}: {error}")
             kwargs.pop("config", None)
             inputs = made.bind(*args, **kwargs)
@@ -133,9 +136,11 @@ def _add_built(
 
 
 def _host_function(made: Op, language: str, family: str) -> Callable[..., Any]:
+    module = f"{language}.{family}"
+
     @functools.wraps(made.reference)
     def run(*args: Any, **kwargs: Any) -> Any:
-        return _attribute(f"{language}.{family}", made.name)(*args, **kwargs)
+        return _attribute(module, made.name)(*args, **kwargs)
 
     return run
 

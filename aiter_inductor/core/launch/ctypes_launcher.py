@@ -43,6 +43,8 @@ _LAUNCH_EARLY = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(LaunchConfig), *[c
 # name, letter, dtype or None, alignment and offset in bytes
 Described = tuple[str, str, Any, int, int]
 Sizes = int | tuple[int, ...]
+# offset of a tensor map in the buffer, and the address that it is to have
+Moved = list[tuple[int, int]]
 
 
 class CtypesLauncher:
@@ -102,17 +104,19 @@ class CtypesLauncher:
         self._check_sizes(grids, blocks, shared_bytes)
         buffer = bytearray(self._buffer_bytes)
         device: int | None = None
+        moved: Moved = []
         for described, given in zip(self._parameters, arguments, strict=True):
             letter, offset = described[1].lower(), described[4]
             value: int | float | bytes
             if letter == "p":
                 device, value = self._address(described, given, device)
             elif letter == "m":
-                device, value = self._tensor_map(described, given, device)
+                device, value, address = self._tensor_map(described, given, device)
+                moved += [(offset, address)] if address else []
             else:
                 value = self._number(described, given)
             struct.pack_into(_FORMATS[letter], buffer, offset, value)
-        self._launch_in_context(device, (*grids, *blocks, shared_bytes), buffer)
+        self._launch_in_context(device, (*grids, *blocks, shared_bytes), buffer, moved)
 
     def _sizes(self, what: str, given: Sizes) -> tuple[int, int, int]:
         sizes = given if isinstance(given, tuple) else (given,)
@@ -186,8 +190,8 @@ class CtypesLauncher:
 
     def _tensor_map(
         self, described: Described, given: Any, common: int | None
-    ) -> tuple[int | None, bytes]:
-        """The device common to all tensors so far, and the map, at the address that is given."""
+    ) -> tuple[int | None, bytes, int]:
+        """The device common to all tensors so far, the map, and the address it is for, or 0."""
         name, pair = described[0], None
         if self._replace_address and isinstance(given, tuple) and len(given) == 3:
             given, *pair = given
@@ -199,18 +203,9 @@ class CtypesLauncher:
                 f"{self._name}: {name} has {len(given)} bytes; a tensor map has {_TENSOR_MAP_BYTES}"
             )
         if pair is None:
-            return common, given
+            return common, given, 0
         device, address = self._address_of(described, pair[0], _MAPPED_ALIGN, common, pair[1])
-        return device, self._at_address(given, address)
-
-    def _at_address(self, tensor_map: bytes, address: int) -> bytes:
-        assert self._replace_address is not None
-        storage = ctypes.create_string_buffer(_TENSOR_MAP_BYTES + _TENSOR_MAP_ALIGN)
-        aligned = -(-ctypes.addressof(storage) // _TENSOR_MAP_ALIGN) * _TENSOR_MAP_ALIGN
-        ctypes.memmove(aligned, tensor_map, _TENSOR_MAP_BYTES)
-        if status := self._replace_address(aligned, address):
-            self._refuse_launch(status)
-        return ctypes.string_at(aligned, _TENSOR_MAP_BYTES)
+        return device, given, address
 
     def _number(self, described: Described, given: Any) -> int | float:
         name, letter = described[:2]
@@ -223,31 +218,35 @@ class CtypesLauncher:
         return int(value)
 
     def _launch_in_context(
-        self, device: int | None, sizes: tuple[int, ...], buffer: bytearray
+        self, device: int | None, sizes: tuple[int, ...], buffer: bytearray, moved: Moved
     ) -> None:
         """Launch with `device` current, and leave the device as it was."""
         if self._get_device is None:
-            return self._launch_on(_CPU_DEVICE, sizes, buffer)
+            return self._launch_on(_CPU_DEVICE, sizes, buffer, moved)
         current = ctypes.c_int(_CPU_DEVICE)
         unknown = self._get_device(current)
         if device is None:
             device = current.value
         if not unknown and current.value == device:
-            return self._launch_on(device, sizes, buffer)
+            return self._launch_on(device, sizes, buffer, moved)
         previous = self._enter(device)
         try:
-            self._launch_on(device, sizes, buffer)
+            self._launch_on(device, sizes, buffer, moved)
         finally:
             if previous != device:
                 self._enter(previous)
         return None
 
-    def _launch_on(self, device: int, sizes: tuple[int, ...], buffer: bytearray) -> None:
+    def _launch_on(
+        self, device: int, sizes: tuple[int, ...], buffer: bytearray, moved: Moved
+    ) -> None:
         if not _CPU_DEVICE <= device < _MAX_DEVICES:
             raise ValueError(f"{self._name}: device {device} is outside 0 to {_MAX_DEVICES - 1}")
         if device not in self._functions:
             self._functions[device] = self._load(device)
         stream = self._stream_of(device)
+        for offset, address in moved:
+            self._move(buffer, offset, address)
         storage = (ctypes.c_char * len(buffer)).from_buffer(buffer)
         base = ctypes.addressof(storage)
         params = (ctypes.c_void_p * len(self._parameters))(*(base + p[4] for p in self._parameters))
@@ -264,6 +263,17 @@ class CtypesLauncher:
             status = self._launch_early(config, function, params, None)
         if status:
             self._refuse_launch(status)
+
+    def _move(self, buffer: bytearray, offset: int, address: int) -> None:
+        """Let the driver set the address of a tensor map, which it does in a context."""
+        assert self._replace_address is not None
+        storage = ctypes.create_string_buffer(_TENSOR_MAP_BYTES + _TENSOR_MAP_ALIGN)
+        aligned = -(-ctypes.addressof(storage) // _TENSOR_MAP_ALIGN) * _TENSOR_MAP_ALIGN
+        place = slice(offset, offset + _TENSOR_MAP_BYTES)
+        ctypes.memmove(aligned, bytes(buffer[place]), _TENSOR_MAP_BYTES)
+        if status := self._replace_address(aligned, address):
+            self._refuse_launch(status)
+        buffer[place] = ctypes.string_at(aligned, _TENSOR_MAP_BYTES)
 
     def _refuse_launch(self, status: int) -> None:
         self._fail(status)

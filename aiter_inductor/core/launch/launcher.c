@@ -210,11 +210,10 @@ static int pack_number(Launcher *self, Parameter *parameter, PyObject *given, vo
 }
 
 /* Bytes that the caller encoded, copied, so that nothing needs to outlive the launch; or such bytes,
- * a tensor and an offset into it in bytes, at which the map is to start. */
+ * a tensor and an offset into it in bytes, at which the map is to start: that is then `moved`. */
 static int pack_tensor_map(Launcher *self, Parameter *parameter, PyObject *given, void *slot,
-                           int *device) {
+                           int *device, uintptr_t *moved) {
   PyObject *map = given, *tensor = NULL;
-  uintptr_t address;
   if (self->replace_address && PyTuple_Check(given) && PyTuple_GET_SIZE(given) == 3) {
     map = PyTuple_GET_ITEM(given, 0);
     tensor = PyTuple_GET_ITEM(given, 1);
@@ -229,14 +228,13 @@ static int pack_tensor_map(Launcher *self, Parameter *parameter, PyObject *given
                         PyBytes_GET_SIZE(map), TENSOR_MAP_BYTES);
   memcpy(slot, PyBytes_AS_STRING(map), TENSOR_MAP_BYTES);
   if (!tensor) return 0;
-  if (read_address(self, parameter, tensor, 1, device, &address)) return -1;
-  address += PyLong_AsUnsignedLongLong(PyTuple_GET_ITEM(given, 2));
+  if (read_address(self, parameter, tensor, 1, device, moved)) return -1;
+  *moved += PyLong_AsUnsignedLongLong(PyTuple_GET_ITEM(given, 2));
   if (PyErr_Occurred()) return -1;
-  if (address & (MAPPED_ALIGN - 1))
+  if (*moved & (MAPPED_ALIGN - 1))
     return refuse_value("%U: %U lies at an address that is not a multiple of %u bytes", self->name,
                         parameter->name, MAPPED_ALIGN);
-  int status = self->replace_address(slot, (void *)address);
-  return status ? refuse_launch(self, status) : 0;
+  return 0;
 }
 
 /* Calls callable(device); the result is an integer of pointer size. */
@@ -265,8 +263,10 @@ static int launch_early(Launcher *self, void *function, unsigned long long grid[
   return self->launch_early(&config, function, params, NULL);
 }
 
+/* `moved`: for each parameter the address of its tensor map, which the driver sets in a context. */
 static int launch_on(Launcher *self, int device, unsigned long long grid[3],
-                     unsigned long long block[3], unsigned shared_bytes, char *buffer) {
+                     unsigned long long block[3], unsigned shared_bytes, char *buffer,
+                     const uintptr_t *moved) {
   intptr_t handle = 0, stream = 0;
   if (device < CPU_DEVICE || device >= MAX_DEVICES)
     return refuse_value("%U: device %d is outside 0 to %d", self->name, device, MAX_DEVICES - 1);
@@ -276,7 +276,12 @@ static int launch_on(Launcher *self, int device, unsigned long long grid[3],
   }
   if (ask(self->stream_of, device, &stream)) return -1;
   void *params[MAX_PARAMETERS];
-  for (int i = 0; i < self->num_parameters; i++) params[i] = buffer + self->parameters[i].offset;
+  for (int i = 0; i < self->num_parameters; i++) {
+    params[i] = buffer + self->parameters[i].offset;
+    if (self->parameters[i].kind != 'm' || !moved[i]) continue;
+    int refused = self->replace_address(params[i], (void *)moved[i]);
+    if (refused) return refuse_launch(self, refused);
+  }
   size_t size = self->buffer_bytes;
   void *extra[] = {(void *)1, buffer, (void *)2, &size, (void *)(intptr_t)self->end_marker};
   int by_extra = self->end_marker >= 0;
@@ -292,15 +297,16 @@ static int launch_on(Launcher *self, int device, unsigned long long grid[3],
 
 /* Runs launch_on with `device` current, and leaves the device as it was. */
 static int launch_in_context(Launcher *self, int device, unsigned long long grid[3],
-                             unsigned long long block[3], unsigned shared_bytes, char *buffer) {
+                             unsigned long long block[3], unsigned shared_bytes, char *buffer,
+                             const uintptr_t *moved) {
   int current = CPU_DEVICE;
   intptr_t previous = CPU_DEVICE;
   int unknown = self->get_device && self->get_device(&current);
   if (device == INT_MIN) device = current;
   if (!self->get_device || (!unknown && current == device))
-    return launch_on(self, device, grid, block, shared_bytes, buffer);
+    return launch_on(self, device, grid, block, shared_bytes, buffer, moved);
   if (ask(self->enter, device, &previous)) return -1;
-  int failed = launch_on(self, device, grid, block, shared_bytes, buffer);
+  int failed = launch_on(self, device, grid, block, shared_bytes, buffer, moved);
   if (previous == device) return failed;
   PyObject *type, *value, *traceback;
   PyErr_Fetch(&type, &value, &traceback);
@@ -316,6 +322,7 @@ static PyObject *call(PyObject *callable, PyObject *const *given, size_t flagged
   Py_ssize_t count = PyVectorcall_NARGS(flagged);
   unsigned long long grid[3], block[3];
   _Alignas(TENSOR_MAP_ALIGN) char buffer[MAX_BUFFER_BYTES];
+  uintptr_t moved[MAX_PARAMETERS];
   int device = INT_MIN;
   if (keywords && PyTuple_GET_SIZE(keywords))
     return PyErr_Format(PyExc_TypeError, "%U takes no keyword arguments", self->name);
@@ -329,13 +336,16 @@ static PyObject *call(PyObject *callable, PyObject *const *given, size_t flagged
   for (int i = 0; i < self->num_parameters; i++) {
     Parameter *parameter = &self->parameters[i];
     void *slot = buffer + parameter->offset;
-    int failed = parameter->kind == 'p'
-                     ? pack_pointer(self, parameter, given[i + 3], slot, &device)
-                 : parameter->kind == 'm' ? pack_tensor_map(self, parameter, given[i + 3], slot, &device)
-                                          : pack_number(self, parameter, given[i + 3], slot);
+    moved[i] = 0;
+    int failed =
+        parameter->kind == 'p' ? pack_pointer(self, parameter, given[i + 3], slot, &device)
+        : parameter->kind == 'm'
+            ? pack_tensor_map(self, parameter, given[i + 3], slot, &device, &moved[i])
+            : pack_number(self, parameter, given[i + 3], slot);
     if (failed) return NULL;
   }
-  if (launch_in_context(self, device, grid, block, (unsigned)shared_bytes, buffer)) return NULL;
+  if (launch_in_context(self, device, grid, block, (unsigned)shared_bytes, buffer, moved))
+    return NULL;
   Py_RETURN_NONE;
 }
 

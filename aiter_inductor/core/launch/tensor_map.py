@@ -58,12 +58,19 @@ def tensor_map(tensor: Tensor, box: tuple[int, ...], *, swizzle: int = 128) -> b
     if tensor.is_meta:
         return NO_MAP
     return _encoded(
-        tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride(), box, swizzle
+        tensor.get_device(),
+        tensor.data_ptr(),
+        tensor.dtype,
+        tuple(tensor.shape),
+        tensor.stride(),
+        box,
+        swizzle,
     )
 
 
 @lru_cache(maxsize=8192)
 def _encoded(
+    device: int,
     address: int,
     dtype: torch.dtype,
     sizes: tuple[int, ...],
@@ -74,7 +81,11 @@ def _encoded(
     runtime = runtime_of("sm_90")
     if not isinstance(runtime, CudaRuntime):
         raise TensorMapError(f"tensor maps are CUDA's; the runtime is {type(runtime).__name__}")
-    return encode(runtime, address, dtype, sizes, strides, box, swizzle)
+    previous = runtime.enter(device)  # in a thread without a context the driver encodes nothing
+    try:
+        return encode(runtime, address, dtype, sizes, strides, box, swizzle)
+    finally:
+        runtime.enter(previous)
 
 
 def encode(
