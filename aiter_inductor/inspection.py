@@ -46,7 +46,7 @@ def explain(
 
     def capture(gm: fx.GraphModule, example_inputs: list[Any]) -> Callable[..., Any]:
         plans = plan_module(gm, options).values()
-        reports[inductor.frame_being_compiled()] = sum_reports(
+        reports[inductor.compilation()] = sum_reports(
             [_with_code(p) if code_objects else p.report for p in plans]
         )
         return gm.forward
@@ -54,7 +54,10 @@ def explain(
     plain = getattr(model, "_orig_mod", model)
     with inductor.captured_by(capture, plain, dynamic) as captured:
         captured(*args, **kwargs)
-    return sum_reports(list(reports.values())) if reports else Report(target or "cpu", 0, ())
+    if reports:
+        return sum_reports(list(reports.values()))
+    note = "nothing was captured: no tensor operation ran that was not compiled before"
+    return Report(target or "cpu", 0, (), (note,))
 
 
 def _with_code(planned: Plan) -> Report:

@@ -17,6 +17,7 @@ import torch
 from torch import fx
 
 from aiter_inductor.core.graph import value
+from aiter_inductor.core.wrapped import plain_tensors
 
 _INPLACE_OPERATORS = frozenset(
     getattr(operator, name)
@@ -98,9 +99,11 @@ def storages(node: object) -> frozenset[int]:
     found = value(node) if isinstance(node, fx.Node) else None
     tensors = found if isinstance(found, tuple | list) else (found,)
     return frozenset(
-        t.untyped_storage()._cdata
+        held.untyped_storage()._cdata
         for t in tensors
-        if isinstance(t, torch.Tensor) and t.layout == torch.strided
+        if isinstance(t, torch.Tensor)
+        for held in plain_tensors(t)
+        if held.layout == torch.strided
     )
 
 

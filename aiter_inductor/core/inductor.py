@@ -164,10 +164,15 @@ def is_frozen(node: fx.Node) -> bool:
 
 def frame_being_compiled() -> str:
     """Identity of the frame that Dynamo is compiling: the same on a restart or a recompilation."""
+    return compilation().split("/")[0]
+
+
+def compilation() -> str:
+    """Identity of what Dynamo is compiling: the same on a restart, another on a recompilation."""
     from torch._guards import CompileContext
 
     compile_id = CompileContext.current_compile_id()
-    return "" if compile_id is None else str(compile_id).split("/")[0]
+    return "" if compile_id is None else str(compile_id)
 
 
 def meaning_key() -> str:

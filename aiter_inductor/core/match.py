@@ -228,11 +228,16 @@ def nodes_in(values: Any) -> Iterator[fx.Node]:
 
 
 def fake(argument: Any) -> Any:
-    """The fake value of an op argument; must run under the graph's fake mode."""
+    """The fake value of an op argument; must run under the graph's fake mode.
+
+    Without gradients: saving a tensor for one would call the program's hooks on saved tensors, by
+    which checkpointing counts.
+    """
     if isinstance(argument, fx.Node):
         return value(argument)
     if isinstance(argument, Derived):
-        return argument.function(*(fake(a) for a in argument.args), **dict(argument.kwargs))
+        with torch.no_grad():
+            return argument.function(*(fake(a) for a in argument.args), **dict(argument.kwargs))
     if isinstance(argument, tuple | list):
         return type(argument)(fake(item) for item in argument)
     return argument

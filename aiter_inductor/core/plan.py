@@ -17,12 +17,13 @@ from torch import fx
 from aiter_inductor.core import effects as effects_
 from aiter_inductor.core.config import Options
 from aiter_inductor.core.faults import STRICT, Faults
-from aiter_inductor.core.graph import kind, module_path, tensor
+from aiter_inductor.core.graph import kind, module_path, tensor, value
 from aiter_inductor.core.match import Fusion, Match, Matches, Miss, Recogniser, fake, leak
 from aiter_inductor.core.neighbours import neighbour
 from aiter_inductor.core.op import Provider, Use
 from aiter_inductor.core.problem import describe
 from aiter_inductor.core.results import FakeResults, mismatch
+from aiter_inductor.core.wrapped import not_plain
 
 
 @dataclass(frozen=True)
@@ -124,12 +125,13 @@ class Selector:
     def _whole(self, match: Match) -> Decision:
         if off := self.options.disables(*_names(match)):
             return Decision(match, None, f"{off} is disabled")
-        if reason := leak(match):
-            return Decision(match, None, reason)
-        before = self.place(match)
+        made = {output.node.name: value(output.node) for output in match.ends()}
+        before = leak(match) or not_plain(made) or self.place(match)
         if isinstance(before, str):
             return Decision(match, None, before)
         arguments = {k: fake(v) for k, v in match.op.bind(*match.args, **match.kwargs).items()}
+        if reason := not_plain(arguments):
+            return Decision(match, None, reason)
         problem = match.op.problem(**arguments)
         use = replace(
             self.use,

@@ -30,8 +30,13 @@ def forget() -> None:
 
 
 def recall(tensors: Iterable[torch.Tensor]) -> list[Report]:
-    """The newest report of every frame that was compiled with one of `tensors`."""
-    found: dict[str, Report] = {}
+    """The newest reports of every frame that was compiled with one of `tensors`.
+
+    A frame has several where layers that share their code differ, as a dense layer of a mixture of
+    experts does from its others.
+    """
+    found: dict[tuple[str, int], Report] = {}
     for tensor in tensors:
-        found.update(_by_tensor.get(tensor, {}))
-    return [found[frame] for frame in sorted(found)]
+        for frame, report in _by_tensor.get(tensor, {}).items():
+            found.setdefault((frame, id(report)), report)
+    return [found[key] for key in sorted(found, key=lambda key: key[0])]

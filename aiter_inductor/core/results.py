@@ -29,12 +29,15 @@ class FakeResults:
         args = tuple(fake(argument) for argument in match.args)
         kwargs = {name: fake(argument) for name, argument in match.kwargs.items()}
         described = _described((*args, tuple(kwargs), *kwargs.values()))
-        if described is None:
-            return match.op(*args, **kwargs, provider=provider)
         key = (match.op.name, provider, described)
-        if key not in self._known:
-            self._known[key] = match.op(*args, **kwargs, provider=provider)
-        return self._known[key]
+        if described is not None and key in self._known:
+            return self._known[key]
+        # Without gradients, as `fake` and for its reason.
+        with torch.no_grad():
+            results = match.op(*args, **kwargs, provider=provider)
+        if described is not None:
+            self._known[key] = results
+        return results
 
 
 def mismatch(match: Match, results: Any) -> str | None:

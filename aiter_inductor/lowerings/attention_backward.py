@@ -55,7 +55,7 @@ def attention_with_lse(
     if sinks is not None:
         sink = sinks.to(scores.dtype)[:, None, None].expand(*scores.shape[:-1], 1)
         logits = torch.cat((scores, sink), -1)
-    lse = torch.logsumexp(logits, -1)
+    lse = _log_sum_exp(logits)
     p = _probabilities(scores, lse.unsqueeze(-1))
     p = p.unflatten(1, (v.shape[1], q.shape[1] // v.shape[1]))
     out = (p @ v.to(scores.dtype).unsqueeze(2)).flatten(1, 2).to(q.dtype)
@@ -113,6 +113,18 @@ def attention_backward(
         dsinks = -(share * delta).sum((0, 2)).to(sinks.dtype)
     dq, dk, dv = (d.to(q.dtype).contiguous() for d in (dq, dk, dv))
     return dq, dk, dv, dsinks
+
+
+def _log_sum_exp(logits: Tensor) -> Tensor:
+    """`torch.logsumexp(logits, -1)`, also where the batch has a size that only the run knows.
+
+    torch's own asks whether it is zero.
+    """
+    if logits.shape[-1] == 0:
+        return logits.sum(-1) - torch.inf
+    largest = logits.amax(-1, keepdim=True)
+    largest = largest.masked_fill(largest.isinf(), 0.0)
+    return (logits - largest).exp().sum(-1).log() + largest.squeeze(-1)
 
 
 def _probabilities(logits: Tensor, lse: Tensor) -> Tensor:
