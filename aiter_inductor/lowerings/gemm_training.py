@@ -195,9 +195,10 @@ def slower_in_training(problem: GemmProblem, use: Use) -> str | None:
 
     Four layers of 4096 x 4096 by blocks, in us on an H100, Inductor's code second: 4096 rows 1476
     and 1778, 2048 rows 1136 and 954, 1024 rows 1007 and 729, 512 rows 847 and 631. On the chip a
-    step of one layer takes 310 us and 404 at 4096 rows, 66 and 72 at 512; a call of the wgmma
-    kernel costs that host about 50 us more than cuBLAS and two Triton kernels. By rows 4096 took
-    1968 and 1889 beside other work on the card, int8 was not measured.
+    step of one layer takes 310 us and 404 at 4096 rows, 66 and 72 at 512. With launches prepared
+    once an H200 takes 1598 and 1776 at 4096, 1152 and 991 at 2048, 896 and 807 at 1024, 1071 and
+    968 at 512. By rows 4096 took 1968 and 1889 beside other work on the card, int8 was not
+    measured.
     """
     rows = fixed(problem.M)
     many = rows is not None and rows >= MANY_ROWS
