@@ -61,6 +61,11 @@ def arg(node: fx.Node, name: str, default: Any = None) -> Any:
     return kinds.named_arguments(found, node.args, node.kwargs).get(name, default)
 
 
+def argument(node: fx.Node, index: int, name: str, default: Any = None) -> Any:
+    """One argument of any call, by place or by name."""
+    return node.args[index] if index < len(node.args) else node.kwargs.get(name, default)
+
+
 def source(node: fx.Node) -> Any:
     """The first operand of a node that has a kind."""
     return arg(node, "input")

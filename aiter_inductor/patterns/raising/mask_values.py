@@ -15,7 +15,7 @@ import torch
 from torch import fx
 
 from aiter_inductor.core.effects import effects_of, storages
-from aiter_inductor.core.graph import dtype, ndim, number, sizes, tensor, value
+from aiter_inductor.core.graph import argument, dtype, ndim, number, sizes, tensor, value
 from aiter_inductor.core.problem import dim
 from aiter_inductor.patterns.raising.mask_affine import (
     FALSE,
@@ -81,8 +81,8 @@ def _unknown_numbers(node: fx.Node) -> Numbers | None:
     kinds = dtype(node)
     if ndim(node) != 2 or kinds not in (torch.int32, torch.int64):
         return None
-    while _name(node) == "expand" and (sizes(node.args[0]) or ())[1:] == (sizes(node) or ())[1:]:
-        node = node.args[0]  # type: ignore[assignment]
+    while _name(node) == "expand" and (sizes(_operand(node)) or ())[1:] == (sizes(node) or ())[1:]:
+        node = _operand(node)  # type: ignore[assignment]
     rows = 0 if (sizes(node) or ())[0] == 1 else 1
     return Numbers(node, Affine((rows, 0), 0), Affine((0, 1), 0))
 
@@ -105,8 +105,8 @@ def _name(node: fx.Node) -> str:
     return str(getattr(node.target, "__name__", "")) if known else ""
 
 
-def _argument(node: fx.Node, index: int, name: str, default: Any = None) -> Any:
-    return node.args[index] if index < len(node.args) else node.kwargs.get(name, default)
+def _operand(node: fx.Node) -> Any:
+    return argument(node, 0, "input")
 
 
 def _arange(reader: Reader, node: fx.Node) -> Value | None:
@@ -145,7 +145,7 @@ def _linear(reader: Reader, node: fx.Node, sign: int) -> Value | None:
 
 
 def _operands(reader: Reader, node: fx.Node) -> tuple[Value | None, Value | None]:
-    return reader.read(_argument(node, 0, "input")), reader.read(_argument(node, 1, "other"))
+    return reader.read(_operand(node)), reader.read(argument(node, 1, "other"))
 
 
 def _integers(reader: Reader, node: fx.Node) -> tuple[Affine, Affine] | None:
@@ -186,22 +186,23 @@ def _equals(reader: Reader, node: fx.Node) -> Value | None:
 
 def counts_documents(node: fx.Node) -> bool:
     """Whether [B, S] counts along each row how often something held: equal numbers are a run."""
-    if _name(node) != "cumsum" or dtype(node.args[0]) != torch.bool:
+    if _name(node) != "cumsum" or dtype(_operand(node)) != torch.bool:
         return False
-    return _argument(node, 1, "dim") in (-1, 1)
+    return argument(node, 1, "dim") in (-1, 1)
 
 
 def counts_where_it_jumps(node: fx.Node, positions: fx.Node) -> bool:
     """Whether documents begin wherever `positions` do not go on by one from the token before."""
-    jumps = node.args[0]
-    if not isinstance(jumps, fx.Node) or _name(jumps) != "ne" or _argument(jumps, 1, "other") != 1:
+    jumps = _operand(node)
+    if not isinstance(jumps, fx.Node) or _name(jumps) != "ne" or argument(jumps, 1, "other") != 1:
         return False
-    steps = jumps.args[0]
+    steps = _operand(jumps)
     if not isinstance(steps, fx.Node) or _name(steps) != "diff" or steps.kwargs.get("append"):
         return False
     prepended = sizes(steps.kwargs.get("prepend")) or ()
-    along = _argument(steps, 2, "dim", -1) in (-1, 1) and _argument(steps, 1, "n", 1) == 1
-    found = _unknown_numbers(steps.args[0]) if isinstance(steps.args[0], fx.Node) else None
+    along = argument(steps, 2, "dim", -1) in (-1, 1) and argument(steps, 1, "n", 1) == 1
+    compared = _operand(steps)
+    found = _unknown_numbers(compared) if isinstance(compared, fx.Node) else None
     return along and prepended[1:] == (1,) and found is not None and found.of is positions
 
 
@@ -214,14 +215,14 @@ def _differs(reader: Reader, node: fx.Node) -> Value | None:
 
 
 def _both(reader: Reader, node: fx.Node) -> Value | None:
-    left, right = reader.read(_argument(node, 0, "input")), reader.read(_argument(node, 1, "other"))
+    left, right = reader.read(_operand(node)), reader.read(argument(node, 1, "other"))
     if isinstance(left, Condition) and isinstance(right, Condition):
         return left & right
     return None
 
 
 def _inverse(reader: Reader, node: fx.Node) -> Value | None:
-    found = reader.read(_argument(node, 0, "input"))
+    found = reader.read(_operand(node))
     return found.inverted() if isinstance(found, Condition) else None
 
 
@@ -230,13 +231,13 @@ def _ones(reader: Reader, node: fx.Node) -> Value | None:
 
 
 def _full(reader: Reader, node: fx.Node) -> Value | None:
-    fill = _argument(node, 1, "fill_value")
+    fill = argument(node, 1, "fill_value")
     return TRUE if dtype(node) == torch.bool and fill is True else None
 
 
 def _tril(reader: Reader, node: fx.Node) -> Value | None:
     """Bool ones below a diagonal: key <= query + diagonal."""
-    found, diagonal = reader.read(node.args[0]), _argument(node, 1, "diagonal", 0)
+    found, diagonal = reader.read(_operand(node)), argument(node, 1, "diagonal", 0)
     if found != TRUE or not isinstance(diagonal, int):
         return None
     return at_least_zero(Affine((0,) * (ndim(node) - 2) + (1, -1), diagonal))
@@ -244,7 +245,7 @@ def _tril(reader: Reader, node: fx.Node) -> Value | None:
 
 def _triu(reader: Reader, node: fx.Node) -> Value | None:
     """Bool ones above a diagonal: key >= query + diagonal."""
-    found, diagonal = reader.read(node.args[0]), _argument(node, 1, "diagonal", 0)
+    found, diagonal = reader.read(_operand(node)), argument(node, 1, "diagonal", 0)
     if found != TRUE or not isinstance(diagonal, int):
         return None
     return at_least_zero(Affine((0,) * (ndim(node) - 2) + (-1, 1), -diagonal))
@@ -252,29 +253,29 @@ def _triu(reader: Reader, node: fx.Node) -> Value | None:
 
 def _same(reader: Reader, node: fx.Node) -> Value | None:
     """A copy, or a cast that keeps integers integers and conditions conditions."""
-    before, after = tensor(node.args[0]), tensor(node)
+    before, after = tensor(_operand(node)), tensor(node)
     if before is None or after is None or before.shape != after.shape:
         return None
     was_bool, is_bool = before.dtype == torch.bool, after.dtype == torch.bool
     was_float, is_float = before.is_floating_point(), after.is_floating_point()
-    return reader.read(node.args[0]) if (was_bool, was_float) == (is_bool, is_float) else None
+    return reader.read(_operand(node)) if (was_bool, was_float) == (is_bool, is_float) else None
 
 
 def _expand(reader: Reader, node: fx.Node) -> Value | None:
-    return reader.read(node.args[0])
+    return reader.read(_operand(node))
 
 
 def _unsqueeze(reader: Reader, node: fx.Node) -> Value | None:
-    at = _argument(node, 1, "dim")
+    at = argument(node, 1, "dim")
     if not isinstance(at, int):
         return None
     at = at + ndim(node) if at < 0 else at
     index = (*(slice(None),) * at, None)
-    return _basic(reader.read(node.args[0]), index, ndim(node.args[0]))
+    return _basic(reader.read(_operand(node)), index, ndim(_operand(node)))
 
 
 def _getitem(reader: Reader, node: fx.Node) -> Value | None:
-    found, index = reader.read(node.args[0]), node.args[1]
+    found, index = reader.read(_operand(node)), node.args[1]
     index = index if isinstance(index, tuple) else (index,)
     if isinstance(found, Numbers):
         row, token = (_indexed(reader, part, index, node) for part in (found.row, found.token))
@@ -289,7 +290,7 @@ def _indexed(
 ) -> Value | None:
     if any(isinstance(i, fx.Node) for i in index):
         return _gathered(reader, found, index, node)
-    return _basic(found, index, ndim(node.args[0]))
+    return _basic(found, index, ndim(_operand(node)))
 
 
 def _basic(found: Value | None, index: tuple[Any, ...], rank: int) -> Value | None:
@@ -334,7 +335,7 @@ def _gathered(
     reader: Reader, found: Value | None, index: tuple[Any, ...], node: fx.Node
 ) -> Value | None:
     """`x[b, q]` with index tensors for every dimension, none of them negative."""
-    if not isinstance(found, Affine) or len(index) != ndim(node.args[0]):
+    if not isinstance(found, Affine) or len(index) != ndim(_operand(node)):
         return None
     total = Affine((), found.constant)
     coefficients = (0,) * (len(index) - len(found.coefficients)) + found.coefficients
@@ -352,13 +353,9 @@ def _gathered(
 
 def _diff(reader: Reader, node: fx.Node) -> Value | None:
     """`torch.diff(x, prepend=first, dim=-1)` where the step is the same everywhere."""
-    x, first = reader.read(node.args[0]), reader.read(node.kwargs.get("prepend"))
-    axis = _argument(node, 2, "dim", -1)
-    if (
-        not isinstance(x, Affine)
-        or not isinstance(first, Affine)
-        or _argument(node, 1, "n", 1) != 1
-    ):
+    x, first = reader.read(_operand(node)), reader.read(node.kwargs.get("prepend"))
+    axis = argument(node, 2, "dim", -1)
+    if not isinstance(x, Affine) or not isinstance(first, Affine) or argument(node, 1, "n", 1) != 1:
         return None
     prepended = tensor(node.kwargs["prepend"])
     if axis not in (-1, ndim(node) - 1) or prepended is None or dim(prepended.shape[-1]) != 1:
@@ -369,15 +366,15 @@ def _diff(reader: Reader, node: fx.Node) -> Value | None:
 
 
 def _cumsum(reader: Reader, node: fx.Node) -> Value | None:
-    found = reader.read(node.args[0])
+    found = reader.read(_operand(node))
     nothing = isinstance(found, Condition) and found.is_false
     return Affine((), 0) if nothing or found == Affine((0,) * ndim(node), 0) else None
 
 
 def _where(reader: Reader, node: fx.Node) -> Value | None:
     """`torch.where(seen, 0, lowest)`."""
-    condition = reader.read(_argument(node, 0, "condition"))
-    shown, hidden = _argument(node, 1, "input"), _argument(node, 2, "other")
+    condition = reader.read(argument(node, 0, "condition"))
+    shown, hidden = argument(node, 1, "input"), argument(node, 2, "other")
     if not isinstance(condition, Condition):
         return None
     return Additive(condition) if _is_zero(shown) and _is_lowest(hidden, node) else None
@@ -385,10 +382,10 @@ def _where(reader: Reader, node: fx.Node) -> Value | None:
 
 def _masked_fill(reader: Reader, node: fx.Node) -> Value | None:
     """`zeros.masked_fill(hidden, lowest)`."""
-    hidden = reader.read(_argument(node, 1, "mask"))
+    hidden = reader.read(argument(node, 1, "mask"))
     seen = hidden.inverted() if isinstance(hidden, Condition) else None
-    fill = _argument(node, 2, "value")
-    if seen is None or not (_is_zero(node.args[0]) and _is_lowest(fill, node)):
+    fill = argument(node, 2, "value")
+    if seen is None or not (_is_zero(_operand(node)) and _is_lowest(fill, node)):
         return None
     return Additive(seen)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import fx
 
-from aiter_inductor.core.graph import arg, is_last_dim, kind, number, sizes, source
+from aiter_inductor.core.graph import arg, argument, is_last_dim, kind, number, sizes, source
 
 
 @dataclass(frozen=True)
@@ -61,9 +61,10 @@ def largest(node: object) -> int | None:
 
 def grouped_choice(filled: fx.Node) -> Groups | None:
     """The groups behind `choice.masked_fill(~kept, fill)`, or None if it is something else."""
-    if not called(filled, "masked_fill") or len(filled.args) != 3:
+    if not called(filled, "masked_fill"):
         return None
-    choice, mask, fill = filled.args
+    choice, mask = argument(filled, 0, "input"), argument(filled, 1, "mask")
+    fill = argument(filled, 2, "value")
     shape = sizes(choice)
     if not isinstance(choice, fx.Node) or shape is None or len(shape) != 2:
         return None
@@ -86,7 +87,7 @@ def _peel(node: Any, interior: set[fx.Node], *names: str) -> Any:
     if not called(node, *names):
         return node
     interior.add(node)
-    return node.args[0]
+    return argument(node, 0, "input")
 
 
 def _spread(
@@ -114,9 +115,11 @@ def _kept(mask: Any, interior: set[fx.Node]) -> tuple[fx.Node, int] | None:
     if scatter is None and isinstance(mask, fx.Node):
         writers = [user for user in mask.users if called(user, "scatter_")]
         scatter = writers[0] if len(writers) == 1 else None
-    if scatter is None or len(scatter.args) != 4:
+    if scatter is None or scatter.kwargs.get("reduce") is not None:
         return None
-    zeros, axis, index, one = scatter.args
+    zeros, axis = argument(scatter, 0, "input"), argument(scatter, 1, "dim")
+    index = argument(scatter, 2, "index")
+    one = argument(scatter, 3, "src", scatter.kwargs.get("value"))
     if not called(zeros, "zeros_like") or axis not in (1, -1) or number(one) != 1:
         return None
     chosen = _part(index, 1)

@@ -17,6 +17,7 @@ from torch import fx
 
 from aiter_inductor.core.graph import (
     arg,
+    argument,
     commuted,
     dtype,
     is_last_dim,
@@ -68,7 +69,7 @@ def routed_experts(node: fx.Node) -> Match | Miss | None:
     """`topk` of a router's scores whose values, or the scores at its indices, are used."""
     topk = largest(node)
     values, indices = parts(node)
-    if topk is None or indices is None or ndim(node.args[0]) != 2:
+    if topk is None or indices is None or ndim(source(node)) != 2:
         return None
     groups, choice = None, source(node)
     if called(choice, "masked_fill"):
@@ -98,7 +99,7 @@ def routed_experts(node: fx.Node) -> Match | Miss | None:
 
 def _not_groups(filled: fx.Node) -> Miss | None:
     """A near miss if what is filled are a router's scores."""
-    scores = _scores(filled.args[0])
+    scores = _scores(argument(filled, 0, "input"))
     if not isinstance(scores, _Scores) or scores.scoring == "softmax_of_chosen":
         return None
     reason = f"{filled.name} leaves out experts by something else than their groups' best scores"
@@ -147,7 +148,9 @@ def _weights(scores: _Scores, values: fx.Node | None, indices: fx.Node) -> _Weig
     gathers = [
         user
         for user in indices.users
-        if called(user, "gather") and user.args[0] is scores.node and user.args[1] in (1, -1)
+        if called(user, "gather")
+        and argument(user, 0, "input") is scores.node
+        and argument(user, 1, "dim") in (1, -1)
     ]
     if len(gathers) == 1 and values is None:
         return _renormalised(gathers[0])

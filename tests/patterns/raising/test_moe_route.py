@@ -66,7 +66,26 @@ def plain_softmax(x):
     return 2.5 * values, experts
 
 
-@pytest.mark.parametrize("program", [deepseek_v2, minimax, plain_softmax])
+def ernie(x):
+    """Arguments by name; the quotient stays with Inductor, as its divisor is clamped."""
+    scores = torch.softmax(input=x, dim=1, dtype=torch.float)
+    _, experts = torch.topk(input=scores + bias(), k=K, dim=-1)
+    weights = torch.gather(input=scores, dim=-1, index=experts)
+    return weights / torch.clamp(weights.sum(dim=-1, keepdim=True), min=1e-12), experts
+
+
+def groups_by_name(x):
+    """DeepSeek-V2's groups, every argument by its name."""
+    scores = torch.softmax(x, dim=-1)
+    best = scores.view(-1, G, E // G).max(dim=-1).values
+    index = torch.topk(best, k=2, dim=-1)[1]
+    mask = torch.scatter(input=torch.zeros_like(best), dim=1, index=index, value=1)
+    mask = mask.unsqueeze(-1).expand(-1, G, E // G).reshape(-1, E)
+    left_out = torch.logical_not(input=mask.bool())
+    return torch.masked_fill(input=scores, mask=left_out, value=0.0).topk(k=K, dim=-1)
+
+
+@pytest.mark.parametrize("program", [deepseek_v2, minimax, plain_softmax, ernie, groups_by_name])
 def test_other_spellings(program):
     check_rewrite(program, logits(), expect={"moe_route": 1})
 
