@@ -3,7 +3,8 @@
 The walk starts where two products are added and follows the result to where the head is whole
 again. What counts is what each element of it is computed from: `x[a]·cos − x[b]·sin` for the first
 of a pair and `x[b]·cos + x[a]·sin` for the second, with the pairs' places in x and in the result,
-and the order of the tables, read off the graph.
+and the order of the tables, read off the graph. Heads turned the other way, as NanoChat's, have
+both signs of sin reversed; the op gets -sin.
 """
 
 from __future__ import annotations
@@ -190,25 +191,29 @@ def _rotation_of(
             return Obstacle(f"element {i} of {end.name} is not {x.name}[{i}] passed through", 2)
     nearest = Obstacle("", -1)
     for layout in _LAYOUTS:
-        found = _tables_of(x, products, layout)
-        if isinstance(found, Obstacle):
-            nearest = max(nearest, found, key=lambda obstacle: obstacle.progress)
-        else:
-            return _with_tables(lanes, end, x, found, layout, R, len(cells))
+        for turn in (1, -1):
+            found = _tables_of(x, products, layout, turn)
+            if isinstance(found, Obstacle):
+                nearest = max(nearest, found, key=lambda obstacle: obstacle.progress)
+            else:
+                return _with_tables(lanes, end, x, found, layout, turn, len(cells))
     return nearest
 
 
 def _tables_of(
-    x: fx.Node, products: Sequence[dict[int, tuple[int, Read]]], layout: tuple[bool, bool]
+    x: fx.Node,
+    products: Sequence[dict[int, tuple[int, Read]]],
+    layout: tuple[bool, bool],
+    turn: int,
 ) -> tuple[list[Read], list[Read]] | Obstacle:
-    """What cos and sin are for each element, if x and the signs are those of `layout`."""
+    """What cos and sin are for each element, if x is laid out so and `turn` is the sign of sin."""
     interleaved_in, interleaved_out = layout
     half = len(products) // 2
     cos, sin = [], []
     for i, factors in enumerate(products):
         pair, second = _pair(i, half, interleaved_out)
         a, b = (2 * pair, 2 * pair + 1) if interleaved_in else (pair, pair + half)
-        own, other, sign = (b, a, 1) if second else (a, b, -1)
+        own, other, sign = (b, a, turn) if second else (a, b, -turn)
         if own not in factors or other not in factors:
             return Obstacle(_wrong(x, i, factors, own, other, sign), 3 + i)
         if factors[own][0] != 1 or factors[other][0] != sign:
@@ -240,9 +245,10 @@ def _with_tables(
     x: fx.Node,
     tables: tuple[list[Read], list[Read]],
     layout: tuple[bool, bool],
-    R: int,
+    turn: int,
     D: int,
 ) -> Rotation | Obstacle:
+    R = len(tables[0])
     progress = 3 + R
     summed = kind(_plain(end)) in ("add", "sub")
     # The op's result is laid out like x for one kind of table and contiguous for the other where
@@ -263,7 +269,8 @@ def _with_tables(
         if (found := tensor(node)) is not None and found.requires_grad and torch.is_grad_enabled():
             return Obstacle(f"{node.name} requires grad and rope has none for its tables", progress)
     settled = not ambiguous or (cos[1] == R) == summed
-    return Rotation(x, cos[0], sin[0], *layout, R, settled)
+    turned = sin[0] if turn > 0 else Derived(torch.neg, (sin[0],))
+    return Rotation(x, cos[0], turned, *layout, R, settled)
 
 
 def _table(

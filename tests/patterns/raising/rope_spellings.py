@@ -85,6 +85,11 @@ def neox_subtracted(x, cos, sin):
     return x * cos - torch.cat((b, -a), -1) * sin
 
 
+def neox_turned_back(x, cos, sin):
+    a, b = _halves(x)
+    return x * cos + torch.cat((b, -a), -1) * sin
+
+
 def neox_in_fp32(x, cos, sin):
     f = x.float()
     return (f * cos.float() + _rotate_half(f) * sin.float()).to(x.dtype)
@@ -120,6 +125,11 @@ def halves(x, cos, sin):
 def halves_commuted(x, cos, sin):
     a, b = x.split(D // 2, dim=-1)
     return torch.cat([cos * a - sin * b, sin * a + cos * b], dim=-1)
+
+
+def halves_turned_back(x, cos, sin):
+    a, b = _halves(x)
+    return torch.cat((a * cos + b * sin, b * cos - a * sin), dim=-1)
 
 
 def halves_in_fp32(x, cos, sin):
@@ -196,6 +206,7 @@ SPELLINGS: Mapping[str, Spelling] = {
     "neox_unbound": Spelling(neox_unbound),
     "neox_stacked": Spelling(neox_stacked),
     "neox_subtracted": Spelling(neox_subtracted),
+    "neox_turned_back": Spelling(neox_turned_back),
     "neox_in_fp32": Spelling(neox_in_fp32),
     "neox_as_x": Spelling(neox_as_x),
     "partial": Spelling(partial, 8, {"rotary_dim": 8}, joined=True),
@@ -203,6 +214,7 @@ SPELLINGS: Mapping[str, Spelling] = {
     "partial_every_two": Spelling(partial_every_two, 8, {"rotary_dim": 8, **BOTH}, joined=True),
     "halves": Spelling(halves, HALF, joined=True),
     "halves_commuted": Spelling(halves_commuted, HALF, joined=True),
+    "halves_turned_back": Spelling(halves_turned_back, HALF, joined=True),
     "halves_in_fp32": Spelling(halves_in_fp32, HALF, joined=True),
     "even_odd_to_halves": Spelling(even_odd_to_halves, HALF, {"interleaved_in": True}, joined=True),
     "even_odd_transposed": Spelling(even_odd_transposed, D, {"interleaved_in": True}, joined=True),

@@ -20,11 +20,6 @@ def halves_not_swapped(x, cos, sin):
     return x * cos + torch.cat((-a, b), -1) * sin
 
 
-def sign_on_the_other_half(x, cos, sin):
-    a, b = split(x)
-    return x * cos + torch.cat((b, -a), -1) * sin
-
-
 def no_sign(x, cos, sin):
     a, b = split(x)
     return x * cos + torch.cat((b, a), -1) * sin
@@ -99,10 +94,8 @@ def conjugated(x, cos, sin):
 
 MISSES = {
     halves_not_swapped: "element 0 of add reads l_x_[0] twice",
-    sign_on_the_other_half: "element 0 is +l_x_[0]·l_cos_[0] +l_x_[8]·l_sin_[0], "
-    "where a rotation has l_x_[0]·cos - l_x_[8]·sin",
-    no_sign: "element 0 is +l_x_[0]·l_cos_[0] +l_x_[8]·l_sin_[0], "
-    "where a rotation has l_x_[0]·cos - l_x_[8]·sin",
+    no_sign: "element 8 is +l_x_[8]·l_cos_[8] +l_x_[0]·l_sin_[8], "
+    "where a rotation has l_x_[8]·cos - l_x_[0]·sin",
     both_signs: "element 8 is +l_x_[8]·l_cos_[8] -l_x_[0]·l_sin_[8], "
     "where a rotation has l_x_[8]·cos + l_x_[0]·sin",
     sin_twice: "cos and sin are both l_sin_",
@@ -115,7 +108,7 @@ MISSES = {
     "l_cos_[5], ..., which is no table's order",
     sines_differ: "cos is 8 wide but sin is 16",
     table_halves_swapped: "cos is read as l_cos_[8], l_cos_[9]",
-    halves_exchanged_behind: "element 0 is +l_x_[8]·l_cos_[0] +l_x_[0]·l_sin_[0]",
+    halves_exchanged_behind: "element 8 is +l_x_[0]·l_cos_[0] -l_x_[8]·l_sin_[0]",
     both_subtracted: "element 8 is +l_x_[8]·l_cos_[0] -l_x_[0]·l_sin_[0], "
     "where a rotation has l_x_[8]·cos + l_x_[0]·sin",
     times_x_itself: "element 0 of add has both factors from l_x_",
