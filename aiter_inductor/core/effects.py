@@ -60,6 +60,15 @@ class Effects:
                     return effect.node
         return None
 
+    def writer(self, node: fx.Node, own: Collection[fx.Node]) -> fx.Node | None:
+        """A node behind `node`, not one of `own`, that writes to its storage."""
+        held = storages(node)
+        for effect in self.effects:
+            if effect.position > self.position[node] and effect.node not in own:
+                if effect.storages is not None and effect.storages & held:
+                    return effect.node
+        return None
+
     def reader(
         self, first: int, last: int, written: frozenset[int], own: Collection[fx.Node]
     ) -> fx.Node | None:

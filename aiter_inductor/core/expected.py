@@ -3,8 +3,9 @@
 A module whose class is called `...RMSNorm` computes an RMSNorm; a function called
 `apply_rotary_...` rotates each tensor it returns; a cast to fp8 or int8 that a scale feeds
 quantises; a linear whose weight comes from a parameter in fp8 or int8, or is one of torchao's,
-multiplies quantised numbers. These are the sites that count as missed when no recogniser claims
-them, so a new spelling shows up as a gap and not as silence.
+multiplies quantised numbers; `scaled_dot_product_attention` attends, and so does a softmax of a
+module called `...Attention...` whose result multiplies something. These are the sites that count as
+missed when no recogniser claims them, so a new spelling shows up as a gap and not as silence.
 """
 
 from __future__ import annotations
@@ -18,13 +19,29 @@ import torch
 from torch import fx
 
 from aiter_inductor.core.expected_quant import multiplies_quantised, quantisation_at
-from aiter_inductor.core.graph import clean_path, module_path, value
+from aiter_inductor.core.graph import (
+    TRANSPARENT,
+    VIEWS,
+    arg,
+    clean_path,
+    is_last_dim,
+    kind,
+    module_path,
+    ndim,
+    value,
+)
 
 _CLASSES = (
     ("rms_norm", re.compile(r"(RMSNorm|RmsNorm|L2Norm|T5LayerNorm)\w*$")),
     ("layer_norm", re.compile(r"LayerNorm(Fp32)?$")),
 )
 _FUNCTIONS = (("rope", re.compile(r"^_?apply_(\w+_)?(rotary|rope)")),)
+_ATTENTION = re.compile(r"Attention|Attn")
+_OF_PROBABILITIES = TRANSPARENT | VIEWS | {"cast", "dropout", "getitem"}
+_PRODUCTS = frozenset({"matmul", "bmm", "einsum"})
+_ALSO = {"layer_norm": "rms_norm", "attention": "mla_decode"}
+"""What else a name may stand for: T5 and its kin call an RMSNorm `...LayerNorm`."""
+
 _TORCH = str(PurePath(torch.__file__).parent)
 _FRAME = re.compile(r'File "([^"]+)", line (\d+), in (\S+)')
 
@@ -45,7 +62,8 @@ class Region:
 
     def covers(self, pattern: str) -> bool:
         """Whether a site of `pattern` is what the region promises."""
-        return pattern == self.pattern or pattern.startswith(f"{self.pattern}_")
+        named = pattern in (self.pattern, _ALSO.get(self.pattern))
+        return named or pattern.startswith(f"{self.pattern}_")
 
     def number(self) -> int:
         """How many sites it should hold: one a module call, one a tensor a function returns."""
@@ -69,9 +87,31 @@ def regions(graph: fx.Graph) -> list[Region]:
         if cast := quantisation_at(node):
             region = Region("quant", module_path(node), dict.fromkeys(cast))
             found["quant", node.name] = region
+        if attends := attention_at(node):
+            found["attention", node.name] = Region(
+                "attention", module_path(node), dict.fromkeys(attends)
+            )
         if multiplies_quantised(node):
             found["gemm", node.name] = Region("gemm", module_path(node), {node: None})
     return list(found.values())
+
+
+def attention_at(node: fx.Node) -> tuple[fx.Node, ...]:
+    """The nodes from a softmax over keys to its product with the values, or sdpa; else none."""
+    if kind(node) == "sdpa":
+        return (node,)
+    scored = kind(node) == "softmax" and ndim(node) > 2 and is_last_dim(arg(node, "dim"), node)
+    if not scored or not any(_ATTENTION.search(name) for _, name in _classes(node)):
+        return ()
+    passed, pending = [node], list(node.users)
+    while pending:
+        user = pending.pop()
+        if kind(user) in _PRODUCTS:
+            return (*passed, user)
+        if kind(user) in _OF_PROBABILITIES:
+            passed.append(user)
+            pending += user.users
+    return ()
 
 
 def source_line(node: fx.Node) -> str:
@@ -87,12 +127,18 @@ def source_line(node: fx.Node) -> str:
     return f"{PurePath(file).name}:{line}"
 
 
-def _claims(node: fx.Node) -> Iterator[tuple[str, tuple[str, ...], str]]:
+def _classes(node: fx.Node) -> Iterator[tuple[tuple[str, str], str]]:
+    """`((key, path), class name)` of the modules that `node` was called in, the outermost first."""
     for key, (path, cls) in (node.meta.get("nn_module_stack") or {}).items():
         name = cls if isinstance(cls, str) else cls.__name__
+        yield (str(key), str(path)), name.rsplit(".", 1)[-1]
+
+
+def _claims(node: fx.Node) -> Iterator[tuple[str, tuple[str, ...], str]]:
+    for (key, path), name in _classes(node):
         for pattern, expression in _CLASSES:
-            if expression.search(name.rsplit(".", 1)[-1]):
-                yield pattern, (str(key), str(path)), clean_path(path)
+            if expression.search(name):
+                yield pattern, (key, path), clean_path(path)
                 break
     trace = node.meta.get("stack_trace") or ""
     if ", in " not in trace:

@@ -129,6 +129,8 @@ class Selector:
         before = leak(match) or not_plain(made) or self.place(match)
         if isinstance(before, str):
             return Decision(match, None, before)
+        if written := self._written_behind(match):
+            return Decision(match, None, written)
         arguments = {k: fake(v) for k, v in match.op.bind(*match.args, **match.kwargs).items()}
         if reason := not_plain(arguments):
             return Decision(match, None, reason)
@@ -185,6 +187,15 @@ class Selector:
         if reader := self._reads_what_moves(match, span):
             return f"{reader.name} reads what it writes, in between"
         return before
+
+    def _written_behind(self, match: Match) -> str | None:
+        """Why autograd would not take an op of several results: one is saved and written to."""
+        if len(match.outputs) < 2 or not _needs_grad(match):
+            return None
+        for end in match.ends():
+            if writer := self.effects.writer(end.node, match.interior):
+                return f"{writer.name} writes to {end.node.name}, which its gradients are made from"
+        return None
 
     def _reads_what_moves(self, match: Match, span: tuple[int, int]) -> fx.Node | None:
         """A node that would see a write of `match` earlier, or later, than in the program."""

@@ -142,3 +142,37 @@ def test_operators_of_torch_ao_are_missed() -> None:
     (site,) = quants(explain(run, rows(8, 64)))
     assert (site.pattern, site.status) == ("quant_static", "missed")
     assert "the scale is the number 0.1" in site.reason
+
+
+class FlatAttention(torch.nn.Module):
+    """Batch and heads as one dimension, as XGLM and Bloom have them."""
+
+    def forward(self, q: torch.Tensor) -> torch.Tensor:
+        return torch.bmm(torch.softmax(torch.bmm(q, q.transpose(1, 2)), -1), q)
+
+
+class Mixture(FlatAttention):
+    """The same under a name that promises nothing."""
+
+
+class PlainLayerNorm(torch.nn.Module):
+    """An RMSNorm under T5's name for it."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6)
+
+
+def within(module: torch.nn.Module, *sizes: int) -> tuple[Site, ...]:
+    return explain(torch.nn.Sequential(module), rows(*sizes)).sites
+
+
+def test_attention_in_an_unread_spelling_is_missed_where_a_name_promises_it() -> None:
+    (site,) = within(FlatAttention(), 4, 8, 16)
+    assert (site.pattern, site.status, site.module) == ("attention", "missed", "0")
+    assert site.reason == "its scores have 3 dimensions, not 4"
+    assert within(Mixture(), 4, 8, 16) == ()
+
+
+def test_a_layer_norm_without_a_mean_is_an_rms_norm_and_no_miss() -> None:
+    (site,) = within(PlainLayerNorm(), 4, 64)
+    assert (site.pattern, site.status) == ("rms_norm", "fused")

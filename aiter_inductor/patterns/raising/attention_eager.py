@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import fx
 
 from aiter_inductor.core.graph import (
@@ -28,6 +29,7 @@ from aiter_inductor.core.graph import (
 )
 from aiter_inductor.core.match import Match, Miss, recogniser
 from aiter_inductor.patterns.raising.attention_heads import PATTERN, build
+from aiter_inductor.patterns.raising.tail import strip_widening
 
 
 @dataclass
@@ -49,32 +51,42 @@ class _Walk:
         return operand[0] if operand else source(node)
 
 
-@recogniser(PATTERN, "matmul")
+@recogniser(PATTERN, "matmul", "bmm")
 def spelled_attention(node: fx.Node) -> Match | Miss | None:
     """`softmax(q @ k^T * scale + mask) @ v`."""
     walk = _Walk({node})
-    pair = operands(node, "matmul") or (None, None)
-    softmax, keeps_all = _softmax(walk, pair[0])
+    v = arg(node, "mat2" if kind(node) == "bmm" else "other")
+    softmax, keeps_all = _softmax(walk, source(node))
     if softmax is None:
         return None
+    if ndim(softmax) != 4:
+        return Miss(PATTERN, node, f"its scores have {ndim(softmax)} dimensions, not 4")
     if (dropped := _dropped(walk)) is not None:
         return Miss(PATTERN, node, f"it drops probabilities with p={dropped}")
-    logits, sinks = walk.through(walk.into(softmax)), None
+    logits, sinks = _unshifted(walk, walk.through(walk.into(softmax))), None
     if not keeps_all:
         found = _beside_a_sink(walk, logits)
         if found is None:
-            return None
+            return Miss(PATTERN, node, "the last key's probabilities are dropped, and are no sinks")
         logits, sinks = found
     scores, mask = _masked(walk, logits)
     scores, softcap = _capped(walk, scores)
     scores, scale = _scaled(walk, scores)
     if kind(scores) != "matmul" or ndim(scores) != 4:
-        return None
+        name = getattr(scores, "name", scores)
+        return Miss(PATTERN, node, f"behind scale and mask its scores are {name}, no q @ k^T")
     q, k = walk.into(scores), _untransposed(walk, arg(scores, "other"))
     if k is None:
-        return None
+        return Miss(PATTERN, node, f"its scores are {scores.name}, whose right side is no k^T")
     interior = frozenset(walk.interior)
-    return build(node, (q, k, pair[1]), mask, interior, sinks=sinks, scale=scale, softcap=softcap)
+    heads = (*_unwidened(q, k, dtype(v)), v)
+    return build(node, heads, mask, interior, sinks=sinks, scale=scale, softcap=softcap)
+
+
+def _unwidened(q: Any, k: Any, wanted: torch.dtype | None) -> tuple[Any, Any]:
+    """q and k before both were widened from v's dtype, as GPT-J does; the op computes in fp32."""
+    plain = [strip_widening(n) if isinstance(n, fx.Node) else n for n in (q, k)]
+    return (plain[0], plain[1]) if all(dtype(n) == wanted for n in plain) else (q, k)
 
 
 def _is_idle(node: fx.Node) -> bool:
@@ -92,7 +104,7 @@ def _softmax(walk: _Walk, node: Any) -> tuple[fx.Node | None, bool]:
     if isinstance(node, fx.Node) and _drops_last(node):
         keeps_all = False
         node = walk.through(walk.into(node), "dropout")
-    if kind(node) != "softmax" or ndim(node) != 4 or not is_last_dim(arg(node, "dim"), node):
+    if kind(node) != "softmax" or ndim(node) < 3 or not is_last_dim(arg(node, "dim"), node):
         return None, True
     return node, keeps_all
 
@@ -117,11 +129,7 @@ def _dropped(walk: _Walk) -> float | str | None:
 
 
 def _beside_a_sink(walk: _Walk, node: Any) -> tuple[Any, fx.Node] | None:
-    """`(logits, sinks)` of `cat((logits, sinks), -1)`, its maximum perhaps subtracted."""
-    if pair := operands(node, "sub"):
-        if not _is_maximum(walk, pair[1], of=pair[0]):
-            return None
-        node = walk.through(walk.into(node))
+    """`(logits, sinks)` of `cat((logits, sinks), -1)`."""
     parts: Any = arg(node, "tensors", ()) if kind(node) == "cat" else ()
     if len(parts) != 2 or not is_last_dim(arg(node, "dim", 0), node) or size(parts[1], -1) != 1:
         return None
@@ -135,6 +143,14 @@ def _beside_a_sink(walk: _Walk, node: Any) -> tuple[Any, fx.Node] | None:
         return None
     walk.interior.add(spread)
     return walk.through(parts[0]), sinks
+
+
+def _unshifted(walk: _Walk, node: Any) -> Any:
+    """The logits before their maximum was subtracted, which no softmax can tell."""
+    pair = operands(node, "sub")
+    if pair is None or not _is_maximum(walk, pair[1], of=pair[0]):
+        return node
+    return walk.through(walk.into(node))
 
 
 def _is_maximum(walk: _Walk, node: Any, of: Any) -> bool:

@@ -82,7 +82,7 @@ def _unknown_numbers(node: fx.Node) -> Numbers | None:
     if ndim(node) != 2 or kinds not in (torch.int32, torch.int64):
         return None
     while _name(node) == "expand" and (sizes(_operand(node)) or ())[1:] == (sizes(node) or ())[1:]:
-        node = _operand(node)  # type: ignore[assignment]
+        node = _operand(node)
     rows = 0 if (sizes(node) or ())[0] == 1 else 1
     return Numbers(node, Affine((rows, 0), 0), Affine((0, 1), 0))
 

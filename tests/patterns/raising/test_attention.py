@@ -159,6 +159,67 @@ def test_sinks(subtract):
     assert found["sinks"].op == "placeholder"
 
 
+def widened(q, k, v):
+    """GPT-J in half precision: scores in float32, probabilities in v's dtype."""
+    weights = q.float() @ k.float().transpose(-1, -2) / 4.0
+    return torch.softmax(weights, dim=-1).to(v.dtype) @ v
+
+
+def without_its_maximum(q, k, v):
+    weights = q @ k.transpose(-1, -2)
+    weights = weights - weights.max(dim=-1, keepdim=True).values
+    return torch.softmax(weights, dim=-1) @ v
+
+
+@pytest.mark.parametrize("run", [widened, without_its_maximum])
+def test_what_changes_no_result_is_left_out(run):
+    found = arguments(check_rewrite(run, *heads(KV=H, dtype=torch.bfloat16), expect=SITE))
+    assert {found[name].op for name in "qkv"} == {"placeholder"}
+
+
+def flat(q, k, v):
+    q, k, v = (x.flatten(0, 1) for x in (q, k, v))
+    return torch.bmm(torch.softmax(torch.bmm(q, k.transpose(1, 2)), dim=-1), v)
+
+
+NEAR_MISSES = {
+    flat: "its scores have 3 dimensions, not 4",
+    lambda q, k, v: torch.softmax((q @ k.mT).exp(), -1) @ v: (
+        "behind scale and mask its scores are exp, no q @ k^T"
+    ),
+    lambda q, k, v: torch.softmax(q @ k, -1) @ v: "its scores are matmul, whose right side is no",
+    lambda q, k, v: torch.softmax(q @ k.mT - k.amax(-1, keepdim=True), -1) @ v: (
+        "behind scale and mask its scores are sub, no q @ k^T"
+    ),
+    lambda q, k, v: torch.softmax(q @ k.mT, -1)[..., :-1] @ v[:, :, 1:]: (
+        "the last key's probabilities are dropped, and are no sinks"
+    ),
+    lambda q, k, v: torch.softmax(q @ k.transpose(-1, -2), -1).double() @ v.double(): (
+        "q, k, v and the result are"
+    ),
+}
+
+
+@pytest.mark.parametrize("run", NEAR_MISSES)
+def test_near_misses_say_why(run):
+    square = tuple(torch.randn(B, H, D, D) for _ in range(3))
+    assert any(NEAR_MISSES[run] in reason for reason in _reasons(run, *square))
+
+
+def test_a_result_that_is_written_to_keeps_its_gradient():
+    """Nystromformer adds its convolution in place; attention saves its result."""
+
+    def run(q, k, v):
+        out = torch.softmax(q @ k.transpose(-1, -2), dim=-1) @ v
+        out += q
+        return out
+
+    check_rewrite(run, *heads(KV=H), expect=SITE)
+    given = tuple(t.requires_grad_() for t in heads(KV=H))
+    result = check_rewrite(run, *given, expect=SITE, inserted=0, backward=True)
+    assert any("which its gradients are made from" in reason for reason in result.reasons())
+
+
 def test_dropout_is_left_alone():
     q, k, v = heads()
 
