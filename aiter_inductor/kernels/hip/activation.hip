@@ -84,7 +84,8 @@ act_kernel(const X* gate, const X* up, OUT* out, float* scale, i32 num_rows, i32
   up = row_of(place, up, up_outer, up_inner);
   out = row_of(place, out, out_outer, out_inner);
   scale = row_of(place, scale, scale_outer, scale_inner);
-  begin(first_of(place, gate), first_of(place, up), first_of(place, out), scale);
+  begin(first_of(place, gate), first_of(place, up), first_of(place, out),
+        given_or_null<(QUANT > 0)>(scale));
   Inputs inputs;
   load_inputs(place, gate, up, inputs);
   PackedRow<X> row;

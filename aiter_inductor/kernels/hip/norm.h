@@ -158,7 +158,8 @@ SIMT_DEVICE void weigh(const Place& place, const Vectors& given, const Moments& 
     if constexpr (HAS_WEIGHT) {
       float w[VEC];
       unpack(given.weight.vectors[v], w);
-      multiply_by_weight<X, W, P, ROUND_BEFORE_WEIGHT, HAS_OFFSET>(w, weight_offset, x);
+      typedef Either<HAS_BIAS, void, Y>::type Next;
+      multiply_by_weight<X, W, P, Next, ROUND_BEFORE_WEIGHT, HAS_OFFSET>(w, weight_offset, x);
     }
     if constexpr (HAS_BIAS) add_bias(given.bias.vectors[v], x);
     if constexpr (LAYER_NORM && !EXACT)

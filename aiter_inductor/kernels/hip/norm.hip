@@ -15,7 +15,7 @@ norm_kernel(const X* x, const X* residual, const W* weight, const B* bias, X* su
   arrive_in_cluster<BLOCKS>();
   SIMT_SHARED u32 slots[MOMENT_SLOTS];
   const Place place = Place::of_thread(num_rows, num_inner, N);
-  const float per_element = 1.0f / (float)N;
+  const float per_element = EXACT ? 1.0f / (BLOCKS * LANES * VECTORS * VEC) : 1.0f / (float)N;
   Inputs row;
   Vectors given;
   x = row_of(place, x, x_outer, x_inner);
@@ -26,8 +26,11 @@ norm_kernel(const X* x, const X* residual, const W* weight, const B* bias, X* su
   if constexpr (HAS_RESIDUAL && RESIDUAL_AHEAD)
     UNROLL for (int v = 0; v < VECTORS; v++)
       if (is_inside(place, v)) prefetch(residual + vector_of(place, v) * VEC);
-  begin(first_of(place, x), first_of(place, residual), first_of(place, weight),
-        first_of(place, bias), first_of(place, sum), first_of(place, out), scale);
+  begin(first_of(place, x), given_or_null<HAS_RESIDUAL>(first_of(place, residual)),
+        given_or_null<HAS_WEIGHT>(first_of(place, weight)),
+        given_or_null<HAS_BIAS>(first_of(place, bias)),
+        given_or_null<HAS_RESIDUAL>(first_of(place, sum)), first_of(place, out),
+        given_or_null<(QUANT > 0)>(scale));
   row.x = load_row(place, x);
   if constexpr (HAS_RESIDUAL) row.residual = load_row(place, residual);
   if constexpr (!LATE) load_vectors(place, weight, bias, given);

@@ -31,10 +31,6 @@ from aiter_inductor.kernels.hip.rows import (
 )
 from aiter_inductor.kernels.prepared import Plans, facts_of
 
-_RESIDENT = 5
-"""Blocks of 128 threads that a multiprocessor is to hold, of rows whose weight and bias come late.
-4096 x 7168 LayerNorm + fp8 takes an H100 32.7 us so, and 33.3 with the 4 the compiler allows."""
-
 
 @dataclass(frozen=True)
 class NormVariant:
@@ -53,6 +49,7 @@ class NormVariant:
         late: load weight and bias after the row's reductions.
         residual_ahead: fetch the residual before the kernel ahead in the stream ends.
         has_offset: something is added to the weight.
+        resident: blocks that a multiprocessor of an NVIDIA chip is to hold.
     """
 
     layer: bool
@@ -69,6 +66,7 @@ class NormVariant:
     late: bool = False
     has_offset: bool = False
     residual_ahead: bool = False
+    resident: int = 1
 
     def module(self) -> Module:
         """norm.hip with these definitions."""
@@ -88,17 +86,10 @@ class NormVariant:
             LATE=self.late,
             RESIDUAL_AHEAD=self.residual_ahead,
             HAS_OFFSET=self.has_offset,
-            RESIDENT=_RESIDENT if self._is_crowded else 1,
+            RESIDENT=self.resident,
             **self.quantisation.defines(),
             **self.layout.defines(),
         )
-
-    @property
-    def _is_crowded(self) -> bool:
-        """Whether 96 registers hold a row, and the compiler would take more for the vectors."""
-        layout, dtypes = self.layout, (self.dtype, self.weight_dtype, self.bias_dtype)
-        fits = layout.threads <= ROW_BLOCK and all(dtype.itemsize == 2 for dtype in dtypes)
-        return self.late and layout.exact and fits
 
     def signature(self) -> KernelSignature:
         """norm_kernel's parameters."""
@@ -274,6 +265,7 @@ def _plan(
         layout = RowLayout.choose(
             nest.num_rows, N, vec, wave, least_lanes=least_lanes, whole=True, inputs=inputs
         )
+    layout = layout.over(nest)
     layer, round_before_weight, round_norm, has_offset = style
     variant = NormVariant(
         layer=layer,
@@ -290,6 +282,7 @@ def _plan(
         late=_loads_late(layer, nest.num_rows),
         has_offset=has_offset and given.weight is not None,
         residual_ahead=_is_fetched_ahead(given, nest.num_rows, arch),
+        resident=_resident(given, layer, quantisation, layout, nest.num_rows),
     )
     present = (*(tensor is not None for tensor in given[:4]), writes_scales)
     return LaunchPlan(
@@ -308,6 +301,28 @@ def _is_fetched_ahead(given: _Tensors, num_rows: int, arch: str) -> bool:
     quantisation 2.55 and 2.67.
     """
     return arch == "sm_90" and given.residual is not None and num_rows <= FEW_ROWS
+
+
+def _resident(
+    given: _Tensors, layer: bool, quantisation: Quantisation, layout: RowLayout, num_rows: int
+) -> int:
+    """Blocks that a multiprocessor is to hold: registers are for rows, not for unpacking ahead.
+
+    In microseconds on an H200, with N / 1024 vectors in each of 128 threads:
+
+                       rows x N        1      4      5
+    RMSNorm + fp8      4096 x 7168   24.8   24.7   23.8
+    LayerNorm + fp8    4096 x 7168   31.2   26.9   26.5
+    RMSNorm + fp8     16384 x 8192  107.2   97.8  112.8, for registers spill
+
+    What is not quantised by rows has one reduction less to wait at, and takes as long with either.
+    """
+    tensors = (given.x, given.weight, given.bias)
+    packed = all(tensor is None or tensor.element_size() == 2 for tensor in tensors)
+    fits = packed and layout.exact and layout.threads <= ROW_BLOCK
+    if quantisation.mode != "token" or num_rows <= FEW_ROWS or not fits:
+        return 1
+    return 5 if layer or layout.vectors < 8 else 4
 
 
 def _loads_late(layer: bool, num_rows: int) -> bool:

@@ -173,6 +173,7 @@ def _plan(
         check_row(N, group_size, vec, wave)
         whole, least_lanes = quantisation.mode == "token", max(group_size // vec, 1)
         layout = RowLayout.choose(nest.num_rows, N, vec, wave, least_lanes=least_lanes, whole=whole)
+    layout = layout.over(nest)
     variant = QuantVariant(x.dtype, quantisation, layout, kernel)
     return LaunchPlan(
         load_kernel(variant, arch, x.device.type).launch,

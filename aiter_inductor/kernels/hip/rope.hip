@@ -29,8 +29,12 @@ struct Head {
   OUT* out;
   const W* weight;
   const C *cos, *sin;
-  bool live;
 };
+
+// Elements between the start of a tensor and a head of it.
+SIMT_DEVICE i64 offset_of(u32 batch, u32 head, u32 token, i64 by_batch, i64 by_head, i64 by_token) {
+  return (i64)batch * by_batch + (i64)head * by_head + (i64)token * by_token;
+}
 
 template <class T> struct PackedPart {
   PackedUnit<T, IN_PAIRS> unit;
@@ -44,21 +48,20 @@ struct PackedHead {
   PackedAngles cos[UNITS], sin[UNITS];
 };
 
-template <class T>
-SIMT_DEVICE void load_part(const T* from, bool live, int unit, PackedPart<T>& to) {
-  if (live && is_rotated(unit)) load_packed_pairs(from, unit, to.unit);
+template <class T> SIMT_DEVICE void load_part(const T* from, int unit, PackedPart<T>& to) {
+  if (is_rotated(unit)) load_packed_pairs(from, unit, to.unit);
   if constexpr (TAIL)
-    if (live && is_tail(unit)) load_packed(from + tail_offset(unit), to.tail);
+    if (is_tail(unit)) load_packed(from + tail_offset(unit), to.tail);
 }
 
 SIMT_DEVICE void load_head(const Head& head, PackedHead& to) {
-  UNROLL for (int i = 0; i < UNITS; i++) load_part(head.x, head.live, unit_of(i), to.x[i]);
+  UNROLL for (int i = 0; i < UNITS; i++) load_part(head.x, unit_of(i), to.x[i]);
   UNROLL for (int i = 0; i < UNITS; i++) {
-    if (head.live && is_rotated(unit_of(i))) {
+    if (is_rotated(unit_of(i))) {
       load_packed_table(head.cos, unit_of(i), to.cos[i]);
       load_packed_table(head.sin, unit_of(i), to.sin[i]);
     }
-    if constexpr (NORM) load_part(head.weight, head.live, unit_of(i), to.weight[i]);
+    if constexpr (NORM) load_part(head.weight, unit_of(i), to.weight[i]);
   }
 }
 
@@ -72,8 +75,8 @@ template <class T> SIMT_DEVICE void unpack_part(const PackedPart<T>& from, int i
 SIMT_DEVICE void weigh(const PackedPart<W>& weight, int i, float offset, Unit& x) {
   Unit w;
   unpack_part(weight, i, w);
-  multiply_by_weight<X, W, P, ROUND_BEFORE_WEIGHT, HAS_OFFSET>(w.a, offset, x.a);
-  multiply_by_weight<X, W, P, ROUND_BEFORE_WEIGHT, HAS_OFFSET>(w.b, offset, x.b);
+  multiply_by_weight<X, W, P, X, ROUND_BEFORE_WEIGHT, HAS_OFFSET>(w.a, offset, x.a);
+  multiply_by_weight<X, W, P, X, ROUND_BEFORE_WEIGHT, HAS_OFFSET>(w.b, offset, x.b);
   round_all<X>(x.a);
   round_all<X>(x.b);
 }
@@ -116,21 +119,26 @@ rope_kernel(const X* q, const X* k, OUT* q_out, OUT* k_out, const W* q_weight, c
             i64 k_out_batch, i64 k_out_head, i64 k_out_token, i64 cos_batch, i64 cos_token,
             i64 sin_batch, i64 sin_token) {
   // Heads run fastest, so that those of one token read the same angles from the cache.
-  const i64 row = (i64)block_x() * (THREADS / LANES) + thread_index() / LANES;
-  const bool live = row < num_rows;
-  const i32 some_row = live ? (i32)row : 0, all_heads = num_heads + num_kv_heads;
-  const i32 position = some_row / all_heads, index = some_row % all_heads;
-  const i64 batch = position / seq_len, token = position % seq_len, kv_index = index - num_heads;
-  const bool is_q = index < num_heads;
+  // Of unsigned numbers of 32 bits a division and a product with a stride are half as long. Lanes
+  // beyond the last head compute the first one, and store nothing.
+  const u32 row = (u32)block_x() * (THREADS / LANES) + (u32)thread_index() / LANES;
+  const bool live = row < (u32)num_rows;
+  const u32 some_row = live ? row : 0, all_heads = num_heads + num_kv_heads;
+  // Heads run fastest, so that those of one token read the same angles from the cache.
+  const u32 position = some_row / all_heads, index = some_row % all_heads;
+  const u32 batch = position / (u32)seq_len, token = position % (u32)seq_len;
+  const bool is_q = index < (u32)num_heads;
+  const u32 own = is_q ? index : index - num_heads;
+  const i64 from = offset_of(batch, own, token, is_q ? q_batch : k_batch, is_q ? q_head : k_head,
+                             is_q ? q_token : k_token);
+  const i64 to = offset_of(batch, own, token, is_q ? q_out_batch : k_out_batch,
+                           is_q ? q_out_head : k_out_head, is_q ? q_out_token : k_out_token);
   const Head head = {
-      is_q ? q + (batch * q_batch + index * q_head + token * q_token)
-           : k + (batch * k_batch + kv_index * k_head + token * k_token),
-      is_q ? q_out + (batch * q_out_batch + index * q_out_head + token * q_out_token)
-           : k_out + (batch * k_out_batch + kv_index * k_out_head + token * k_out_token),
+      (is_q ? q : k) + from,
+      (is_q ? q_out : k_out) + to,
       is_q ? q_weight : k_weight,
-      cos + (batch * cos_batch + token * cos_token),
-      sin + (batch * sin_batch + token * sin_token),
-      live,
+      cos + offset_of(batch, 0, token, cos_batch, 0, cos_token),
+      sin + offset_of(batch, 0, token, sin_batch, 0, sin_token),
   };
   begin(head.x, head.cos, head.sin, head.weight, head.out);
   PackedHead packed = {};

@@ -4,7 +4,8 @@
 // row, 2 one a group, 3 given), GROUP, THREADS a block, LANES a row, VECTORS a thread, VEC elements
 // a vector. A row without any reduction over all of it may be cut into chunks, one a block_y. EXACT
 // promises that a block holds one row or chunk and that no vector lies outside it. BLOCKS share a
-// row that is reduced over, a cluster where the chip has such; 1 elsewhere.
+// row that is reduced over, a cluster where the chip has such; 1 elsewhere. Unless NESTED, one loop
+// visits all rows.
 #pragma once
 
 #include "quantize.h"
@@ -17,23 +18,27 @@ SIMT_DEVICE int rank_of_block() { return block_x() % BLOCKS; }
 
 // Where a thread stands. Rows are visited by two nested loops; each tensor has a stride for either.
 struct Place {
-  i64 outer, inner;
+  u32 outer, inner;
   int first;  // of its vectors; the next ones follow in steps of LANES
   int num_vectors;
 
   SIMT_DEVICE Place of_thread(i32 num_rows, i32 num_inner, i32 N) {
-    const i32 row = block_x() / BLOCKS * (THREADS / LANES) + thread_index() / LANES;
+    // Whole blocks and unsigned numbers save instructions that no load starts before.
+    const u32 thread = thread_index(), in_block = THREADS == LANES ? 0 : thread / LANES;
+    const u32 row = (u32)block_x() / BLOCKS * (THREADS / LANES) + in_block;
     const int chunk = BLOCKS > 1 ? rank_of_block() : block_y();
-    const int first = chunk * (VECTORS * LANES) + thread_index() % LANES;
-    const int num_vectors = row < num_rows ? N / VEC : 0;
-    // A division takes longer than a reduction, and no load starts before it.
-    if (num_inner == 1) return {row, 0, first, num_vectors};
-    return {row / num_inner, row % num_inner, first, num_vectors};
+    const int first = chunk * (VECTORS * LANES) + (int)(thread - in_block * LANES);
+    const int num_vectors = row < (u32)num_rows ? N / VEC : 0;
+    // A division takes longer than a reduction.
+    if (!NESTED || num_inner == 1) return {row, 0, first, num_vectors};
+    return {row / (u32)num_inner, row % (u32)num_inner, first, num_vectors};
   }
 };
 
 template <class T> SIMT_DEVICE T* row_of(const Place& place, T* base, i64 outer, i64 inner) {
-  return base + (place.outer * outer + place.inner * inner);
+  i64 offset = (i64)place.outer * outer;
+  if constexpr (NESTED) offset += (i64)place.inner * inner;
+  return base + offset;
 }
 
 SIMT_DEVICE int vector_of(const Place& place, int v) { return place.first + v * LANES; }
@@ -43,6 +48,11 @@ SIMT_DEVICE bool is_inside(const Place& place, int v) {
 // Where a thread's part of a row begins.
 template <class T> SIMT_DEVICE T* first_of(const Place& place, T* row) {
   return row + place.first * VEC;
+}
+
+// An address that `begin` is to know only if there is something at it.
+template <bool GIVEN, class T> SIMT_DEVICE T* given_or_null(T* address) {
+  return GIVEN ? address : nullptr;
 }
 
 // A thread's part of a row, or of a vector of N elements that all rows share, still packed.

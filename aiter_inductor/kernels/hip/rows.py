@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -38,6 +38,7 @@ class RowLayout:
         vec: elements of a vector; a power of two.
         exact: each block holds one row, or chunk of a row, with nothing to spare or to mask.
         blocks: that share a row which is reduced over, a cluster; 1 where the chip has none.
+        nested: two loops visit the rows, not one.
     """
 
     threads: int
@@ -46,6 +47,7 @@ class RowLayout:
     vec: int
     exact: bool = False
     blocks: int = 1
+    nested: bool = True
 
     @classmethod
     def choose(
@@ -138,6 +140,10 @@ class RowLayout:
             return CHUNK_BLOCK, 3
         return (CHUNK_BLOCK, 4) if in_all >= BUSY_VECTORS else (2 * CHUNK_BLOCK, 2)
 
+    def over(self, nest: RowNest) -> RowLayout:
+        """This layout of the rows of `nest`."""
+        return replace(self, nested=nest.inner != 1)
+
     def grid(self, num_rows: int, N: int) -> tuple[int, int]:
         """Blocks over the rows, and chunks of a row."""
         rows_a_block = self.threads // self.lanes
@@ -155,6 +161,7 @@ class RowLayout:
             "VEC": self.vec,
             "EXACT": int(self.exact),
             "BLOCKS": self.blocks,
+            "NESTED": int(self.nested),
         }
 
 

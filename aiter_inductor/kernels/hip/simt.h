@@ -3,7 +3,8 @@
 //
 //   SIMT_DEVICE, SIMT_KERNEL(threads), SIMT_ENTRY(kernel), SIMT_SHARED, UNROLL
 //     (where registers limit how many blocks a multiprocessor of an NVIDIA chip holds, the build
-//     may define how many are to fit, RESIDENT)
+//     may define how many are to fit, RESIDENT; 0 leaves it to the compiler, which with 1 spends
+//     registers on loads ahead)
 //   WAVE, thread_index(), block_x(), block_y(), barrier()
 //   begin(addresses...)          before memory is touched: where a launch may come early, waits for
 //                                the kernel before it, and lets the one behind it come early too;

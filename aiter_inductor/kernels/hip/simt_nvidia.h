@@ -9,11 +9,16 @@
 #endif
 
 #define SIMT_DEVICE static __device__ __forceinline__
+#if RESIDENT
+#define SIMT_BOUNDS(threads) __launch_bounds__(threads, RESIDENT)
+#else
+#define SIMT_BOUNDS(threads) __launch_bounds__(threads)
+#endif
 #if BLOCKS > 1
 #define SIMT_KERNEL(threads) \
-  extern "C" __global__ void __cluster_dims__(BLOCKS, 1, 1) __launch_bounds__(threads, RESIDENT)
+  extern "C" __global__ void __cluster_dims__(BLOCKS, 1, 1) SIMT_BOUNDS(threads)
 #else
-#define SIMT_KERNEL(threads) extern "C" __global__ void __launch_bounds__(threads, RESIDENT)
+#define SIMT_KERNEL(threads) extern "C" __global__ void SIMT_BOUNDS(threads)
 #endif
 #define SIMT_ENTRY(kernel)
 #define SIMT_SHARED __shared__

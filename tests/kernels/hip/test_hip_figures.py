@@ -54,6 +54,26 @@ def test_no_spills_and_wide_accesses(arch):
             assert "0 bytes spill stores, 0 bytes spill loads" in artifact.log, module
 
 
+@pytest.mark.parametrize("N", [4096, 5120, 7168, 8192])
+def test_many_rows_leave_room_for_others_on_hopper(N):
+    """No spills where a multiprocessor is told how many blocks to hold."""
+    settings = jit.default_settings()
+    try:
+        jit.find_compiler("sm_90", settings)
+    except jit.NoCompilerError as error:
+        pytest.skip(str(error))
+    x, w = (torch.empty(*shape, dtype=BF16, device="meta") for shape in ((4096, N), (N,)))
+    with collecting_modules("sm_90") as modules:
+        norm_quant.rms_norm_quant(x, w, 1e-6, dtype=FN)
+        norm_quant.rms_norm_quant(x, w, 1e-6, dtype=FN, round_before_weight=True)
+        norm_quant.layer_norm_quant(x, w, w, 1e-6, dtype=FN)
+    for module in modules:
+        artifact = jit.load(module, "sm_90", settings)
+        (facts,) = CodeObject.parse(artifact.read(), "sm_90").kernels.values()
+        assert "0 bytes spill stores, 0 bytes spill loads" in artifact.log, module
+        assert facts.vgprs <= MAX_VGPRS, (module, facts)
+
+
 def test_modules_are_collected_once_for_each_context():
     assert modules_of_a_model("gfx942") == modules_of_a_model("gfx942")
     assert modules_of_a_model("gfx942") != modules_of_a_model("sm_90")

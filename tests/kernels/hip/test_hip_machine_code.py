@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from aiter_inductor.core.jit import NoCompilerError, default_settings, find_compiler
+from aiter_inductor.core.rows import row_nest
 from aiter_inductor.kernels.hip import activation, norm, norm_quant, quant, rope
 from aiter_inductor.kernels.hip.loading import simulating
 from aiter_inductor.kernels.hip.rows import Quantisation, RowLayout, scales_for
@@ -17,6 +18,7 @@ from aiter_inductor.lowerings import norm_quant as norm_quant_ops
 from aiter_inductor.lowerings import quant as quant_ops
 from aiter_inductor.lowerings import rope as rope_ops
 from tests.kernels.hip.comparing import assert_close_to_float64, assert_quantised_alike
+from tests.kernels.hip.test_hip_norm import signed_rows
 
 EPS = 1e-5
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
@@ -92,6 +94,22 @@ def test_quant_of_special_values(group_size, dtype):
         out = quant.quant_per_group(x, **args)
         expected = quant_ops.quant_per_group.reference(x, **args)
     assert_quantised_alike(*out, *expected)
+
+
+@pytest.mark.parametrize("dtype", [BF16, FP16], ids=str)
+def test_largest_magnitudes_of_either_sign(dtype):
+    x = signed_rows(dtype)
+    expected = quant_ops.quant_per_token.reference(x, dtype=FNUZ, amax_min=1e-3)
+    q, scale = quant.quant_per_token(x, dtype=FNUZ, amax_min=1e-3)
+    assert_quantised_alike(q, scale, *expected)
+
+
+def test_rows_of_two_loops():
+    x = normal(3, 4, 160)[..., :128].transpose(0, 1)
+    assert row_nest(x, x.contiguous()).inner == 3
+    args = (normal(128, seed=1), EPS)
+    expected = norm_quant_ops.rms_norm_quant.reference(x, *args, dtype=FNUZ)
+    assert_quantised_alike(*norm_quant.rms_norm_quant(x, *args, dtype=FNUZ), *expected)
 
 
 @pytest.mark.parametrize("shape", [(5, 128), (3, 4, 2120)], ids=str)

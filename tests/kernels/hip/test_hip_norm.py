@@ -155,6 +155,26 @@ def test_quant_of_special_values(dtype, group_size):
     assert_quantised_alike(*out, *expected)
 
 
+def signed_rows(dtype: torch.dtype) -> torch.Tensor:
+    """Rows below 0, above, of both signs with the farthest below, and with a NaN of either sign."""
+    x = rows(6, 1160, dtype=dtype).abs()
+    x[0] *= -1
+    x[2, ::2] *= -1
+    x[2, 700] = -9.0
+    x[3, 5], x[4, 1159] = -float("nan"), float("nan")
+    x[5] = -0.0
+    return x
+
+
+@pytest.mark.parametrize("dtype", [BF16, FP16], ids=str)
+def test_largest_magnitudes_of_either_sign(dtype):
+    x = signed_rows(dtype)
+    expected = quant_ops.quant_per_token.reference(x, dtype=FN, amax_min=1e-3)
+    q, scale = quant.quant_per_token(x, dtype=FN, amax_min=1e-3)
+    assert_quantised_alike(q, scale, *expected)
+    assert torch.equal(scale.nan_to_num(7777), expected[1].nan_to_num(7777))
+
+
 @pytest.mark.parametrize("dtype", [FN, FNUZ, INT8], ids=str)
 def test_quant_static_rounds_every_bf16_as_eager_does(dtype):
     """All finite bf16 numbers, infinities too; NaN where the format has one."""
