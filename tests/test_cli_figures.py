@@ -32,8 +32,9 @@ def test_nothing_spills_to_memory():
         for row in rows()
         if row["by"] == "hip"
     }
-    # Its 30 parameters outlive the loop over tiles; a tile has 48 matrix instructions.
-    assert moved.pop(("`decode_attend`", "gfx942")) <= 40
+    # Most of its 31 parameters and three pointers into the workspace outlive the loop over tiles; a
+    # tile has 48 matrix instructions.
+    assert moved.pop(("`decode_attend`", "gfx942")) <= 44
     assert not any(moved.values())
 
 
