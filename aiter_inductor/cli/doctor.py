@@ -18,7 +18,7 @@ from aiter_inductor.cli.bench import VERSIONED, version_of
 from aiter_inductor.cli.cases import load_ops
 from aiter_inductor.core import config
 from aiter_inductor.core.arch import KNOWN, Arch, arch_of
-from aiter_inductor.core.jit import NoCompilerError, default_settings, find_compiler
+from aiter_inductor.core.jit import NoCompilerError, default_settings, file_sizes, find_compiler
 
 ENTRY_POINTS = (
     ("torch_dynamo_backends", "aiter", 'torch.compile(backend="aiter") without an import'),
@@ -98,8 +98,8 @@ def cache() -> Section:
     if not place.exists():
         yield "directory", f"{place} (made on the first build)"
         return
-    sizes = [path.stat().st_size for path in place.rglob("*") if path.is_file()]
-    yield "directory", f"{place} ({len(sizes)} files, {sum(sizes) / 1e6:.1f} MB)"
+    found = file_sizes(place)
+    yield "directory", f"{place} ({len(found)} files, {sum(found) / 1e6:.1f} MB)"
 
 
 def environment() -> Section:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from aiter_inductor.core.jit.background import BackgroundBuilds
 from aiter_inductor.core.jit.build import JitWarning, find, load, warn_once
-from aiter_inductor.core.jit.cache import Cleared, clear, entries, failures, verify
+from aiter_inductor.core.jit.cache import Cleared, clear, entries, failures, file_sizes, verify
 from aiter_inductor.core.jit.discovery import find_compiler
 from aiter_inductor.core.jit.errors import (
     BuildError,
@@ -36,6 +36,7 @@ __all__ = [
     "default_settings",
     "entries",
     "failures",
+    "file_sizes",
     "find",
     "find_compiler",
     "load",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -66,7 +68,7 @@ def clear(root: Path) -> Cleared:
     directories = list(_entry_dirs(root))
     failed = list(root.glob(f"*/*{store.FAILED_SUFFIX}"))
     unfinished = list(root.glob(f"*/{store.BUILDING_PREFIX}*"))
-    size_bytes = sum(_size_bytes(path) for path in (*directories, *failed, *unfinished))
+    size_bytes = sum(sum(file_sizes(path)) for path in (*directories, *failed, *unfinished))
     try:
         for path in (*directories, *failed, *unfinished):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -97,7 +99,11 @@ def _changed_files(artifact: Artifact) -> Iterator[str]:
             yield f"{path} is not the file that was built"
 
 
-def _size_bytes(path: Path) -> int:
-    if path.is_file():
-        return path.stat().st_size
-    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+def file_sizes(path: Path) -> list[int]:
+    """Bytes of the file `path`, or of each below it but for what a build takes away meanwhile."""
+    files = [path] if path.is_file() else (Path(at, n) for at, _, ns in os.walk(path) for n in ns)
+    found = []
+    for file in files:
+        with contextlib.suppress(FileNotFoundError):
+            found.append(file.stat().st_size)
+    return found

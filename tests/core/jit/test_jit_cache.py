@@ -12,6 +12,7 @@ from aiter_inductor.core.jit import (
     clear,
     entries,
     failures,
+    file_sizes,
     load,
     prebuild,
     verify,
@@ -89,3 +90,10 @@ def test_prebuild_is_incremental_and_reports_what_failed(module, settings, count
         assert reasons["answer"] is None
         assert "broken.c:1" in (reasons["broken"] or "")
         assert counting.builds == expected_builds
+
+
+def test_files_of_a_build_that_ends_meanwhile_are_not_counted(tmp_path, monkeypatch):
+    (tmp_path / "kept").write_bytes(b"12345")
+    listed = [(str(tmp_path), [], ["kept", "gone"])]
+    monkeypatch.setattr("os.walk", lambda root: listed)
+    assert file_sizes(tmp_path) == [5]
