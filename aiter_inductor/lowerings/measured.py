@@ -117,8 +117,11 @@ def cede_rotation(problem: Any, use: Use) -> str | None:
 def cede_activation(problem: Any, use: Use) -> str | None:
     """SiLU * up + fp8 of 64x18432 in Triton and HIP on an H100: per token 5.48 and 4.29.
 
-    In groups of 128 4.62 and 3.39; of 64x14336 4.82 and 3.45, 4.19 and 3.02.
+    In groups of 128 4.62 and 3.39; of 64x14336 4.82 and 3.45, 4.19 and 3.02. 4096x18432 on an H200:
+    per token 97.4 and 91.9, in groups 89.2 and 92.0.
     """
+    if _is_hopper(use) and problem.group_size is None:
+        return "4096x18432 per token take an H200 91.9 us and the Triton kernel 97.4"
     if _is_hopper(use) and _at_most(problem.num_rows, 64):
         return "64x18432 take an H100 4.29 us and the Triton kernel 5.48"
     return None

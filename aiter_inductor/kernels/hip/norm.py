@@ -49,7 +49,8 @@ class NormVariant:
         late: load weight and bias after the row's reductions.
         residual_ahead: fetch the residual before the kernel ahead in the stream ends.
         has_offset: something is added to the weight.
-        resident: blocks that a multiprocessor of an NVIDIA chip is to hold.
+        resident: blocks that a multiprocessor of an NVIDIA chip is to hold; 0 leaves it to the
+            compiler.
     """
 
     layer: bool
@@ -306,23 +307,30 @@ def _is_fetched_ahead(given: _Tensors, num_rows: int, arch: str) -> bool:
 def _resident(
     given: _Tensors, layer: bool, quantisation: Quantisation, layout: RowLayout, num_rows: int
 ) -> int:
-    """Blocks that a multiprocessor is to hold: registers are for rows, not for unpacking ahead.
+    """Blocks that a multiprocessor is to hold; 0 leaves it to the compiler.
 
-    In microseconds on an H200, with N / 1024 vectors in each of 128 threads:
+    With 1 it spends registers on unpacking ahead. Quantised by rows, a block waits for two
+    reductions, and others must have room meanwhile. fp8 on an H200 in microseconds:
 
-                       rows x N        1      4      5
-    RMSNorm + fp8      4096 x 7168   24.8   24.7   23.8
-    LayerNorm + fp8    4096 x 7168   31.2   26.9   26.5
-    RMSNorm + fp8     16384 x 8192  107.2   97.8  112.8, for registers spill
+                            1      0      4      5      6      8
+    RMSNorm    8192x4096   27.9   26.2   27.9   27.9   26.5   26.3
+    RMSNorm    8192x5120   33.9   32.3   33.9   33.8   32.5   38.2
+    RMSNorm    4096x7168   24.7   24.4   24.5   23.8
+    RMSNorm   16384x8192  106.2   97.5   97.2  113.6
+    RMSNorm    8192x16384 164.2  104.4  364.9
+    LayerNorm  8192x4096   32.9   29.4   32.8   32.7   30.1   28.5
+    LayerNorm  4096x7168   30.7   27.5   26.6   25.6
+    LayerNorm  8192x8192   62.4   55.7   55.0   52.7   53.1   68.7
 
-    What is not quantised by rows has one reduction less to wait at, and takes as long with either.
+    What is not quantised by rows takes as long with 1, and 64 rows 1 or 2 % less.
     """
+    if quantisation.mode != "token" or num_rows <= FEW_ROWS:
+        return 1
     tensors = (given.x, given.weight, given.bias)
     packed = all(tensor is None or tensor.element_size() == 2 for tensor in tensors)
     fits = packed and layout.exact and layout.threads <= ROW_BLOCK
-    if quantisation.mode != "token" or num_rows <= FEW_ROWS or not fits:
-        return 1
-    return 5 if layer or layout.vectors < 8 else 4
+    bounded = layout.vectors == 7 or (layer and layout.vectors == 8)
+    return 5 if fits and bounded else 0
 
 
 def _loads_late(layer: bool, num_rows: int) -> bool:

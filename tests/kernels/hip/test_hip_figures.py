@@ -54,7 +54,7 @@ def test_no_spills_and_wide_accesses(arch):
             assert "0 bytes spill stores, 0 bytes spill loads" in artifact.log, module
 
 
-@pytest.mark.parametrize("N", [4096, 5120, 7168, 8192])
+@pytest.mark.parametrize("N", [4096, 5120, 7168, 8192, 16384])
 def test_many_rows_leave_room_for_others_on_hopper(N):
     """No spills where a multiprocessor is told how many blocks to hold."""
     settings = jit.default_settings()
