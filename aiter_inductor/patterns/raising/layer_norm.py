@@ -100,8 +100,8 @@ def _normalised(
 
 def _variance(node: fx.Node) -> tuple[fx.Node, set[fx.Node]] | str | None:
     """`(x, nodes)` if `node` is the variance of x over its last dimension, not Bessel-corrected."""
-    reduced = source(node) if kind(node) == "getitem" else node
-    if kind(reduced) == "var" or (kind(reduced) == "var_mean" and arg(node, "index") == 0):
+    reduced = _reduction(node, "var", 0)
+    if reduced is not None:
         rows = source(reduced)
         if not is_last_dim(arg(reduced, "dim"), rows):
             return f"the variance is over dimensions {arg(reduced, 'dim')}, not the last"
@@ -129,6 +129,17 @@ def _mean_of_centred_squares(node: fx.Node) -> tuple[fx.Node, set[fx.Node]] | st
     return None if centring is None else (x, {*found[1], *widenings(found[0]), *centring})
 
 
+def _reduction(node: fx.Node, name: str, index: int) -> fx.Node | None:
+    """What computes `node`: itself if of kind `name`, or the `var_mean` it is item `index` of.
+
+    An item of anything else is rows taken out of a statistic.
+    """
+    if kind(node) == name:
+        return node
+    pair = source(node) if kind(node) == "getitem" and arg(node, "index") == index else None
+    return pair if isinstance(pair, fx.Node) and kind(pair) == "var_mean" else None
+
+
 def _correction(variance: fx.Node) -> float:
     """What `variance` subtracts from N before dividing."""
     given = variance.kwargs.get("correction")
@@ -149,8 +160,8 @@ def _centred(node: fx.Node, x: fx.Node) -> set[fx.Node] | None:
     while restores_last_dim(mean):
         inside.add(mean)
         mean = source(mean)
-    reduced = source(mean) if kind(mean) == "getitem" else mean
-    if kind(reduced) != "mean" and not (kind(reduced) == "var_mean" and arg(mean, "index") == 1):
+    reduced = _reduction(mean, "mean", 1)
+    if reduced is None:
         return None
     rows = source(reduced)
     if strip_widening(rows) is not x or not is_last_dim(arg(reduced, "dim"), rows):

@@ -235,9 +235,31 @@ def reversed_difference(x, w, b):
     )
 
 
+def mean_of_other_rows(x, w, b):
+    """An index of the mean's shape: what it takes out has that shape as well."""
+    other = torch.arange(x.shape[0]).flip(0)
+    return (x - x.mean(-1, keepdim=True)[other]) * torch.rsqrt(
+        x.var(-1, keepdim=True, unbiased=False) + EPS
+    )
+
+
+def variance_of_other_rows(x, w, b):
+    other = torch.arange(x.shape[0]).flip(0)
+    return (x - x.mean(-1, keepdim=True)) * torch.rsqrt(
+        x.var(-1, keepdim=True, unbiased=False)[other] + EPS
+    )
+
+
 @pytest.mark.parametrize(
     "program",
-    [batch_norm, centred_by_another, added_mean, reversed_difference],
+    [
+        batch_norm,
+        centred_by_another,
+        added_mean,
+        reversed_difference,
+        mean_of_other_rows,
+        variance_of_other_rows,
+    ],
     ids=lambda f: f.__name__,
 )
 def test_other_graphs_are_left_alone(program):
