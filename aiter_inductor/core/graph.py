@@ -50,6 +50,8 @@ def kind(node: object) -> str | None:
         return None
     if found == "cast" and not _is_cast(node):
         return None
+    if found == "reshape" and _is_bit_cast(node):
+        return None
     return found
 
 
@@ -189,6 +191,12 @@ def _is_cast(node: fx.Node) -> bool:
     """`.to(...)` is a cast only if it keeps the device; `.type()` without argument is a query."""
     before, after = tensor(node.args[0]) if node.args else None, tensor(node)
     return before is not None and after is not None and before.device == after.device
+
+
+def _is_bit_cast(node: fx.Node) -> bool:
+    """`.view(dtype)` keeps the bits of the elements, not their values."""
+    before, after = dtype(node.args[0]) if node.args else None, dtype(node)
+    return before is not None and after is not None and before != after
 
 
 def _filled_scalar(node: fx.Node) -> float | None:

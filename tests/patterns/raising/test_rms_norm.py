@@ -434,3 +434,11 @@ def test_strided_rows_keep_their_strides():
 def test_nothing_to_normalise():
     check_rewrite(gemma, rows(torch.bfloat16, lead=(0, 5)), torch.randn(N).bfloat16(),
                   expect={"rms_norm": 1})  # fmt: skip
+
+
+def test_a_weight_read_from_the_bits_of_integers():
+    def program(x, bits):
+        return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + EPS) * bits.view(torch.float32)
+
+    bits = torch.randn(1, N).view(torch.int32)
+    check_rewrite(program, rows(torch.float32), bits, expect={"rms_norm": 1})
