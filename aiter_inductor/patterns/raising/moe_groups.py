@@ -69,8 +69,10 @@ def grouped_choice(filled: fx.Node) -> Groups | None:
     if not isinstance(choice, fx.Node) or shape is None or len(shape) != 2:
         return None
     interior = {filled}
-    mask = _peel(mask, interior, "invert", "logical_not", "bitwise_not")
-    spread = _spread(_peel(mask, interior, "bool"), shape, interior)
+    kept_mask = _peel(mask, interior, "invert", "logical_not", "bitwise_not")
+    if kept_mask is mask:
+        return None  # fills the best groups, not the others
+    spread = _spread(_peel(kept_mask, interior, "bool"), shape, interior)
     found = spread and _kept(spread[0], interior)
     amount = number(fill)
     if not spread or not found or amount is None:

@@ -108,7 +108,8 @@ def _not_groups(filled: fx.Node) -> Miss | None:
 
 def _is_lowest(fill: float, scores: _Scores) -> bool:
     """Whether no expert can be chosen that was filled: scores without a bias are positive."""
-    return fill == -math.inf or (fill <= 0 and scores.bias is None)
+    positive = scores.scoring != "softmax_of_chosen" and scores.bias is None
+    return fill == -math.inf or (fill <= 0 and positive)
 
 
 def _group_style(groups: Groups | None) -> dict[str, Any]:

@@ -140,6 +140,37 @@ def test_scores_that_something_else_reads_stay():
     assert any("users" in reason for reason in result.reasons())
 
 
+def best_groups(x):
+    groups = x.view(-1, G, E // G).max(dim=-1).values
+    mask = torch.zeros_like(groups).scatter(1, groups.topk(2, dim=-1)[1], 1)
+    return mask.unsqueeze(-1).expand(-1, G, E // G).reshape(-1, E).bool()
+
+
+def without_the_best_groups(x):
+    """The groups that score best are those left out."""
+    scores = x.softmax(-1)
+    return scores.masked_fill(best_groups(scores), 0.0).topk(K, dim=-1)
+
+
+def logits_filled_with_zero(x):
+    """Zero beats the logits of the groups that are kept."""
+    values, experts = x.masked_fill(~best_groups(x), 0.0).topk(K, dim=-1)
+    return values.softmax(-1), experts
+
+
+@pytest.mark.parametrize(
+    ("program", "sentence"),
+    [
+        (without_the_best_groups, "by something else than their groups' best scores"),
+        (logits_filled_with_zero, "filled with 0, which may be chosen"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_groups_filled_otherwise(program, sentence):
+    result = check_rewrite(program, logits() - 3.0, expect={})
+    assert any(sentence in reason for reason in result.reasons()), result.reasons()
+
+
 @pytest.mark.parametrize(
     "program",
     [
