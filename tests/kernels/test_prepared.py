@@ -12,8 +12,8 @@ from torch import Tensor
 
 from aiter_inductor.kernels import prepared
 from aiter_inductor.kernels.cuda import attention as flash
-from aiter_inductor.kernels.cuda import gemm, mla, mla_paged
-from aiter_inductor.kernels.cuda.mla_plan import MlaPlan
+from aiter_inductor.kernels.cuda import gemm, mla, mla_few, mla_paged
+from aiter_inductor.kernels.cuda.mla_plan import FewPlan, MlaPlan
 from aiter_inductor.kernels.hip import attention as decoding
 from aiter_inductor.kernels.hip import decode_launch, paged_attention
 from aiter_inductor.kernels.hip.loading import simulating
@@ -112,6 +112,7 @@ def latent_cases() -> Iterator[Case]:
     run = partial(mla.attend, scale=0.5)
     yield partial(run, *q, *k)
     yield partial(run, *q, *k, plan=MlaPlan(1, 3))
+    yield partial(run, *q, *k, plan=FewPlan(1, 4, groups=1, clusters=1))
     yield partial(run, *q, shifted(k[0], 1), k[1])
     yield partial(run, *(x.transpose(0, 1).contiguous().transpose(0, 1) for x in q), *k)
     yield partial(run, *q, *(x[:, :100] for x in k))
@@ -185,7 +186,7 @@ def test_a_prepared_launch_is_the_one_that_its_own_facts_lead_to(family, monkeyp
     for name, stand_in in (
         ("load_kernel", recorded.load), ("tensor_map", as_text), ("processors", lambda _: 132),
     ):  # fmt: skip
-        for each in {module, mla}:
+        for each in {module, mla, mla_few}:
             if hasattr(each, name):
                 monkeypatch.setattr(each, name, stand_in)
     calls = list(cases())

@@ -79,10 +79,7 @@ DEVICE void clear_keys_from(u32 tile, u32 end) {
 // Stores the weights as wgmma's A, and by how much the sums before this tile decay.
 DEVICE void store_weights(const u32 (&p)[16], const Softmax& softmax, u32 weights, u32 decay) {
   const u32 thread = thread_in_block(), lane = thread % WARP, warp = thread / WARP;
-  UNROLL for (u32 j = 0; j < 4; j++) {
-    const u32 to = weights + swizzle_128(warp * 16 + lane % 16, j * 2 + lane / 16);
-    stmatrix_x4(to, p[4 * j], p[4 * j + 1], p[4 * j + 2], p[4 * j + 3]);
-  }
+  store_weights(p, weights);
   UNROLL for (u32 h = 0; h < 2; h++)
     if (lane % 4 == 0) store_shared(decay + (warp * 16 + h * 8 + lane / 4) * 4, softmax.decay[h]);
 }

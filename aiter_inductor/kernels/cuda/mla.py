@@ -23,12 +23,15 @@ from aiter_inductor.core.launch import (
     tensor_map_of,
 )
 from aiter_inductor.kernels.cuda.loading import Variant, arch_name, cuda_module, load_kernel
+from aiter_inductor.kernels.cuda.mla_few import FewLaunches
 from aiter_inductor.kernels.cuda.mla_plan import (
     KEYS,
     ROWS,
     START_TILES,
+    FewPlan,
     MlaPlan,
     best_plan,
+    few_plan,
     parts_of_sequences,
     processors,
     share_of_cluster,
@@ -165,7 +168,7 @@ def attend(
     k_rope: Tensor,
     scale: float,
     kv_scale: Tensor | None = None,
-    plan: MlaPlan | None = None,
+    plan: MlaPlan | FewPlan | None = None,
 ) -> Tensor:
     """Attention of absorbed queries [batch, heads, q_len, 512]: sums of latent rows, same shape.
 
@@ -188,7 +191,10 @@ def attend(
     if launches.copies:
         given = _taken(given)
     out = torch.empty_like(given.q_latent)
-    launches.run(given, out, scale)
+    if isinstance(launches, FewLaunches):
+        launches.run(*given[:4], out, scale)
+    else:
+        launches.run(given, out, scale)
     return out
 
 
@@ -202,13 +208,18 @@ def _taken(given: Operands) -> Operands:
     )
 
 
-def _launches(given: Operands, plan: MlaPlan | None) -> Launches:
-    taken = _taken(given)
+def _launches(given: Operands, plan: MlaPlan | FewPlan | None) -> Launches | FewLaunches:
+    taken, fp8 = _taken(given), given.latent.dtype == torch.float8_e4m3fn
     (batch_size, num_heads, q_len, _), kv_len = taken.q_latent.shape, taken.latent.shape[1]
     if plan is None:
         tiles, rows = math.ceil(kv_len / KEYS), num_heads * q_len
-        plan = best_plan(batch_size, rows, tiles, processors(taken.q_latent.device))
+        sizes = batch_size, rows, tiles, processors(taken.q_latent.device)
+        plan = (None if fp8 else few_plan(*sizes)) or best_plan(*sizes)
     out, copies = torch.empty_like(taken.q_latent), not same_memory(given, taken)
+    if isinstance(plan, FewPlan):
+        queries = _as_rows(taken.q_latent), _as_rows(taken.q_rope)
+        caches = taken.latent, taken.rotated
+        return FewLaunches.of(*queries, *caches, _as_rows(out), plan, copies=copies)
     return Launches.of(taken, out, plan, kv_len, KEYS // plan.blocks, copies=copies)
 
 
@@ -348,7 +359,7 @@ class Launches:
             self.reduce(*parts.tensors(), out, *self.reduce_numbers, last)
 
 
-_PLANS = Plans[Launches]()
+_PLANS = Plans[Launches | FewLaunches]()
 
 
 def _launch(

@@ -6,12 +6,6 @@ constexpr u32 WARPS = 8, MOST = 160;  // of a block; clusters that may have part
 constexpr u32 DEEP = 8;               // parts that a lane has under way at once
 constexpr u32 COLUMNS = RANK / 2 / WARP, PIECES = 2;  // of a lane; of a row
 
-DEVICE float from_fp16(u32 x) {
-  float y;
-  asm("cvt.f32.f16 %0, %1;" : "=f"(y) : "h"((u16)x));
-  return y;
-}
-
 DEVICE void add(float (&sum)[COLUMNS], float weight, const uint4& x) {
   const u32 pairs[] = {x.x, x.y, x.z, x.w};
   UNROLL for (u32 i = 0; i < COLUMNS; i++)

@@ -25,29 +25,19 @@ struct Outputs {
   u32 slots, count;  // of parts; of rows of a sequence
 };
 
-DEVICE u32 row_of_thread() {
-  return threadIdx.x % WARPGROUP / WARP * 16 + threadIdx.x % WARP / 4;
-}
-
 // Which half of the columns the sums of this thread's warpgroup are.
 DEVICE u32 half_of_thread() { return thread_in_block() / WARPGROUP - 1; }
 
-// Makes `factor` bring the highest of a row's half to 2^14 and more: fp16 then is as precise as if
-// it had bf16's range. Stores by what the reduction has to multiply.
+// Makes fp16 of a row's half precise by `factor`, and stores by what the reduction has to multiply.
 DEVICE void scale_rows(const float (&o)[128], float (&factor)[2], const Sums& sums, u32 first_row,
                        u32 half) {
   UNROLL for (u32 h = 0; h < 2; h++) {
     float highest = 0.0f;
     UNROLL for (u32 i = 0; i < 64; i++)
       highest = fmaxf(highest, fabsf(o[i / 2 * 4 + 2 * h + i % 2]));
-    highest *= factor[h];
-    highest = fmaxf(highest, __shfl_xor_sync(~0u, highest, 1));
-    highest = fmaxf(highest, __shfl_xor_sync(~0u, highest, 2));
-    const u32 exponent = max(__float_as_uint(highest) >> 23, 27u);
-    factor[h] *= __uint_as_float((268 - exponent) << 23);
+    const float scale = scale_to_fp16(factor[h], highest);
     if (threadIdx.x % 4 == 0)
-      sums.scales[(first_row + row_of_thread() + h * 8) * 2 + half] =
-          __uint_as_float((exponent - 14) << 23);
+      sums.scales[(first_row + row_of_thread() + h * 8) * 2 + half] = scale;
   }
 }
 

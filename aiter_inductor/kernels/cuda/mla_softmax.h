@@ -14,6 +14,14 @@ DEVICE void hide_keys_from(float (&s)[32], u32 end) {
   }
 }
 
+// Stores weights, in pairs as `Softmax::add` makes them, as wgmma's A.
+DEVICE void store_weights(const u32 (&p)[16], u32 to) {
+  const u32 lane = thread_in_block() % WARP, row = thread_in_block() / WARP * 16 + lane % 16;
+  UNROLL for (u32 j = 0; j < 4; j++)
+    stmatrix_x4(to + swizzle_128(row, j * 2 + lane / 16), p[4 * j], p[4 * j + 1], p[4 * j + 2],
+                p[4 * j + 3]);
+}
+
 // Online softmax of a thread's two rows, in powers of 2; four lanes share a row. The origin of a
 // row moves only when a score exceeds it by more than 8: weights stay below 2^8, and the sums
 // rarely have to be rescaled.
