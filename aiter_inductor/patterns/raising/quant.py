@@ -25,10 +25,12 @@ from aiter_inductor.core.graph import (
     operands,
     size,
     sizes,
+    source,
 )
 from aiter_inductor.core.match import Match, Miss, Output, recogniser
 from aiter_inductor.core.op import Op
 from aiter_inductor.lowerings.quant import quant_per_group, quant_per_tensor, quant_per_token
+from aiter_inductor.patterns.raising.gemm_axes import SPREADS
 from aiter_inductor.patterns.raising.quant_cast import Rounding, read_rounding
 from aiter_inductor.patterns.raising.quant_rows import (
     Adapt,
@@ -215,7 +217,9 @@ def scale_output(
         return None, chain
     node, scale, behind = found
     adapt = adaptation(shape, sizes(node) or ())
-    if adapt is None:
+    # Repeated scales are more elements than the op's: no reshape makes them.
+    repeated = any(kind(n) in SPREADS and sizes(n) != sizes(source(n)) for n in behind)
+    if adapt is None or repeated:
         return f"the scale is shaped {_shown(node)}"
     invert: Adapt = () if scale.power > 0 else ((torch.reciprocal, ()),)
     return Output(node, (*invert, *adapt)), behind

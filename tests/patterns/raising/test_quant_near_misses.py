@@ -140,6 +140,11 @@ def given_half_scale(x, qdtype):
     return as_q(x.float() / x.mean(), qdtype)
 
 
+def returned_as_wide_as_rows(x, qdtype):
+    scale = (x.float().abs().amax(-1, keepdim=True) / 240.0).expand_as(x)
+    return as_q(x.float() / scale, qdtype), scale
+
+
 TAKES = "kernels for float8_e4m3fnuz take"
 MISSES = {
     another_constant: f"the scale is amax / 224, {TAKES} amax / 240",
@@ -167,6 +172,7 @@ MISSES = {
     given_to_part_of_int8: "the clamp is to [-100, 127], kernels clamp to [-127, 127]",
     given_in_half: "x over its scale is rounded to bfloat16 before the cast",
     given_half_scale: "the scale is bfloat16, kernels read float32",
+    returned_as_wide_as_rows: "the scale is shaped [2, 5, 256]",
 }
 
 
