@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -183,8 +183,7 @@ def attend(
     """
     if q_latent.numel() == 0 or latent.numel() == 0:
         return torch.zeros_like(q_latent)
-    if scale < 0:
-        q_latent, q_rope, scale = -q_latent, -q_rope, -scale
+    scale, q_latent, q_rope = with_positive_scale(scale, q_latent, q_rope)
     given = Operands(q_latent, q_rope, latent, k_rope, None, None, kv_scale)
     key = plan, facts_of(*given)
     launches = _PLANS.get(key) or _PLANS.keep(key, _launches(given, plan))
@@ -196,6 +195,17 @@ def attend(
     else:
         launches.run(given, out, scale)
     return out
+
+
+def with_positive_scale(scale: float, *queries: Tensor) -> tuple[Any, ...]:
+    """A scale above 0 and queries of the same scaled scores.
+
+    Kernels compare raw scores, and hide keys by minus infinity, which 0 times would make NaN.
+    """
+    if scale > 0:
+        return scale, *queries
+    sign = -1.0 if scale < 0 else 0.0
+    return -scale or 1.0, *(q * sign for q in queries)
 
 
 def _taken(given: Operands) -> Operands:
@@ -344,7 +354,7 @@ class Launches:
         )
 
     def run(self, taken: Operands, out: Tensor, scale: float) -> None:
-        """Fill `out`; `scale` is not negative."""
+        """Fill `out`; `scale` is positive."""
         q_latent, q_rope, latent, rotated, tables, lengths, kv_scale = taken
         parts = Parts.of(lengths, q_latent, self.groups, self.plan)
         of_q, of_rope, of_latent, of_rotated, of_out = self.maps

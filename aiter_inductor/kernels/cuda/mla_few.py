@@ -169,7 +169,7 @@ class FewLaunches:
         out: Tensor,
         scale: float,
     ) -> None:
-        """Fill `out`; `scale` is not negative."""
+        """Fill `out`; `scale` is positive."""
         quads = self.columns // _QUAD_COLUMNS
         parts = (
             out.new_empty(*self.pieces, quads, _WARPGROUP, 4, dtype=torch.float16),

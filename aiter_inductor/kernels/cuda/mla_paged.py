@@ -6,7 +6,13 @@ import math
 
 from torch import Tensor
 
-from aiter_inductor.kernels.cuda.mla import RANK, Launches, Operands, mappable
+from aiter_inductor.kernels.cuda.mla import (
+    RANK,
+    Launches,
+    Operands,
+    mappable,
+    with_positive_scale,
+)
 from aiter_inductor.kernels.cuda.mla_plan import KEYS, MAX_CLUSTERS, ROWS, MlaPlan, processors
 from aiter_inductor.kernels.prepared import Plans, facts_of, same_memory
 
@@ -29,8 +35,7 @@ def mla_paged_decode(
     out = q.new_empty(num_seqs, num_heads, rank)
     if out.numel() == 0 or cache.shape[0] == 0 or block_tables.shape[1] * cache.shape[1] == 0:
         return out.zero_()
-    if scale < 0:
-        q, scale = -q, -scale
+    scale, q = with_positive_scale(scale, q)
     given = Operands(q, q, cache, cache, block_tables, seq_lens, kv_scale)
     key = plan, facts_of(q, cache, block_tables, seq_lens, kv_scale)
     launches = _PLANS.get(key) or _PLANS.keep(key, _launches(given, out, plan))

@@ -28,7 +28,7 @@ DEVICE void store_weights(const u32 (&p)[16], u32 to) {
 struct Softmax {
   float origin[2], total[2], decay[2];
 
-  // Turns scores into weights 2^(s scale - origin), in pairs; scale is not negative.
+  // Turns scores into weights 2^(s scale - origin), in pairs; scale is positive.
   __device__ __forceinline__ void add(const float (&s)[32], const float (&scale)[2],
                                       u32 (&p)[16]) {
     float highest[2];

@@ -52,6 +52,14 @@ def test_plans_fill_the_chip_once():
     assert parts_of_sequences(1, 1, best_plan(1, 16, 1, 132)) == 1
 
 
+@pytest.mark.parametrize("scale", [0.5, 0.0, -0.5])
+def test_scales_become_positive(scale):
+    q, k = torch.randn(3, 8), torch.randn(5, 8)
+    found, other = mla.with_positive_scale(scale, q)
+    assert found > 0
+    assert_close(other @ k.T * found, q @ k.T * scale)
+
+
 @pytest.mark.parametrize(
     ("changed", "sentence"),
     [
