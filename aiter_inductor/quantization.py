@@ -303,9 +303,9 @@ def _is_linear(module: nn.Module) -> TypeGuard[nn.Linear]:
     return type(module) is nn.Linear
 
 
-def _owners(model: nn.Module) -> dict[nn.Parameter, dict[nn.Module, str]]:
+def _owners(model: nn.Module) -> dict[Tensor, dict[nn.Module, str]]:
     """The modules that hold each parameter, with their paths."""
-    owners: dict[nn.Parameter, dict[nn.Module, str]] = defaultdict(dict)
+    owners: dict[Tensor, dict[nn.Module, str]] = defaultdict(dict)
     for path, owner in model.named_modules():
         for parameter in owner.parameters(recurse=False):
             owners[parameter][owner] = path
@@ -313,7 +313,7 @@ def _owners(model: nn.Module) -> dict[nn.Parameter, dict[nn.Module, str]]:
 
 
 def _refusal(
-    owners: Mapping[nn.Parameter, Mapping[nn.Module, str]],
+    owners: Mapping[Tensor, Mapping[nn.Module, str]],
     name: str,
     linear: nn.Linear,
     module: type[QuantisedLinear],

@@ -6,12 +6,12 @@ import argparse
 import json
 import platform
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from aiter_inductor.cli import bench_model, bench_op, models
+from aiter_inductor.cli.arguments import device_here, new_file, not_negative, positive
 from aiter_inductor.cli.cases import BASELINES, FAMILIES, Case, case_of, parse_dims
 from aiter_inductor.cli.model_programs import ModelRequest
 from aiter_inductor.cli.progress import progress
@@ -21,6 +21,7 @@ from aiter_inductor.core.arch import arch_of
 from aiter_inductor.core.errors import UnknownOptionError
 
 DECODED_BEHIND = 1024
+MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 VERSIONED = ("torch", "triton", "transformers")
 
 
@@ -39,12 +40,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="num_rows=64,N=4096",
         help="sizes for each op named",
     )
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--rounds", type=int, default=30, help="measurements of each variant")
+    here = "cuda" if torch.cuda.is_available() else "cpu"
+    parser.add_argument("--device", type=device_here, default=here)
+    parser.add_argument("--rounds", type=positive, default=30, help="measurements of each variant")
     parser.add_argument(
         "--no-graph", action="store_true", help="time ops launch by launch, not in a CUDA graph"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write every number there")
+    parser.add_argument("--json", type=new_file, metavar="FILE", help="write every number there")
     model = parser.add_argument_group("for models")
     model.add_argument(
         "--tokens",
@@ -53,12 +55,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="BATCHxLENGTH",
         help="default: per model",
     )
-    model.add_argument("--layers", type=int, help="decoder layers; default: per model")
+    model.add_argument("--layers", type=positive, help="decoder layers; default: per model")
     model.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float16", "float32"))
-    model.add_argument("--mode", help="torch.compile's mode for both backends")
+    model.add_argument("--mode", choices=MODES, help="torch.compile's mode for both backends")
     model.add_argument(
         "--cached",
-        type=int,
+        type=not_negative,
         metavar="TOKENS",
         help="what a static cache holds; default: 1024 where LENGTH is 1, else no cache",
     )

@@ -8,6 +8,7 @@ import torch
 
 import aiter_inductor
 from aiter_inductor.cli import models
+from aiter_inductor.cli.arguments import positive
 from aiter_inductor.cli.bench_model import parse_tokens
 from aiter_inductor.core.arch import KNOWN
 
@@ -17,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", choices=sorted(models.MODELS), metavar="MODEL")
     parser.add_argument("--target", choices=sorted(KNOWN), help="chip; default: the one here")
     parser.add_argument("--tokens", default="2x16", metavar="BATCHxLENGTH")
-    parser.add_argument("--layers", type=int, default=2, help="decoder layers")
+    parser.add_argument("--layers", type=positive, default=2, help="decoder layers")
     parser.add_argument("--disable", nargs="*", default=(), help="as the option aiter.disable")
     parser.add_argument(
         "--code-objects", action="store_true", help="name what each kernel is loaded from"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,6 +36,7 @@ def linears_of(model: str) -> list[Linear]:
 
     Raises:
         UnknownOptionError: for a name that is neither listed nor a path.
+        OptionValueError: for a path to something else.
     """
     if Path(model).exists():
         return _of_configuration(Path(model))
@@ -52,10 +52,14 @@ def read_shapes(path: Path) -> list[Linear]:
     Raises:
         OptionValueError: for a file without them, or a size that is no positive integer.
     """
-    if not path.is_file():
+    try:
+        rows = _rows(path)
+    except (OSError, UnicodeDecodeError):
+        rows = []
+    if not rows:
         raise OptionValueError("--shapes", str(path), "a CSV file with columns N and K")
     found = []
-    for line, row in enumerate(_rows(path), 2):
+    for line, row in enumerate(rows, 2):
         sizes = {name: row.get(name) or "" for name in ("N", "K", "M")}
         for name, text in sizes.items():
             if (text or name != "M") and (not text.isdigit() or int(text) < 1):
@@ -69,7 +73,10 @@ def _of_configuration(path: Path) -> list[Linear]:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    config = AutoConfig.from_pretrained(path if path.is_dir() else path.parent)
+    try:
+        config = AutoConfig.from_pretrained(path if path.is_dir() else path.parent)
+    except (OSError, ValueError) as error:
+        raise OptionValueError("--model", str(path), "a transformers configuration") from error
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     head = model.get_output_embeddings()
@@ -77,6 +84,6 @@ def _of_configuration(path: Path) -> list[Linear]:
     return list(dict.fromkeys(Linear(layer.out_features, layer.in_features) for layer in layers))
 
 
-def _rows(path: Path) -> Iterator[dict[str, str]]:
+def _rows(path: Path) -> list[dict[str, str]]:
     with path.open(newline="") as file:
-        yield from csv.DictReader(file)
+        return list(csv.DictReader(file))

@@ -11,13 +11,14 @@ from typing import Any
 
 import torch
 
+from aiter_inductor.cli.arguments import not_negative
 from aiter_inductor.cli.cases import FAMILIES, case_of, load_ops
 from aiter_inductor.cli.linears import linears_of, models, read_shapes
 from aiter_inductor.cli.progress import progress
 from aiter_inductor.cli.tuning_run import Candidate, candidates_of, compile_ahead, fastest
 from aiter_inductor.core import tuned_table
 from aiter_inductor.core.arch import Arch, arch_of
-from aiter_inductor.core.errors import OptionValueError
+from aiter_inductor.core.errors import OptionValueError, UnknownOptionError
 from aiter_inductor.core.op import Op
 from aiter_inductor.core.tuned_table import CARD
 from aiter_inductor.core.tuning import SHIPPED, Tables
@@ -64,7 +65,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--providers", default="", help="only these, separated by commas")
     parser.add_argument(
-        "--jobs", type=int, default=0, help="compile all candidates in so many processes first"
+        "--jobs",
+        type=not_negative,
+        default=0,
+        help="compile all candidates in so many processes first",
     )
     parser.add_argument("--compile-only", action="store_true", help="compile, and measure nothing")
 
@@ -75,6 +79,8 @@ def run(arguments: argparse.Namespace) -> int:
     op, arch = load_ops()[arguments.op], arch_of(device)
     assert op.tables is not None
     only = tuple(filter(None, arguments.providers.split(",")))
+    if unknown := [name for name in only if name not in op.providers]:
+        raise UnknownOptionError(unknown[0], op.providers)
     path = arguments.out / arch.name / f"{op.name}.csv"
     rows = [] if arguments.again else tuned_table.rows_of(path)
     jobs = [j for j in _jobs(op, arguments, arch) if not _holds(rows, op.tables, arch, j, only)]
