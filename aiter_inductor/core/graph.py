@@ -38,7 +38,10 @@ def tensor(node: object) -> torch.Tensor | None:
 
 
 def kind(node: object) -> str | None:
-    """What `node` computes, by the names of `kinds`; None for anything not in that table."""
+    """What `node` computes, by the names of `kinds`; None for anything not in that table.
+
+    `view(dtype)`, which keeps bits and not values, is a `bit_cast` and no reshape.
+    """
     if not isinstance(node, fx.Node):
         return None
     if node.op == "call_function" and "out" in node.kwargs:
@@ -50,9 +53,7 @@ def kind(node: object) -> str | None:
         return None
     if found == "cast" and not _is_cast(node):
         return None
-    if found == "reshape" and _is_bit_cast(node):
-        return None
-    return found
+    return "bit_cast" if found == "reshape" and _changes_dtype(node) else found
 
 
 def arg(node: fx.Node, name: str, default: Any = None) -> Any:
@@ -193,8 +194,7 @@ def _is_cast(node: fx.Node) -> bool:
     return before is not None and after is not None and before.device == after.device
 
 
-def _is_bit_cast(node: fx.Node) -> bool:
-    """`.view(dtype)` keeps the bits of the elements, not their values."""
+def _changes_dtype(node: fx.Node) -> bool:
     before, after = dtype(node.args[0]) if node.args else None, dtype(node)
     return before is not None and after is not None and before != after
 

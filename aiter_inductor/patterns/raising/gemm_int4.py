@@ -138,7 +138,7 @@ def _half(node: Any, seen: set[fx.Node]) -> tuple[fx.Node, str, str] | None:
 
 def _bytes_of(node: Any, seen: set[fx.Node]) -> Any:
     """The uint8 tensor that an int8 one is a view of."""
-    if isinstance(node, fx.Node) and kind(node) in ("reshape", "cast"):
+    if isinstance(node, fx.Node) and kind(node) in ("bit_cast", "cast"):
         before = source(node)
         if dtype(before) == torch.uint8 and sizes(before) == sizes(node):
             seen.add(node)
