@@ -28,7 +28,7 @@ def status_of(argv: list[str]) -> int | str | None:
         return stop.code
 
 
-@pytest.mark.parametrize(("argv", "sentence"), MISTAKES, ids=lambda x: x if x is str else None)
+@pytest.mark.parametrize(("argv", "sentence"), MISTAKES)
 def test_a_mistake_is_one_line(argv, sentence, capsys):
     assert status_of(argv) == 2
     assert sentence in capsys.readouterr().err.splitlines()[-1]

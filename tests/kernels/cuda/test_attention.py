@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from aiter_inductor.core import jit
 from aiter_inductor.kernels.cuda import attention as kernels
 from aiter_inductor.kernels.cuda.attention_config import (
     SHARED_BYTES,
@@ -18,6 +17,7 @@ from aiter_inductor.kernels.cuda.attention_config import (
     AttentionVariant,
 )
 from aiter_inductor.kernels.hip.loading import collecting_modules
+from tests.kernels.cuda.compiling import compiled
 
 BF16, FP16 = torch.bfloat16, torch.float16
 NEEDS_GPU = pytest.mark.skipif(
@@ -45,15 +45,10 @@ def test_every_width_has_a_tile_that_fits(qk_dim, v_dim):
 def test_variants_compile_without_spills(
     widths, window, softcap, packed, fp16, shared, named, tmp_path
 ):
-    settings = jit.JitSettings(tmp_path / "cache")
     config = AttentionConfig.default(*widths, 4096, packed=packed)
     kinds = (True, window, softcap, packed, fp16, shared, named)
     variant = AttentionVariant(config, *widths, *kinds)
-    try:
-        jit.find_compiler("sm_90", settings)
-    except jit.NoCompilerError as error:
-        pytest.skip(str(error))
-    artifact = jit.load(variant.module(), "sm_90", settings)
+    artifact = compiled(variant, tmp_path)
     # ptxas says so where it makes products wait for one another.
     assert "serialized" not in artifact.log
     assert "warning" not in artifact.log

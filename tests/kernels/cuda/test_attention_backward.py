@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from aiter_inductor.core import jit
 from aiter_inductor.kernels.cuda.attention import attention_with_lse
 from aiter_inductor.kernels.cuda.attention_backward import (
     attention_backward,
@@ -28,6 +27,7 @@ from aiter_inductor.kernels.cuda.attention_backward_wide_config import (
     WideTiles,
 )
 from aiter_inductor.kernels.cuda.attention_config import WIDTHS
+from tests.kernels.cuda.compiling import compiled
 from tests.kernels.cuda.test_attention import (
     NEEDS_GPU,
     STARTS,
@@ -86,12 +86,7 @@ def test_every_width_has_blocks_that_fit(qk_dim, v_dim):
 
 def assert_compiles(variant, tmp_path, spilled=0):
     """As meant: products do not wait for one another, and sums stay in registers."""
-    settings = jit.JitSettings(tmp_path / "cache")
-    try:
-        jit.find_compiler("sm_90", settings)
-    except jit.NoCompilerError as error:
-        pytest.skip(str(error))
-    artifact = jit.load(variant.module(), "sm_90", settings)
+    artifact = compiled(variant, tmp_path)
     # ptxas says so where it makes products wait for one another.
     assert "serialized" not in artifact.log
     assert "warning" not in artifact.log or spilled

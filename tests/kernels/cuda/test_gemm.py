@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from aiter_inductor.core import jit
 from aiter_inductor.core.arch import arch_named
 from aiter_inductor.kernels.cuda.gemm import (
     GemmVariant,
@@ -18,6 +17,7 @@ from aiter_inductor.kernels.cuda.gemm_config import GemmConfig
 from aiter_inductor.kernels.hip.loading import collecting_modules
 from aiter_inductor.kernels.hip.quant import quant_per_group
 from aiter_inductor.lowerings.gemm_problem import GemmProblem
+from tests.kernels.cuda.compiling import compiled
 
 FP8, BF16, FP16, FP32 = torch.float8_e4m3fn, torch.bfloat16, torch.float16, torch.float32
 MODEL_SHAPES = [
@@ -115,12 +115,7 @@ def test_tiles_that_cannot_be_built_are_sentences(config, sentence):
     ids=str,
 )
 def test_sources_compile_without_spills(variant, tmp_path):
-    settings = jit.JitSettings(tmp_path / "cache")
-    try:
-        jit.find_compiler("sm_90", settings)
-    except jit.NoCompilerError as error:
-        pytest.skip(str(error))
-    artifact = jit.load(variant.module(), "sm_90", settings)
+    artifact = compiled(variant, tmp_path)
     assert "warning" not in artifact.log
     assert " 0 bytes spill stores" in artifact.log or "nvrtc" in artifact.compiler
 

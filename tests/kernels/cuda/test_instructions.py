@@ -12,6 +12,7 @@ from aiter_inductor.core import jit
 from aiter_inductor.core.launch import KernelSignature, pointer, tensor_map, tensor_map_of
 from aiter_inductor.kernels import cuda
 from aiter_inductor.kernels.cuda.loading import load_kernel
+from tests.kernels.cuda.compiling import compiled
 
 M, N, K = 64, 128, 64
 KINDS = [(False, False), (False, True), (True, False), (True, True)]
@@ -44,12 +45,7 @@ class Product:
 
 @pytest.mark.parametrize(("a_in_registers", "b_mn"), KINDS)
 def test_wrappers_compile_without_spills(a_in_registers, b_mn, tmp_path):
-    settings = jit.JitSettings(tmp_path / "cache")
-    try:
-        jit.find_compiler("sm_90", settings)
-    except jit.NoCompilerError as error:
-        pytest.skip(str(error))
-    artifact = jit.load(Product(a_in_registers, b_mn).module(), "sm_90", settings)
+    artifact = compiled(Product(a_in_registers, b_mn), tmp_path)
     assert "warning" not in artifact.log
     assert " 0 bytes spill stores" in artifact.log or "nvrtc" in artifact.compiler
 

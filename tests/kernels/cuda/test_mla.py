@@ -8,7 +8,6 @@ from dataclasses import replace
 import pytest
 import torch
 
-from aiter_inductor.core import jit
 from aiter_inductor.core.arch import arch_named
 from aiter_inductor.core.code_object import CodeObject
 from aiter_inductor.core.op import Use
@@ -17,6 +16,7 @@ from aiter_inductor.kernels.cuda.mla import AttendVariant
 from aiter_inductor.kernels.cuda.mla_plan import MlaPlan, best_plan, parts_of_sequences
 from aiter_inductor.lowerings.mla import mla_decode
 from aiter_inductor.lowerings.mla_problem import MlaProblem
+from tests.kernels.cuda.compiling import compiled
 from tests.lowerings.checks import assert_close, oracle
 
 DEEPSEEK = MlaProblem(2, 128, 1, 1000, 512, 128, 64, 128, torch.bfloat16)
@@ -30,12 +30,7 @@ needs_hopper = pytest.mark.skipif(not ON_HOPPER, reason="torch sees no GPU with 
     [(AttendVariant(1), 0), (AttendVariant(2, page=16), 0), (AttendVariant(2, fp8=True), 48)],
 )
 def test_it_compiles_and_keeps_products_asynchronous(tmp_path, variant, most_spilled):
-    settings = jit.JitSettings(tmp_path / "cache")
-    try:
-        jit.find_compiler("sm_90", settings)
-    except jit.NoCompilerError as error:
-        pytest.skip(str(error))
-    artifact = jit.load(variant.module(), "sm_90", settings)
+    artifact = compiled(variant, tmp_path)
     assert "serialized" not in artifact.log
     assert "warning" not in artifact.log
     if "nvrtc" not in artifact.compiler:  # which says nothing of spills

@@ -7,10 +7,10 @@ import re
 import pytest
 import torch
 
-from aiter_inductor.core import jit
 from aiter_inductor.kernels.cuda import mla
 from aiter_inductor.kernels.cuda.mla_few import FewVariant
 from aiter_inductor.kernels.cuda.mla_plan import FewPlan, few_plan
+from tests.kernels.cuda.compiling import compiled
 from tests.lowerings.checks import assert_close
 
 ON_HOPPER = torch.cuda.is_available() and torch.cuda.get_device_capability() == (9, 0)
@@ -20,12 +20,7 @@ SCALE = 0.07
 
 @pytest.mark.parametrize("variant", [FewVariant(1, 2), FewVariant(2, 4)])
 def test_it_compiles_without_spills_into_the_memory_of_a_block(tmp_path, variant):
-    settings = jit.JitSettings(tmp_path / "cache")
-    try:
-        jit.find_compiler("sm_90", settings)
-    except jit.NoCompilerError as error:
-        pytest.skip(str(error))
-    artifact = jit.load(variant.module(), "sm_90", settings)
+    artifact = compiled(variant, tmp_path)
     assert "serialized" not in artifact.log
     assert "warning" not in artifact.log
     if "nvrtc" not in artifact.compiler:  # which says nothing of spills

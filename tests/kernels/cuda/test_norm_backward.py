@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from aiter_inductor.cli.cases import load_ops
-from aiter_inductor.core import jit
 from aiter_inductor.core.arch import arch_named
 from aiter_inductor.core.op import Use
 from aiter_inductor.kernels.cuda.norm_backward import (
@@ -18,6 +17,7 @@ from aiter_inductor.kernels.cuda.norm_backward import (
 )
 from aiter_inductor.lowerings.norm import rms_norm_backward as rms_norm_backward_op
 from aiter_inductor.lowerings.rows import HOPPER_ROW_BYTES, hopper_backward_unsupported
+from tests.kernels.cuda.compiling import compiled
 
 NEEDS_GPU = pytest.mark.skipif(
     not torch.cuda.is_available() or torch.cuda.get_device_capability()[0] != 9,
@@ -41,15 +41,10 @@ def test_layouts_hold_whole_rows(inputs):
 
 @pytest.mark.parametrize("layer", [False, True])
 def test_variants_compile_without_spills(layer, tmp_path):
-    settings = jit.JitSettings(tmp_path / "cache")
-    try:
-        jit.find_compiler("sm_90", settings)
-    except jit.NoCompilerError as error:
-        pytest.skip(str(error))
     layout = BackwardLayout.choose(4096, 2, 2 + layer)
     given = layer, True, layer  # a gradient of the sum, a weight, a bias
     variant = BackwardVariant("norm_backward_kernel", layer, BF16, BF16, *given, not layer, layout)
-    artifact = jit.load(variant.module(), "sm_90", settings)
+    artifact = compiled(variant, tmp_path)
     assert artifact.log.count(" 0 bytes spill stores") == 2 or "nvrtc" in artifact.compiler
 
 
